@@ -1,0 +1,295 @@
+"""DistilledBert: transformers' BertModel with some of its layers and a forward of our own.
+
+The forward never computes padding. A batch's tokens lie end to end in one (N, D) matrix, so every matrix product, layer
+norm and activation runs on real tokens only; attention, which must not cross sentences, runs once per run of equally
+long sentences (or once for all, with variable-length flash attention on a GPU) and needs no mask.
+
+Shapes: B sentences, T tokens a sentence, N tokens of the whole batch, D hidden dimensions, H heads, E = D / H.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+from transformers import BertConfig, BertModel
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.models.bert.modeling_bert import BertLayer
+
+
+@dataclass
+class PackedTokens:
+    """The tokens of B sentences end to end, sentences in ascending order of length.
+
+    Attributes:
+        input_ids: token numbers, (N,) int64.
+        positions: each token's place in its sentence, (N,) int64.
+        lengths: tokens of each sentence, (B,) int64, ascending, on the CPU.
+        token_type_ids: segment numbers, (N,) int64, or None for all 0.
+        word_vectors: (N, D) vectors to use in place of the word embedding table's, or None.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    lengths: torch.Tensor
+    token_type_ids: torch.Tensor | None = None
+    word_vectors: torch.Tensor | None = None
+
+    @classmethod
+    def pack(cls, sentences: Sequence[np.ndarray], device: torch.device | str = "cpu") -> "PackedTokens":
+        """Lay token lists end to end; they must come in ascending order of length."""
+        lengths = torch.tensor([len(sentence) for sentence in sentences])
+        ids = torch.from_numpy(np.concatenate(sentences).astype(np.int64))
+        packed = cls(ids, positions_of(lengths), lengths)
+        if torch.device(device).type == "cuda":  # pinned memory lets the copy run while the GPU computes
+            packed.input_ids = packed.input_ids.pin_memory().to(device, non_blocking=True)
+            packed.positions = packed.positions.pin_memory().to(device, non_blocking=True)
+        return packed
+
+    @cached_property
+    def groups(self) -> list[tuple[int, int, int]]:
+        """(first token, number of sentences, tokens a sentence) for each run of equally long sentences."""
+        lengths, counts = torch.unique_consecutive(self.lengths, return_counts=True)
+        groups, start = [], 0
+        for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
+            groups.append((start, count, length))
+            start += count * length
+        return groups
+
+    @cached_property
+    def boundaries(self) -> torch.Tensor:
+        """Where each sentence starts, and the end of the last: (B + 1,) int32 on the tokens' device."""
+        return F.pad(self.lengths.cumsum(0), (1, 0)).to(self.input_ids.device, torch.int32)
+
+    @cached_property
+    def of_first_tokens(self) -> "PackedTokens":
+        """The same sentences cut to their first token: what cls pooling reads."""
+        first = self.boundaries[:-1].long()
+        return PackedTokens(self.input_ids[first], self.positions[first], torch.ones_like(self.lengths))
+
+
+def positions_of(lengths: torch.Tensor) -> torch.Tensor:
+    """0, 1, 2, ... restarting at each sentence: (B,) lengths to (N,) positions."""
+    starts = lengths.cumsum(0) - lengths
+    return torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths)
+
+
+Product = Callable[[torch.Tensor], torch.Tensor]  # (N, inputs) -> (N, outputs): a matrix product with its bias
+
+
+class LayerParts(NamedTuple):
+    """What one layer computes with: four matrix products and two layer norms."""
+
+    qkv: Product  # (N, D) -> (N, 3D): queries, keys and values in one
+    attention_output: Product  # (N, D) -> (N, D)
+    attention_norm: Product  # (N, D) -> (N, D)
+    intermediate: Product  # (N, D) -> (N, 4D)
+    output: Product  # (N, 4D) -> (N, D)
+    output_norm: Product  # (N, D) -> (N, D)
+
+
+MakeProduct = Callable[[torch.Tensor, torch.Tensor | None], Product]
+
+
+def plain_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+    """A product that autograd and autocast see: what training uses."""
+    return partial(F.linear, weight=weight, bias=bias)
+
+
+def layer_parts(layer: BertLayer, make: MakeProduct = plain_product, dtype: torch.dtype | None = None) -> LayerParts:
+    """The parts of a transformers BertLayer, its query, key and value weights joined into one.
+
+    Args:
+        layer: the layer.
+        make: lays out a weight and a bias as a product.
+        dtype: what the layer norms are cast to; None leaves them.
+    """
+
+    def norm(module: torch.nn.LayerNorm) -> Product:
+        weight, bias = (p if dtype is None else p.detach().to(dtype) for p in (module.weight, module.bias))
+        shape = module.normalized_shape
+        return partial(F.layer_norm, normalized_shape=shape, weight=weight, bias=bias, eps=module.eps)
+
+    attention = layer.attention.self
+    joined = (attention.query, attention.key, attention.value)
+    return LayerParts(
+        qkv=make(torch.cat([part.weight for part in joined]), torch.cat([part.bias for part in joined])),
+        attention_output=make(layer.attention.output.dense.weight, layer.attention.output.dense.bias),
+        attention_norm=norm(layer.attention.output.LayerNorm),
+        intermediate=make(layer.intermediate.dense.weight, layer.intermediate.dense.bias),
+        output=make(layer.output.dense.weight, layer.output.dense.bias),
+        output_norm=norm(layer.output.LayerNorm),
+    )
+
+
+def attention(qkv_N3HE: torch.Tensor, tokens: PackedTokens, queries: PackedTokens, dropout: float) -> torch.Tensor:
+    """Self-attention within each sentence.
+
+    Args:
+        qkv_N3HE: queries, keys and values of all tokens.
+        tokens: the packed batch.
+        queries: `tokens` itself, or its `of_first_tokens` where only those rows are wanted.
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        (rows of `queries`, H, E).
+
+    Source: Vaswani et al., 2017 (https://arxiv.org/abs/1706.03762); the packed form is FlashAttention's varlen
+    interface (Dao, 2023, https://arxiv.org/abs/2307.08691).
+    """
+    first_only = queries is not tokens
+    if dropout == 0 and has_varlen_kernel(qkv_N3HE):
+        q, k, v = qkv_N3HE.unbind(1)
+        longest = int(tokens.lengths[-1])
+        if first_only:
+            q = q[tokens.boundaries[:-1].long()]
+        return varlen_attn(q, k, v, queries.boundaries, tokens.boundaries, int(queries.lengths[-1]), longest)
+
+    _, _, H, E = qkv_N3HE.shape
+    context = []
+    for start, count, length in tokens.groups:
+        block = qkv_N3HE[start : start + count * length].view(count, length, 3, H, E)
+        q, k, v = block.permute(2, 0, 3, 1, 4)  # each (count, H, length, E)
+        if first_only:
+            q = q[:, :, :1]
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        context.append(out.transpose(1, 2).reshape(-1, H, E))
+    return context[0] if len(context) == 1 else torch.cat(context)
+
+
+def has_varlen_kernel(tensor: torch.Tensor) -> bool:
+    """Whether the variable-length flash kernel takes this tensor: half precision, on an Ampere GPU or newer."""
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    return half and tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) >= (8, 0)
+
+
+class DistilledBert(BertModel):
+    """A BERT encoder with our own forward; tensor names and config are the field's.
+
+    The pooler is kept where the teacher has one, unused and untrained, so that what is saved loads everywhere without a
+    missing tensor.
+    """
+
+    def __init__(self, config: BertConfig, add_pooling_layer: bool = False) -> None:
+        super().__init__(config, add_pooling_layer=add_pooling_layer)
+        if self.pooler is not None:
+            self.pooler.requires_grad_(False)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = 0.0  # probability, of attention weights too; acts in training mode only
+        self.prepared: list[LayerParts] | None = None
+        self.dtype_of_hidden = torch.float32
+
+    def keep_layers(self, layers: Sequence[int]) -> "DistilledBert":
+        """A new DistilledBert with copies of these layers (counted from 0), of the embeddings and of the pooler."""
+        config = BertConfig.from_dict(self.config.to_dict() | {"num_hidden_layers": len(layers)})
+        student = DistilledBert(config, add_pooling_layer=self.pooler is not None)
+        student.embeddings.load_state_dict(self.embeddings.state_dict())
+        if self.pooler is not None and student.pooler is not None:
+            student.pooler.load_state_dict(self.pooler.state_dict())
+        for new, old in enumerate(layers):
+            student.encoder.layer[new].load_state_dict(self.encoder.layer[old].state_dict())
+        return student.to(self.device)
+
+    def prepare(self, make: MakeProduct, dtype: torch.dtype) -> None:
+        """Fix the weights' layout for inference: join, cast and repack them once instead of in every forward.
+
+        Args:
+            make: lays out a weight and a bias as a product.
+            dtype: the type of the vectors between products.
+        """
+        with torch.no_grad():
+            self.prepared = [layer_parts(layer, make, dtype) for layer in self.encoder.layer]
+        self.dtype_of_hidden = dtype
+
+    def train(self, mode: bool = True) -> "DistilledBert":
+        """Switch between training and evaluation mode; training drops repacked weights, which it would leave stale."""
+        if mode:
+            self.prepared, self.dtype_of_hidden = None, torch.float32
+        return super().train(mode)
+
+    def embed_tokens(self, tokens: PackedTokens) -> torch.Tensor:
+        """Word, position and segment embeddings, summed and normalised: (N, D)."""
+        tables = self.embeddings
+        words_ND = tokens.word_vectors
+        if words_ND is None:
+            words_ND = tables.word_embeddings(tokens.input_ids)
+        segments = tables.token_type_embeddings.weight
+        segments_ND = segments[0] if tokens.token_type_ids is None else segments[tokens.token_type_ids]
+        summed_ND = words_ND + segments_ND + tables.position_embeddings(tokens.positions)
+        return F.dropout(tables.LayerNorm(summed_ND), self.dropout, self.training).to(self.dtype_of_hidden)
+
+    def encode_packed(
+        self, tokens: PackedTokens, first_token_only: bool = False, keep_hidden: list[torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Run the encoder on a packed batch.
+
+        Args:
+            tokens: the batch.
+            first_token_only: return only each sentence's first row, (B, D). The last layer then computes its output
+                for these rows alone, which spares most of that layer: exact, and what cls pooling needs.
+            keep_hidden: a list that receives the embeddings' output and then each layer's.
+
+        Returns:
+            The last layer's output, (N, D) or (B, D).
+        """
+        hidden = self.embed_tokens(tokens)
+        last = len(self.encoder.layer) - 1
+        for number, layer in enumerate(self.encoder.layer):
+            if keep_hidden is not None:
+                keep_hidden.append(hidden)
+            rows = tokens.of_first_tokens if first_token_only and number == last else tokens
+            parts = self.prepared[number] if self.prepared else layer_parts(layer)
+            hidden = self.run_layer(hidden, parts, tokens, rows)
+        if keep_hidden is not None:
+            keep_hidden.append(hidden)
+        return hidden
+
+    def run_layer(
+        self, hidden: torch.Tensor, parts: LayerParts, tokens: PackedTokens, rows: PackedTokens
+    ) -> torch.Tensor:
+        """One post-norm transformer layer (Devlin et al., 2018, https://arxiv.org/abs/1810.04805): attention, then MLP.
+
+        Returns the rows of `rows` only: (N, D) or (B, D).
+        """
+        dropout = self.dropout if self.training else 0.0
+        qkv = parts.qkv(hidden)
+        context = attention(qkv.view(len(qkv), 3, self.config.num_attention_heads, -1), tokens, rows, dropout)
+        if rows is not tokens:
+            hidden = hidden[tokens.boundaries[:-1].long()]
+        attended = F.dropout(parts.attention_output(context.flatten(1)), dropout, self.training)
+        hidden = parts.attention_norm(hidden + attended)
+
+        inner = self.activation(parts.intermediate(hidden))
+        outer = F.dropout(parts.output(inner), dropout, self.training)
+        return parts.output_norm(hidden + outer)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """The field's usual face: a padded batch in, `last_hidden_state` (B, T, D) and `pooler_output` (B, D) out.
+
+        Rows of padding (attention_mask 0) are 0 in the result, and cost nothing.
+        """
+        B, T = input_ids.shape
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        order = mask.sum(dim=1).argsort(stable=True)
+        kept = mask[order]
+        lengths = kept.sum(dim=1).cpu()
+        columns = torch.arange(T, device=input_ids.device).expand(B, T)[kept]
+        segments = None if token_type_ids is None else token_type_ids[order][kept]
+        packed = PackedTokens(input_ids[order][kept], columns, lengths, segments)
+        hidden_ND = self.encode_packed(packed)
+
+        padded = hidden_ND.new_zeros(B, T, hidden_ND.shape[1])
+        padded[kept] = hidden_ND
+        last_hidden_state = padded[order.argsort()]
+        pooled = self.pooler(last_hidden_state) if self.pooler is not None else None
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=last_hidden_state, pooler_output=pooled)

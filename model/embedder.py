@@ -1,0 +1,255 @@
+"""Embedder: sentences in, vectors out. Tokenizer, encoder and pooling in one module; loads and saves the field's layout.
+
+    embedder = Embedder.load("runs/minilm-3/model")
+    embeddings = embedder.encode(["one sentence", "another"])   # (2, dimensions) float32 numpy
+    similarities = embedder.similarity(embeddings, embeddings)  # (2, 2) cosine
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from model import loading
+from model.bert import DistilledBert, PackedTokens
+from model.files import InputError
+from model.pooling import Pooling, pool
+from model.products import dtype_of, make_product_for, resolve_precision
+
+CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every batch with equal lengths, little memory
+TOKENS_PER_BATCH = 16_384  # long sentences make smaller batches, so that activations stay within memory
+
+
+@dataclass
+class Settings:
+    """What surrounds the encoder, as the model directory tells it.
+
+    Attributes:
+        pooling: cls or mean.
+        normalize: whether embeddings are divided by their L2 norm.
+        max_length: tokens of a sentence that are read, [CLS] and [SEP] included; the rest is cut off.
+        lowercase: lower the text before the tokenizer does its own part.
+        prompts: texts to put before a sentence, by name, such as {"query": "Represent this sentence: "}.
+        default_prompt_name: the prompt of `encode` where none is named.
+        similarity_fn_name: the similarity other tools should use by default; handed on.
+        origin: the name or directory the model was loaded from.
+        notes: defaults that were taken because the directory said nothing.
+    """
+
+    pooling: Pooling = Pooling.MEAN
+    normalize: bool = False
+    max_length: int = 512
+    lowercase: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    similarity_fn_name: str = "cosine"
+    origin: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+class Embedder(nn.Module):
+    """A sentence embedder: DistilledBert, pooling, an optional dense layer, optional normalisation."""
+
+    def __init__(
+        self,
+        bert: DistilledBert,
+        tokenizer: PreTrainedTokenizerFast,
+        settings: Settings,
+        dense: nn.Linear | None = None,
+        dense_activation: str = "Identity",
+    ) -> None:
+        super().__init__()
+        self.bert = bert
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.dense = dense
+        self.dense_activation = dense_activation
+        self.precision = "fp32"
+        # A copy: encoding must not truncate or pad as other users of the tokenizer please.
+        self._rust_tokenizer = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+        self._rust_tokenizer.no_padding()
+        self._rust_tokenizer.enable_truncation(settings.max_length)
+
+    # -- loading and saving ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device | None = None, precision: str = "auto") -> "Embedder":
+        """Load a model directory or a Hub name, ready to encode.
+
+        Args:
+            path: directory in the sentence-transformers or the plain transformers layout, or a Hub name.
+            device: such as "cpu" or "cuda:1"; None takes a GPU if there is one.
+            precision: auto, fp32, bf16, fp16 or int8 (CPU); weights are kept in fp32 beside it.
+
+        Raises:
+            InputError: no such model, a damaged file, or an architecture other than BERT.
+        """
+        embedder = loading.load_embedder(cls, Settings, str(path))
+        return embedder.eval().to(device or loading.best_device()).use_precision(precision)
+
+    def save(self, path: str | Path, model_card: str | None = None) -> None:
+        """Write the model directory, whole or not at all: weights in fp32 under BertModel's tensor names.
+
+        Args:
+            path: the directory; one already there is replaced.
+            model_card: README.md's text; None leaves a short one.
+        """
+        loading.save_embedder(self, Path(path), model_card)
+
+    def use_precision(self, precision: str) -> "Embedder":
+        """Lay out the weights for encoding in this precision; see `load`. Returns self."""
+        self.precision = resolve_precision(precision, self.device)
+        self.bert.prepare(make_product_for(self.precision, self.device), dtype_of(self.precision))
+        return self
+
+    def keep_layers(self, layers: Sequence[int]) -> "Embedder":
+        """A new Embedder with copies of these of the encoder's layers, counted from 0, in fp32."""
+        dense = None
+        if self.dense is not None:
+            dense = nn.Linear(self.dense.in_features, self.dense.out_features, bias=self.dense.bias is not None)
+            dense.load_state_dict(self.dense.state_dict())
+        kept = Embedder(self.bert.keep_layers(layers), self.tokenizer, self.settings, dense, self.dense_activation)
+        return kept.eval().to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.bert.embeddings.LayerNorm.weight.device
+
+    @property
+    def dimensions(self) -> int:
+        """Length of an embedding."""
+        return self.dense.out_features if self.dense is not None else self.bert.config.hidden_size
+
+    # -- tokens ------------------------------------------------------------------------------------------------------
+
+    def tokenize(self, sentences: Sequence[str], prompt: str = "") -> list[np.ndarray]:
+        """Token numbers of each sentence, [CLS] and [SEP] included, truncated to max_length: arrays of (T,) int32."""
+        texts = [prompt + sentence for sentence in sentences]
+        if self.settings.lowercase:
+            texts = [text.lower() for text in texts]
+        encodings = self._rust_tokenizer.encode_batch_fast(texts)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    # -- the forward -------------------------------------------------------------------------------------------------
+
+    def forward(self, tokens: PackedTokens) -> torch.Tensor:
+        """Embed a packed batch: (B, dimensions), fp32, in the batch's order."""
+        cls_only = self.settings.pooling is Pooling.CLS
+        hidden = self.bert.encode_packed(tokens, first_token_only=cls_only)
+        rows = tokens.of_first_tokens if cls_only else tokens
+        return self.finish(pool(hidden, rows.groups, self.settings.pooling))
+
+    def finish(self, pooled_BD: torch.Tensor) -> torch.Tensor:
+        """Pooled vectors (B, D) to embeddings (B, dimensions): the dense layer and the normalisation, where there are."""
+        if self.dense is not None:
+            pooled_BD = getattr(nn, self.dense_activation)()(self.dense(pooled_BD).float())
+        return F.normalize(pooled_BD, dim=-1) if self.settings.normalize else pooled_BD
+
+    # -- encode ------------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 64,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+    ) -> np.ndarray | torch.Tensor:
+        """Embed sentences.
+
+        Args:
+            sentences: one sentence, or many.
+            prompt_name: name of one of the model's prompts to put before each sentence.
+            prompt: the text itself to put before each; wins over `prompt_name`.
+            batch_size: sentences computed at a time.
+            show_progress_bar: show progress on stderr.
+            convert_to_tensor: return a torch tensor on the model's device rather than numpy.
+            normalize_embeddings: divide by the L2 norm, also where the model itself does not.
+            truncate_dim: keep the leading dimensions only.
+
+        Returns:
+            (n, dimensions) float32, row i for sentence i; for a single string (dimensions,).
+
+        Raises:
+            InputError: not strings, or a prompt the model does not have.
+        """
+        single = isinstance(sentences, str)
+        texts: Sequence[str] = [sentences] if isinstance(sentences, str) else list(sentences)
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError("encode: takes a string or a list of strings")
+        before = self.prompt_text(prompt_name, prompt)
+        result = torch.empty(len(texts), min(self.dimensions, truncate_dim or self.dimensions), device=self.device)
+        with tqdm(total=len(texts), unit=" sentences", disable=not show_progress_bar) as progress:
+            for start in range(0, len(texts), CHUNK):
+                tokenized = self.tokenize(texts[start : start + CHUNK], before)
+                for rows, embeddings in self.encode_tokens(tokenized, batch_size):
+                    result[torch.from_numpy(rows + start).to(self.device)] = embeddings[:, :truncate_dim]
+                    progress.update(len(rows))
+        if normalize_embeddings:
+            result = F.normalize(result, dim=-1)
+        result = result[0] if single else result
+        return result if convert_to_tensor else result.cpu().numpy()
+
+    @torch.inference_mode()
+    def encode_tokens(
+        self, tokenized: Sequence[np.ndarray], batch_size: int = 64
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Embed tokenised sentences in batches of equal length where possible, without a token of padding.
+
+        Yields:
+            (b,) places in `tokenized`, and (b, dimensions) fp32 embeddings, until each was given once.
+        """
+        assert not self.training, "encode in evaluation mode: call .eval() first"
+        lengths = np.array([len(tokens) for tokens in tokenized])
+        order = np.argsort(-lengths, kind="stable")  # longest first: what does not fit in memory fails at once
+        start = 0
+        while start < len(order):
+            count = max(1, min(batch_size, TOKENS_PER_BATCH // lengths[order[start]]))
+            rows = order[start : start + count][::-1]
+            yield rows, self(PackedTokens.pack([tokenized[row] for row in rows], self.device))
+            start += count
+
+    def prompt_text(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
+        """The text that goes before each sentence.
+
+        Raises:
+            InputError: the model has no prompt of that name.
+        """
+        if prompt is not None:
+            return prompt
+        name = prompt_name if prompt_name is not None else self.settings.default_prompt_name
+        if name is None:
+            return ""
+        if name not in self.settings.prompts:
+            known = ", ".join(map(repr, self.settings.prompts)) or "none"
+            raise InputError(f"prompt_name: {name!r} is not among this model's prompts ({known})")
+        return self.settings.prompts[name]
+
+    # -- similarity --------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def similarity(a: np.ndarray | torch.Tensor, b: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Cosine similarity of every row of a (n, d) with every row of b (m, d): (n, m)."""
+        return unit_rows(a) @ unit_rows(b).T
+
+    @staticmethod
+    def similarity_pairwise(a: np.ndarray | torch.Tensor, b: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Cosine similarity of row i of a (n, d) with row i of b (n, d): (n,)."""
+        return (unit_rows(a) * unit_rows(b)).sum(dim=-1)
+
+
+def unit_rows(vectors: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Rows divided by their L2 norm, as a torch tensor (n, d); one vector (d,) counts as one row."""
+    rows = torch.atleast_2d(torch.as_tensor(vectors).float())
+    return F.normalize(rows, dim=-1)
+
+

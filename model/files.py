@@ -1,0 +1,203 @@
+"""Files that are whole or not there, and the two errors that end a command with one line."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+
+class InputError(ValueError):
+    """A wrong argument or input: what is wrong, where, and what to do. Exit status 2."""
+
+
+class RunError(RuntimeError):
+    """A run that could not go on: what happened and how to continue. Exit status 1."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a script's `main` and turn what users can mend into one line on stderr and an exit status."""
+    try:
+        main()
+    except InputError as error:
+        status, message = 2, str(error)
+    except RunError as error:
+        status, message = 1, str(error)
+    except KeyboardInterrupt:
+        status, message = 130, "interrupted"
+    except OSError as error:
+        status, message = 1, explain_os_error(error)
+    except (RuntimeError, SafetensorError) as error:  # safetensors wraps a failed write in its own error
+        explained = explain_runtime_error(error)
+        if explained is None:
+            raise
+        status, message = 1, explained
+    else:
+        return
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def explain_os_error(error: OSError) -> str:
+    """Say which file an operating-system error is about and what frees the way."""
+    where = error.filename or "a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{where}: no space left to write; free some or choose another --output, then run again"
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"{where}: not writable or readable ({error.strerror}); choose another --output or mend the permissions"
+    return f"{where}: {error.strerror or error}"
+
+
+def explain_runtime_error(error: Exception) -> str | None:
+    """The line for an error of torch or safetensors that a setting can mend; None for any other."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text:
+        return (
+            "out of memory: lower --batch-size, raise --gradient-accumulation, or lower --max-length "
+            f"({text.splitlines()[0]})"
+        )
+    if "No space left" in text or "File too large" in text or "os error 28" in text or "os error 27" in text:
+        return f"no space left to write; free some or choose another --output, then run again ({text.splitlines()[0]})"
+    return None
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; flush it to disk and rename it over `path` when the block ends well.
+
+    After a crash, or an error inside the block, `path` is what it was before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.fchmod(descriptor, 0o644)
+    os.close(descriptor)
+    try:
+        yield Path(name)
+        flush_to_disk(Path(name))
+        os.replace(name, path)
+    except OSError as error:
+        error.filename = str(path)  # the user knows this name, not the temporary one
+        raise
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+    flush_to_disk(path.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """fsync a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing, is not UTF-8 or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary directory beside `path` and move it to `path`, replacing what was there, when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary.chmod(0o755)
+    old = temporary.with_suffix(".old")
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            flush_to_disk(file)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(temporary, path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    flush_to_disk(path.parent)
+
+
+def sha256_of_file(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_tensors(tensors: dict[str, torch.Tensor], extra: str = "") -> str:
+    """SHA-256 over names, types, shapes and bytes of `tensors` in name order, and `extra`, in hexadecimal."""
+    digest = hashlib.sha256(extra.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_tensors(path: Path | str, tensors: dict[str, torch.Tensor], state: Any = None) -> None:
+    """Write tensors and a JSON value `state` as one safetensors file with a checksum, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(state)
+    metadata = {"format": "pt", "state": text, "sha256": sha256_of_tensors(tensors, text)}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            explained = explain_runtime_error(error)
+            raise RunError(f"{path}: {explained or error}") from None
+
+
+def load_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], Any]:
+    """Read a safetensors file: its tensors, and the JSON value `save_tensors` stored beside them (None in other files).
+
+    Raises:
+        InputError: the file is missing, truncated, not safetensors, or its checksum does not match.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: truncated or not a safetensors file ({error}); fetch or write it again") from None
+    text = metadata.get("state", "null")
+    if "sha256" in metadata and metadata["sha256"] != sha256_of_tensors(tensors, text):
+        raise InputError(f"{path}: checksum does not match, the file is damaged; fetch or write it again")
+    return tensors, json.loads(text)
