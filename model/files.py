@@ -5,15 +5,16 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 
@@ -37,7 +38,7 @@ def run_command(main: Callable[[], None]) -> None:
         status, message = 130, "interrupted"
     except OSError as error:
         status, message = 1, explain_os_error(error)
-    except (RuntimeError, SafetensorError) as error:  # safetensors wraps a failed write in its own error
+    except (RuntimeError, MemoryError) as error:
         explained = explain_runtime_error(error)
         if explained is None:
             raise
@@ -59,16 +60,46 @@ def explain_os_error(error: OSError) -> str:
 
 
 def explain_runtime_error(error: Exception) -> str | None:
-    """The line for an error of torch or safetensors that a setting can mend; None for any other."""
+    """The line for an error that a setting can mend; None for any other."""
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text:
+    memory_errors = (torch.OutOfMemoryError, MemoryError)
+    if isinstance(error, memory_errors) or "can't allocate memory" in text or "out of memory" in text:
         return (
             "out of memory: lower --batch-size, raise --gradient-accumulation, or lower --max-length "
-            f"({text.splitlines()[0]})"
+            f"({first_line(error)})"
         )
-    if "No space left" in text or "File too large" in text or "os error 28" in text or "os error 27" in text:
-        return f"no space left to write; free some or choose another --output, then run again ({text.splitlines()[0]})"
     return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; its type's name where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def errors_about(path: Path, temporary: Path) -> Iterator[None]:
+    """Let a failed write to `temporary` inside the block name `path`, which the user knows.
+
+    Rust libraries (safetensors, tokenizers) tell a failed write only in their text, as "... (os error 28)": it becomes
+    the OSError that it stands for.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename).startswith(str(temporary)):
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+def temporary_beside(path: Path) -> Path:
+    """A free name for a temporary file or directory beside `path`; makes the parent directory where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 @contextlib.contextmanager
@@ -78,20 +109,16 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     After a crash, or an error inside the block, `path` is what it was before.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.fchmod(descriptor, 0o644)
-    os.close(descriptor)
+    temporary = temporary_beside(path)
     try:
-        yield Path(name)
-        flush_to_disk(Path(name))
-        os.replace(name, path)
-    except OSError as error:
-        error.filename = str(path)  # the user knows this name, not the temporary one
-        raise
+        with errors_about(path, temporary):
+            temporary.touch(0o644, exist_ok=False)
+            yield temporary
+            flush_to_disk(temporary)
+            os.replace(temporary, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
     flush_to_disk(path.parent)
 
 
@@ -123,34 +150,39 @@ def read_json(path: Path | str) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({first_line(error)})") from None
 
 
 @contextlib.contextmanager
 def atomic_directory(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary directory beside `path` and move it to `path`, replacing what was there, when the block ends well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    temporary.chmod(0o755)
+    """Yield a temporary directory beside `path` that replaces what is at `path` when the block ends well.
+
+    After an error inside the block `path` is what it was before. No portable call swaps two directories: a machine that
+    stops between the two renames leaves the old one beside `path`, under the hidden name `.NAME.*.old`.
+    """
+    path = Path(path).resolve()  # a link stays, what it points to is replaced
+    temporary = temporary_beside(path)
     old = temporary.with_suffix(".old")
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            flush_to_disk(file)
-        if path.exists():
-            os.rename(path, old)
-        os.rename(temporary, path)
-    except BaseException:
-        if old.exists() and not path.exists():
-            os.rename(old, path)
-        raise
+        with errors_about(path, temporary):
+            temporary.mkdir(0o755)
+            yield temporary
+            for file in [temporary, *temporary.rglob("*")]:
+                flush_to_disk(file)
+            if path.exists():
+                os.rename(path, old)
+            try:
+                os.rename(temporary, path)
+            except BaseException:
+                if old.exists():
+                    os.rename(old, path)
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     flush_to_disk(path.parent)
 
 
@@ -176,15 +208,13 @@ def save_tensors(path: Path | str, tensors: dict[str, torch.Tensor], state: Any 
     text = json.dumps(state)
     metadata = {"format": "pt", "state": text, "sha256": sha256_of_tensors(tensors, text)}
     with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:
-            explained = explain_runtime_error(error)
-            raise RunError(f"{path}: {explained or error}") from None
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def load_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], Any]:
     """Read a safetensors file: its tensors, and the JSON value `save_tensors` stored beside them (None in other files).
+
+    The tensors are memory-mapped: the file must not be changed in place while they are in use.
 
     Raises:
         InputError: the file is missing, truncated, not safetensors, or its checksum does not match.
@@ -193,11 +223,13 @@ def load_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError:
+        ours = {"sha256", "state"} <= metadata.keys()
+        state = json.loads(metadata["state"]) if ours else None
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: truncated or not a safetensors file ({error}); fetch or write it again") from None
-    text = metadata.get("state", "null")
-    if "sha256" in metadata and metadata["sha256"] != sha256_of_tensors(tensors, text):
+    except Exception as error:  # safetensors' own, and torch's for a type or shape it does not know
+        reason = first_line(error)
+        raise InputError(f"{path}: truncated or not a safetensors file ({reason}); fetch or write it again") from None
+    if ours and metadata["sha256"] != sha256_of_tensors(tensors, metadata["state"]):
         raise InputError(f"{path}: checksum does not match, the file is damaged; fetch or write it again")
-    return tensors, json.loads(text)
+    return tensors, state

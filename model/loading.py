@@ -1,25 +1,34 @@
 """Model directories, read and written: config, weights, tokenizer, pooling and prompts in the field's layout."""
 
 import json
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast
 
 from model.bert import DistilledBert
-from model.files import InputError, atomic_directory, load_tensors, read_json, save_tensors, write_json, write_text
+from model.files import (
+    InputError,
+    atomic_directory,
+    explain_os_error,
+    first_line,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_json,
+    write_text,
+)
 from model.pooling import Pooling
 
 if TYPE_CHECKING:
     from model.embedder import Embedder, Settings
 
-HUB_FILES = ["*.json", "*.txt", "*/config.json", "*/model.safetensors", "*/pytorch_model.bin"]  # never ONNX and the like
+HUB_FILES = ["*.json", "*.txt", "*/config.json", "*/model.safetensors", "*/pytorch_model.bin"]  # no ONNX and the like
+MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # each at most once, in this order
 DENSE_ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU")
 
 
@@ -43,8 +52,8 @@ def local_directory(name: str) -> Path:
         if not list(config_only.glob("model*.safetensors")):
             return Path(snapshot_download(name, allow_patterns=HUB_FILES + ["pytorch_model.bin"]))
         return config_only
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the Hub's errors, the network's, and the disk's
+        reason = first_line(error)
         raise InputError(f"{name}: no such directory, and the Hub gave no model of that name ({reason})") from None
 
 
@@ -54,31 +63,87 @@ def local_directory(name: str) -> Path:
 def load_embedder(embedder_class: type["Embedder"], settings_class: type["Settings"], name: str) -> "Embedder":
     """Read a model directory or Hub name; see `Embedder.load`."""
     directory = local_directory(name)
-    config = read_config(directory)
-    weights = read_weights(directory)
-    bert = DistilledBert(config, add_pooling_layer="pooler.dense.weight" in weights)
-    fill(bert, weights, directory)
-    tokenizer = read_tokenizer(directory)
-    if len(tokenizer) > config.vocab_size:
-        raise InputError(f"{directory}: the tokenizer knows {len(tokenizer)} words, the model {config.vocab_size}")
-    modules = read_modules(directory)
     settings = settings_class(origin=name)
-    read_pooling(directory, modules, settings)
-    read_lengths_and_prompts(directory, settings, config, tokenizer)
-    dense, activation = read_dense(directory, modules)
+    try:
+        modules = read_modules(directory)
+        folder = modules["Transformer"]
+        bert = read_bert(folder)
+        tokenizer = read_tokenizer(folder, bert.config.vocab_size)
+        read_pooling(modules, settings)
+        read_lengths_and_prompts(directory, folder, settings, bert.config, tokenizer)
+        dense, activation = read_dense(modules, bert.config.hidden_size)
+    except OSError as error:  # no permission, a directory where a file should be, a name that is too long
+        raise InputError(f"{directory}: can't be read ({explain_os_error(error)})") from None
     return embedder_class(bert, tokenizer, settings, dense, activation)
 
 
-def read_config(directory: Path) -> BertConfig:
+def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
+    """A JSON object from a file; empty where an optional one is missing.
+
+    Raises:
+        InputError: missing, damaged, or JSON of another kind.
+    """
+    if optional and not path.exists():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object")
+    return value
+
+
+def read_modules(directory: Path) -> dict[str, Path]:
+    """modules.json as {kind: folder}, such as {"Transformer": ".", "Pooling": "./1_Pooling"}.
+
+    Raises:
+        InputError: modules other than MODULES or in another order, which would change the embeddings.
+    """
+    path = directory / "modules.json"
+    if not path.exists():
+        return {"Transformer": directory}
+    try:
+        modules = [(module["type"].rpartition(".")[2], inside(directory, module["path"])) for module in read_json(path)]
+    except (TypeError, KeyError, AttributeError):
+        raise InputError(f"{path}: not a list of modules with type and path") from None
+    kinds = [kind for kind, _ in modules]
+    if "Transformer" not in kinds or kinds != [kind for kind in MODULES if kind in kinds]:
+        raise InputError(f"{path}: modules {' '.join(kinds)}; supported: {' '.join(MODULES)}, once and in this order")
+    for kind, folder in modules[1:]:
+        values = read_object(folder / "config.json", optional=kind == "Normalize")
+        if values.get("module_input_name", "sentence_embedding") != "sentence_embedding" or values.get("use_residual"):
+            raise InputError(f"{folder}/config.json: module_input_name and use_residual are not supported")
+    return dict(modules)
+
+
+def read_bert(folder: Path) -> DistilledBert:
+    """The encoder: config.json and the weights that go with it, in fp32.
+
+    Raises:
+        InputError: either is missing or damaged, or they do not fit each other.
+    """
+    config = read_config(folder / "config.json")
+    weights = read_weights(folder)
+    if f"encoder.layer.{config.num_hidden_layers - 1}.output.dense.weight" not in weights:
+        raise InputError(f"{folder}: config.json asks for {config.num_hidden_layers} layers, the weights hold fewer")
+    try:
+        with torch.device("meta"):  # shapes without memory, which a damaged config could ask too much of
+            bert = DistilledBert(config, add_pooling_layer="pooler.dense.weight" in weights)
+    except Exception as error:
+        raise InputError(f"{folder}/config.json: no BERT can be built from it ({first_line(error)})") from None
+    shapes = {name: tuple(tensor.shape) for name, tensor in bert.state_dict().items()}
+    check_weights(shapes, weights, folder)
+    bert.to_empty(device="cpu").load_state_dict({name: weights[name] for name in shapes})
+    positions = torch.arange(config.max_position_embeddings)[None]  # buffers that no file holds
+    bert.embeddings.position_ids, bert.embeddings.token_type_ids = positions, torch.zeros_like(positions)
+    return bert
+
+
+def read_config(path: Path) -> BertConfig:
     """config.json, if it is one of an encoder that DistilledBert computes.
 
     Raises:
         InputError: missing, damaged, or another architecture.
     """
-    path = directory / "config.json"
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: not a model config")
+    values = read_object(path)
     kind = values.get("model_type", "unknown")
     if kind != "bert":
         raise InputError(f"{path}: the architecture is {kind!r}; only BERT encoders (model_type 'bert') are supported")
@@ -87,103 +152,91 @@ def read_config(directory: Path) -> BertConfig:
     try:
         config = BertConfig.from_dict(values | {"dtype": "float32"})
     except Exception as error:  # transformers validates with its own and huggingface_hub's exceptions
-        raise InputError(f"{path}: not a BERT config ({str(error).splitlines()[0]})") from None
-    sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.vocab_size)
-    if not all(isinstance(size, int) and size > 0 for size in sizes) or sizes[0] % sizes[2]:
-        raise InputError(f"{path}: hidden_size, num_hidden_layers, num_attention_heads or vocab_size makes no sense")
+        raise InputError(f"{path}: not a BERT config ({first_line(error)})") from None
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    for name in (*names, "max_position_embeddings", "type_vocab_size"):
+        size = getattr(config, name)
+        if not isinstance(size, int) or size < 1:
+            raise InputError(f"{path}: {name} must be a whole number of at least 1, got {size!r}")
     if config.hidden_act not in transformers.activations.ACT2FN:
         raise InputError(f"{path}: unknown hidden_act {config.hidden_act!r}")
     return config
 
 
-def read_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """The encoder's tensors in fp32 by BertModel's names, from safetensors (one file or several) or a .bin file.
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Tensors by BertModel's names, from safetensors (one file or several) or a .bin file.
 
     Raises:
         InputError: no weights, or a damaged file.
     """
     single, index, pickled = (
-        directory / name for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+        folder / name for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
     )
     if single.exists():
         tensors, _ = load_tensors(single)
     elif index.exists():
+        files = read_object(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            raise InputError(f"{index}: weight_map must tell each tensor's file")
         tensors = {}
-        for name in sorted(set(read_json(index).get("weight_map", {}).values())):
-            tensors |= load_tensors(inside(directory, name))[0]
+        for name in sorted(set(files.values())):
+            tensors |= load_tensors(inside(folder, name))[0]
     elif pickled.exists():
         try:
             tensors = torch.load(pickled, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            raise InputError(f"{pickled}: damaged, or holds more than weights ({str(error).splitlines()[0]})") from None
+        except Exception as error:  # a damaged pickle can raise anything
+            raise InputError(f"{pickled}: damaged, or holds more than weights ({first_line(error)})") from None
         if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
             raise InputError(f"{pickled}: not a dictionary of weights")
     else:
-        raise InputError(f"{directory}: no weights there (model.safetensors or pytorch_model.bin)")
+        raise InputError(f"{folder}: no weights there (model.safetensors or pytorch_model.bin)")
     named = {}
     for name, tensor in tensors.items():
-        name = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+        name = str(name).removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
         named[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
     return named
 
 
-def fill(bert: DistilledBert, weights: dict[str, torch.Tensor], directory: Path) -> None:
-    """Copy weights into the network, which must find each of its tensors, in its shape.
+def check_weights(shapes: dict[str, tuple[int, ...]], found: dict[str, torch.Tensor], folder: Path) -> None:
+    """Make sure that every tensor of `shapes` was found, in its shape, as floating-point numbers.
 
     Raises:
-        InputError: a tensor is missing or has another shape.
+        InputError: one is missing or of another shape or type.
     """
-    wanted = bert.state_dict()
-    missing = [name for name in wanted if name not in weights]
+    missing = [name for name in shapes if name not in found]
     if missing:
-        raise InputError(f"{directory}: {len(missing)} tensors are missing, {missing[0]} first; does config.json fit?")
-    for name, tensor in wanted.items():
-        if weights[name].shape != tensor.shape:
-            shapes = f"{tuple(weights[name].shape)}, where config.json asks for {tuple(tensor.shape)}"
-            raise InputError(f"{directory}: {name} has shape {shapes}")
-    bert.load_state_dict({name: weights[name].float() for name in wanted})
+        raise InputError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} first; does config.json fit?")
+    for name, shape in shapes.items():
+        if found[name].shape != shape:
+            raise InputError(f"{folder}: {name} has shape {tuple(found[name].shape)}, config.json asks for {shape}")
+        if not found[name].is_floating_point():
+            raise InputError(f"{folder}: {name} is {found[name].dtype}; quantised weights are not supported")
 
 
-def read_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     """The model's tokenizer, in its Rust form.
 
     Raises:
-        InputError: missing or damaged.
+        InputError: missing, damaged, or with words that the model does not have.
     """
-    if not (directory / "tokenizer.json").exists() and not (directory / "vocab.txt").exists():
-        raise InputError(f"{directory}: no tokenizer there (tokenizer.json or vocab.txt)")
+    if not (folder / "tokenizer.json").exists() and not (folder / "vocab.txt").exists():
+        raise InputError(f"{folder}: no tokenizer there (tokenizer.json or vocab.txt)")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, use_fast=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+        largest = max([*tokenizer.get_vocab().values(), *tokenizer("\u0378 a")["input_ids"]])  # a word it can't know
+        empty = tokenizer("")["input_ids"]
     except Exception as error:  # the Rust library raises plain Exception for a damaged file
-        raise InputError(f"{directory}: the tokenizer can't be read ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{folder}: the tokenizer can't be read ({first_line(error)})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise InputError(f"{directory}: the tokenizer {type(tokenizer).__name__} has no fast form")
+        raise InputError(f"{folder}: the tokenizer {type(tokenizer).__name__} has no fast form")
+    if largest >= vocab_size:
+        raise InputError(f"{folder}: the tokenizer numbers words up to {largest}, the model has {vocab_size}")
+    if not empty:
+        raise InputError(f"{folder}: the tokenizer puts no [CLS] and [SEP] around a text")
     return tokenizer
 
 
-def read_modules(directory: Path) -> dict[str, str]:
-    """modules.json as {kind: folder}, such as {"Pooling": "1_Pooling"}; empty where there is none.
-
-    Raises:
-        InputError: modules beside Transformer, Pooling, Dense and Normalize, which would change the embeddings.
-    """
-    path = directory / "modules.json"
-    if not path.exists():
-        return {}
-    try:
-        modules = {module["type"].rpartition(".")[2]: module["path"] for module in read_json(path)}
-        folders = [inside(directory, folder) for folder in modules.values()]
-    except (TypeError, KeyError, AttributeError):
-        raise InputError(f"{path}: not a list of modules with type and path") from None
-    unknown = set(modules) - {"Transformer", "Pooling", "Dense", "Normalize"}
-    if unknown:
-        raise InputError(f"{path}: module {sorted(unknown)[0]} is not supported (Pooling, Dense and Normalize are)")
-    if len(folders) != len(read_json(path)):
-        raise InputError(f"{path}: a kind of module occurs twice, which is not supported")
-    return modules
-
-
-def read_pooling(directory: Path, modules: dict[str, str], settings: "Settings") -> None:
+def read_pooling(modules: dict[str, Path], settings: "Settings") -> None:
     """Set pooling and normalisation from modules.json and the pooling module's config.
 
     Raises:
@@ -193,49 +246,53 @@ def read_pooling(directory: Path, modules: dict[str, str], settings: "Settings")
     if "Pooling" not in modules:
         settings.notes.append(f"{settings.origin} names no pooling: taking mean, as sentence-transformers does")
         return
-    path = inside(directory, modules["Pooling"]) / "config.json"
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: not a pooling config")
+    path = modules["Pooling"] / "config.json"
+    values = read_object(path)
     old_names = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
-    modes = [mode for key, mode in old_names.items() if values.get(key)]
-    modes += [key for key, on in values.items() if key.startswith("pooling_mode_") and on and key not in old_names]
-    mode = values.get("pooling_mode") or modes
+    modes = [old_names.get(key, key) for key, on in values.items() if key.startswith("pooling_mode_") and on]
+    mode = values.get("pooling_mode") or modes or "mean"
     mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
     if not isinstance(mode, str) or mode not in list(Pooling):
-        raise InputError(f"{path}: pooling {mode or 'of no kind'} is not supported (cls and mean are)")
+        raise InputError(f"{path}: pooling {mode} is not supported (cls and mean are)")
     if values.get("include_prompt") is False:
         raise InputError(f"{path}: include_prompt = false is not supported")
     settings.pooling = Pooling(mode)
 
 
 def read_lengths_and_prompts(
-    directory: Path, settings: "Settings", config: BertConfig, tokenizer: PreTrainedTokenizerFast
+    directory: Path, folder: Path, settings: "Settings", config: BertConfig, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Set maximum length, lower-casing, prompts and similarity from the sentence-transformers config files."""
-    lengths, other = {}, {}
-    if (directory / "sentence_bert_config.json").exists():
-        lengths = read_json(directory / "sentence_bert_config.json")
-    if (directory / "config_sentence_transformers.json").exists():
-        other = read_json(directory / "config_sentence_transformers.json")
-    if not isinstance(lengths, dict) or not isinstance(other, dict):
-        raise InputError(f"{directory}: sentence_bert_config.json or config_sentence_transformers.json is no object")
-    limits = [lengths.get("max_seq_length") or tokenizer.model_max_length, config.max_position_embeddings]
-    prompts = other.get("prompts") or {}
-    if not all(isinstance(limit, int) and limit >= 3 for limit in limits):
-        raise InputError(f"{directory}: max_seq_length must be a whole number of at least 3, got {limits[0]!r}")
-    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise InputError(f"{directory}/config_sentence_transformers.json: prompts must be texts by name")
-    settings.max_length = min(limits)
-    settings.lowercase = bool(lengths.get("do_lower_case"))
-    settings.prompts = prompts
-    settings.default_prompt_name = other.get("default_prompt_name")
-    settings.similarity_fn_name = other.get("similarity_fn_name") or "cosine"
-    if settings.default_prompt_name is not None and settings.default_prompt_name not in prompts:
-        raise InputError(f"{directory}: default_prompt_name {settings.default_prompt_name!r} is not among the prompts")
+    """Set maximum length, lower-casing, prompts and similarity from the sentence-transformers config files.
+
+    Raises:
+        InputError: a value that makes no sense, or a setting that would change the embeddings and is not supported.
+    """
+    transformer = read_object(folder / "sentence_bert_config.json", optional=True)
+    path = directory / "config_sentence_transformers.json"
+    whole = read_object(path, optional=True)
+    for key in ("processing_kwargs", "tokenizer_name_or_path", "truncate_dim"):
+        if (transformer | whole).get(key):
+            raise InputError(f"{directory}: {key} in its sentence-transformers config is not supported")
+    limit = transformer.get("max_seq_length")
+    limit = tokenizer.model_max_length if limit is None else limit
+    if not isinstance(limit, int) or limit < 3:
+        names = "max_seq_length in sentence_bert_config.json, or else model_max_length in tokenizer_config.json"
+        raise InputError(f"{folder}: {names}, must be a whole number of at least 3, got {limit!r}")
+    prompts = whole.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise InputError(f"{path}: prompts must be texts by name")
+    default, similarity = whole.get("default_prompt_name"), whole.get("similarity_fn_name") or "cosine"
+    if default is not None and default not in list(prompts):
+        raise InputError(f"{path}: default_prompt_name {default!r} is not among the prompts")
+    if not isinstance(similarity, str):
+        raise InputError(f"{path}: similarity_fn_name must be a name, got {similarity!r}")
+    settings.max_length = min(limit, config.max_position_embeddings)
+    settings.lowercase = bool(transformer.get("do_lower_case"))
+    settings.prompts = {name: text or "" for name, text in prompts.items()}
+    settings.default_prompt_name, settings.similarity_fn_name = default, similarity
 
 
-def read_dense(directory: Path, modules: dict[str, str]) -> tuple[nn.Linear | None, str]:
+def read_dense(modules: dict[str, Path], inputs: int) -> tuple[nn.Linear | None, str]:
     """The dense module after pooling and its activation's name in torch.nn, if the model has one.
 
     Raises:
@@ -243,17 +300,18 @@ def read_dense(directory: Path, modules: dict[str, str]) -> tuple[nn.Linear | No
     """
     if "Dense" not in modules:
         return None, "Identity"
-    folder = inside(directory, modules["Dense"])
-    values = read_json(folder / "config.json")
+    folder = modules["Dense"]
+    values = read_object(folder / "config.json")
     activation = str(values.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if activation not in DENSE_ACTIVATIONS:
         raise InputError(f"{folder}/config.json: activation {activation} is not supported")
-    tensors = read_weights(folder)
-    try:
-        dense = nn.Linear(values["in_features"], values["out_features"], bias=values.get("bias", True))
-        dense.load_state_dict({name.removeprefix("linear."): tensor for name, tensor in tensors.items()})
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{folder}: config and weights do not fit ({str(error).splitlines()[0]})") from None
+    weights = read_weights(folder)
+    outputs, bias = values.get("out_features"), bool(values.get("bias", True))
+    if not isinstance(outputs, int) or outputs < 1 or values.get("in_features") != inputs:
+        raise InputError(f"{folder}/config.json: in_features must be {inputs}, and out_features a number of at least 1")
+    check_weights({"linear.weight": (outputs, inputs)} | ({"linear.bias": (outputs,)} if bias else {}), weights, folder)
+    dense = nn.Linear(inputs, outputs, bias=bias)
+    dense.load_state_dict({name: weights[f"linear.{name}"] for name in dense.state_dict()})
     return dense, activation
 
 
@@ -274,6 +332,8 @@ def inside(directory: Path, name: str) -> Path:
 
 def save_embedder(embedder: "Embedder", path: Path, model_card: str | None) -> None:
     """Write a model directory, whole or not at all; see `Embedder.save`."""
+    if path.exists() and not (path / "config.json").exists() and (path.is_file() or any(path.iterdir())):
+        raise InputError(f"{path}: is there and no model, so it is not replaced; choose another place to save to")
     settings, bert = embedder.settings, embedder.bert
     with atomic_directory(path) as directory:
         config: dict[str, Any] = json.loads(bert.config.to_json_string(use_diff=False))
@@ -284,18 +344,10 @@ def save_embedder(embedder: "Embedder", path: Path, model_card: str | None) -> N
         modules = ["Transformer", "Pooling"]
         modules += ["Dense"] if embedder.dense is not None else []
         modules += ["Normalize"] if settings.normalize else []
-        write_json(
-            directory / "modules.json",
-            [
-                {
-                    "idx": number,
-                    "name": str(number),
-                    "path": f"{number}_{kind}" if number else "",
-                    "type": f"sentence_transformers.models.{kind}",
-                }
-                for number, kind in enumerate(modules)
-            ],
-        )
+        folders = ["", *(f"{number}_{kind}" for number, kind in enumerate(modules) if number)]
+        types = [f"sentence_transformers.models.{kind}" for kind in modules]
+        rows = [{"idx": i, "name": str(i), "path": folders[i], "type": types[i]} for i in range(len(modules))]
+        write_json(directory / "modules.json", rows)
         write_json(directory / "sentence_bert_config.json", sentence_bert_config(settings))
         write_json(directory / "1_Pooling" / "config.json", pooling_config(settings, bert.config.hidden_size))
         if embedder.dense is not None:

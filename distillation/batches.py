@@ -1,0 +1,44 @@
+"""Which sentences each optimizer step sees, the same for every number of ranks.
+
+The corpus is shuffled once, when it is built. An epoch then goes through it in windows of some shards, shuffles each
+window, and cuts it into batches. Within a pool of `POOL` batches sentences are sorted by length before the cut, so that
+a batch holds few distinct lengths and attention runs in few pieces; the batches are then shuffled again. What is left of
+randomness: which sentences meet in a pool is random, and so is the order of the steps; a batch's own sentences are
+neighbours in length within their pool.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+POOL = 16  # batches sorted together; 1 would make batches fully random, at the price of more, smaller attention calls
+
+
+def window_batches(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """Cut a window of sentences into batches.
+
+    Args:
+        lengths: tokens of each sentence of the window, (n,).
+        batch_size: sentences of a batch; where it does not divide n, some batches hold one less.
+        generator: the source of randomness.
+
+    Returns:
+        ceil(n / batch_size) arrays of places in the window, each in ascending order of length.
+    """
+    order = generator.permutation(len(lengths))
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), POOL * batch_size):
+        pool = order[start : start + POOL * batch_size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += np.array_split(pool, -(-len(pool) // batch_size))
+    return [batches[place] for place in generator.permutation(len(batches))]
+
+
+def rank_share(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """A rank's part of a batch that ascends in length: dealt out back and forth, so that all get equal work.
+
+    Example, 8 sentences on 2 ranks: rank 0 takes 0 3 4 7, rank 1 takes 1 2 5 6.
+    """
+    places = np.arange(len(batch))
+    turn, seat = places // world, places % world
+    return batch[np.where(turn % 2 == 0, seat, world - 1 - seat) == rank]

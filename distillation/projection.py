@@ -1,0 +1,42 @@
+"""Smaller embeddings: the directions in which the teacher's embeddings vary most, as a final dense layer."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from model import Embedder
+from model.files import InputError
+
+SAMPLE = 16_384  # sentences that the directions are found on
+
+
+def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int) -> None:
+    """Give the teacher a dense layer, so that its labels, and a student copied from it, have fewer dimensions.
+
+    The layer's rows are the leading right singular vectors of the embeddings: of all projections this one keeps most of
+    their dot products. The mean is not subtracted, since that would change the cosine similarities.
+
+    Args:
+        teacher: an Embedder without a dense layer; changed in place.
+        sentences: text like what the student will see.
+        dimensions: of the new embeddings.
+
+    Raises:
+        InputError: not fewer dimensions than the teacher's, or a teacher that has a dense layer already.
+
+    Source: Eckart and Young, "The approximation of one matrix by another of lower rank", 1936
+    (https://doi.org/10.1007/BF02288367).
+    """
+    if teacher.dense is not None:
+        raise InputError("dimensions: the teacher has a dense layer of its own; leave dimensions at 0")
+    if not 0 < dimensions < teacher.dimensions:
+        raise InputError(f"dimensions: {dimensions} must be below the teacher's {teacher.dimensions}")
+    embeddings = torch.as_tensor(teacher.encode(sentences[:SAMPLE], convert_to_tensor=True)).double()
+    if len(embeddings) < dimensions:
+        raise InputError(f"dimensions: {dimensions} directions need at least as many sentences, got {len(embeddings)}")
+    _, vectors = torch.linalg.eigh(embeddings.T @ embeddings)  # ascending
+    dense = nn.Linear(teacher.dimensions, dimensions, bias=False)
+    with torch.no_grad():
+        dense.weight.copy_(vectors.flip(1)[:, :dimensions].T)
+    teacher.dense = dense.to(teacher.device)

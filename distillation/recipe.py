@@ -1,0 +1,245 @@
+"""A recipe: every setting of a run, in one dataclass; read from TOML, overridden by flags of the same names."""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import tomllib
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+from distillation.losses import LOSSES
+from model.files import InputError
+from model.layers import choose_layers
+from model.products import PRECISIONS
+
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy")
+
+
+def setting(default: Any, help: str) -> Any:
+    """A recipe field with its line of help; lists and dictionaries are copied for each recipe."""
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Recipe:
+    """Every setting of a run. Each field is a key in a recipe file and a flag with dashes for underscores."""
+
+    name: str = setting("", "name of the run directory under OUTPUT; empty takes the recipe file's name")
+    teacher: str = setting("assets/all-MiniLM-L6-v2", "teacher: a model directory or a Hub name, BERT architecture")
+    layers: list[int] | str = setting("even:3", "teacher layers to keep: 0,2,5 or even:3, first:3, last:3, ends:3, ...")
+    pooling: str = setting("teacher", "pooling: teacher (as its own files say), cls or mean")
+    sentences: list[str] = setting([], "text to train on: files, globs, or Hub datasets NAME[:CONFIG[:SPLIT[:COLUMNS]]]")
+    sampling: str = setting("mixed", "mixed draws from all sources; in_order uses up each before the next")
+    max_sentences: int = setting(0, "training sentences, 0 for all")
+    evaluation_sentences: int = setting(1000, "sentences held out to measure the MSE on")
+    sts: dict[str, str] = setting({}, "sets to judge by: NAME=PATH or NAME=HUB_NAME, any number")
+    max_length: int = setting(0, "tokens of a sentence that are read, 0 for as many as the teacher reads")
+    batch_size: int = setting(64, "sentences per optimizer step, over all ranks together")
+    gradient_accumulation: int = setting(1, "pieces that each rank computes its share of a batch in, to save memory")
+    learning_rate: float = setting(1e-4, "peak learning rate")
+    warmup_ratio: float = setting(0.1, "share of the steps in which the learning rate rises from 0")
+    epochs: int = setting(1, "passes over the sentences")
+    weight_decay: float = setting(0.0, "decoupled weight decay of AdamW")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this L2 norm, 0 for never")
+    dropout: float = setting(0.0, "probability of dropout in the student while it trains")
+    loss: str = setting("mse", f"distance to the teacher's embedding: {', '.join(LOSSES)}")
+    dimensions: int = setting(0, "length of the student's embeddings, by PCA of the teacher's; 0 for the teacher's own")
+    precision: str = setting("auto", "of training, labelling and evaluation: auto, fp32, bf16, or fp16 (GPU)")
+    label_precision: str = setting("fp16", "in which labels are stored: fp16 or fp32")
+    labels: str = setting("", "directory of the teacher's labels; empty for OUTPUT/labels/FINGERPRINT")
+    evaluate_every: int = setting(500, "optimizer steps between evaluations; the last step always evaluates")
+    save_every: int = setting(500, "optimizer steps between checkpoints")
+    metric_for_best_model: str = setting("negative_mse", "which checkpoint to keep: negative_mse, sts_dev_spearman_cosine...")
+    seed: int = setting(42, "of shuffling and dropout")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    output: str = setting("runs", "directory that run directories are made in")
+    max_skipped_steps: int = setting(20, "steps in a row with a NaN or infinite gradient after which the run stops")
+    timeout: float = setting(1800.0, "seconds that ranks wait for each other before the run stops")
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return Path(self.output) / self.name
+
+    def check(self) -> None:
+        """Look for values that can't be meant.
+
+        Raises:
+            InputError: names the field, its value and what is allowed.
+        """
+
+        def require(ok: bool, key: str, allowed: str) -> None:
+            if not ok:
+                raise InputError(f"recipe: {key} = {getattr(self, key)!r} is not allowed; it must be {allowed}")
+
+        for key in ("batch_size", "gradient_accumulation", "epochs", "evaluate_every", "save_every"):
+            require(getattr(self, key) >= 1, key, "at least 1")
+        for key in ("max_sentences", "max_length", "dimensions", "weight_decay", "max_grad_norm", "seed"):
+            require(getattr(self, key) >= 0, key, "0 or more")
+        require(self.evaluation_sentences >= 1, "evaluation_sentences", "at least 1")
+        require(self.learning_rate > 0, "learning_rate", "above 0")
+        require(self.timeout > 0, "timeout", "above 0")
+        require(self.max_skipped_steps >= 1, "max_skipped_steps", "at least 1")
+        require(0 <= self.warmup_ratio <= 1, "warmup_ratio", "from 0 to 1")
+        require(0 <= self.dropout < 1, "dropout", "from 0 to below 1")
+        require(self.max_length == 0 or self.max_length >= 3, "max_length", "0, or at least 3")
+        require(self.pooling in ("teacher", "cls", "mean"), "pooling", "teacher, cls or mean")
+        require(self.sampling in ("mixed", "in_order"), "sampling", "mixed or in_order")
+        require(self.precision in PRECISIONS and self.precision != "int8", "precision", "auto, fp32, bf16 or fp16")
+        require(self.label_precision in ("fp16", "fp32"), "label_precision", "fp16 or fp32")
+        require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
+        require(bool(self.sentences), "sentences", "at least one file, glob or Hub dataset")
+        require(bool(re.fullmatch(r"[\w.-]*", self.name)) and self.name not in (".", ".."), "name", "one plain name")
+        metrics = ["negative_mse"]
+        for name in self.sts:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise InputError(f"recipe: sts name {name!r} may hold letters, digits, '.', '_' and '-' only")
+            metrics += [metric_key(name, kind) for kind in ("spearman_cosine", "pearson_cosine")]
+        require(self.metric_for_best_model in metrics, "metric_for_best_model", f"one of {', '.join(metrics)}")
+        if isinstance(self.layers, list):
+            choose_layers(self.layers, max([*self.layers, 0]) + 1)  # the teacher's own number is checked at loading
+
+
+def metric_key(sts_name: str, kind: str) -> str:
+    """The key of an STS figure in log.jsonl: ("sts-dev", "spearman_cosine") gives "sts_dev_spearman_cosine"."""
+    return f"{re.sub(r'[^0-9A-Za-z]', '_', sts_name)}_{kind}"
+
+
+def teacher_overrides(recipe: Recipe) -> dict[str, Any]:
+    """What `Embedder.load` should set against the teacher's own files."""
+    pooling = None if recipe.pooling == "teacher" else recipe.pooling
+    return {"pooling": pooling, "max_length": recipe.max_length or None}
+
+
+# -- reading and writing ---------------------------------------------------------------------------------------------
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        InputError: no such file, not TOML, an unknown key, or a value of the wrong type.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such recipe") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a directory, not a recipe") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not TOML ({error})") from None
+    values.pop("versions", None)
+    values.setdefault("name", Path(path).stem)
+    recipe = Recipe()
+    for key, value in values.items():
+        set_field(recipe, key, value, str(path))
+    return recipe
+
+
+def set_field(recipe: Recipe, key: str, value: Any, where: str) -> None:
+    """Set one field, whose value must have the field's type.
+
+    Raises:
+        InputError: an unknown key or a wrong type, named with `where`.
+    """
+    types = get_type_hints(Recipe)
+    if key not in types:
+        close = [name for name in types if name.startswith(key[:4])]
+        raise InputError(f"{where}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
+    if types[key] is float and type(value) is int:
+        value = float(value)
+    fits = {
+        str: lambda: isinstance(value, str),
+        int: lambda: type(value) is int,
+        float: lambda: isinstance(value, float) and math.isfinite(value),
+        list[str]: lambda: isinstance(value, list) and all(isinstance(item, str) for item in value),
+        dict[str, str]: lambda: isinstance(value, dict) and all(isinstance(item, str) for item in value.values()),
+        list[int] | str: lambda: (
+            isinstance(value, str) or isinstance(value, list) and all(type(item) is int for item in value)
+        ),
+    }[types[key]]
+    if not fits():
+        wanted = getattr(types[key], "__name__", str(types[key]))
+        raise InputError(f"{where}: {key} = {value!r} must be of type {types[key] if wanted == 'list' else wanted}")
+    setattr(recipe, key, value)
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as TOML, with the versions of the packages it ran with."""
+    lines = ["# Every resolved setting of this run. Run it again with: python train.py THIS_FILE"]
+    for key, value in dataclasses.asdict(recipe).items():
+        if isinstance(value, dict):
+            value = "{ " + ", ".join(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in value.items()) + " }"
+            lines.append(f"{key} = {value}")
+        else:
+            lines.append(f"{key} = {json.dumps(value)}")
+    lines += ["", "[versions]", *(f"{json.dumps(name)} = {json.dumps(version(name))}" for name in PACKAGES)]
+    return "\n".join(lines) + "\n"
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, but a wrong argument is one line and status 2, like any other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """Add one flag for each recipe field."""
+    types = get_type_hints(Recipe)
+    defaults = Recipe()
+    group = parser.add_argument_group("recipe fields, which override the recipe file")
+    for item in dataclasses.fields(Recipe):
+        flag, kind = "--" + item.name.replace("_", "-"), types[item.name]
+        default = getattr(defaults, item.name)
+        text = item.metadata["help"].replace("%", "%%") + ("" if default in ("", [], {}) else f" (default: {default})")
+        if kind in (list[str], dict[str, str]):
+            metavar = "SOURCE" if kind == list[str] else "NAME=SOURCE"
+            group.add_argument(flag, nargs="+", action="extend", metavar=metavar, help=text)
+        else:
+            group.add_argument(flag, type=kind if kind in (int, float) else str, metavar=item.name.upper(), help=text)
+
+
+def recipe_from_arguments(arguments: argparse.Namespace, recipe_path: str) -> Recipe:
+    """The recipe file with the flags' values over it, checked.
+
+    Raises:
+        InputError: anything wrong in the file or the flags.
+    """
+    recipe = read_recipe(recipe_path)
+    for item in dataclasses.fields(Recipe):
+        value = getattr(arguments, item.name)
+        if value is None:
+            continue
+        if item.name == "sts":
+            value = named_sources(value)
+        if item.name == "layers" and re.fullmatch(r"[\d,\s-]+", value):
+            value = layer_numbers(value)
+        set_field(recipe, item.name, value, "--" + item.name.replace("_", "-"))
+    recipe.check()
+    return recipe
+
+
+def layer_numbers(text: str) -> list[int]:
+    """ "0,2,5" to [0, 2, 5]."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"--layers: {text!r} is not a list of numbers such as 0,2,5") from None
+
+
+def named_sources(values: list[str]) -> dict[str, str]:
+    """["sts-dev=PATH", ...] to {"sts-dev": "PATH", ...}."""
+    for value in values:
+        if "=" not in value:
+            raise InputError(f"--sts: {value!r} is not of the form NAME=PATH")
+    return dict(value.split("=", 1) for value in values)

@@ -1,0 +1,236 @@
+"""What a run gave, for people: report.png (four panels), report.html (to explore) and the student's model card.
+
+    python -m distillation.report runs/minilm-3
+"""
+
+import argparse
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from distillation.model_card import model_card
+from distillation.recipe import OneLineParser
+from distillation.report_page import report_page
+from distillation.run_files import RunFiles, SetResult
+from model.files import atomic_path, run_command, write_text
+
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; as in report.html
+STUDENT, TEACHER, LOST, GAINED = "#0072b2", "#e69f00", "#d55e00", "#009e73"
+INK, FAINT, GRID = "#1f2933", "#5f6b7a", "#e3e7ec"
+STYLE = {
+    "font.size": 13,
+    "text.color": INK,
+    "text.parse_math": False,  # a set's name may have a $ in it
+    "axes.labelcolor": FAINT,
+    "axes.labelsize": 12.5,
+    "axes.edgecolor": FAINT,
+    "axes.titlesize": 15,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 14,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": FAINT,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+
+
+# -- the figure ------------------------------------------------------------------------------------------------------
+
+
+def figure(files: RunFiles) -> Figure:
+    """The four panels, 1600 x 1200 pixels at 100 dots an inch."""
+    with matplotlib.rc_context(STYLE):
+        picture = Figure(figsize=(16, 12), dpi=100, layout="constrained", facecolor="white")
+        picture.get_layout_engine().set(w_pad=0.25, h_pad=0.25, wspace=0.04, hspace=0.04)  # type: ignore[union-attr]
+        picture.suptitle(f"{shorten(files.name, 60)}: {files.headline}", fontsize=18, fontweight="bold")
+        panels: list[Callable[[Axes, RunFiles], None]] = [scatter_panel, correlation_panel, speed_panel, lost_panel]
+        for axes, draw in zip(picture.subplots(2, 2).flat, panels, strict=True):
+            draw(axes, files)
+        meanings = {"student": STUDENT, "teacher": TEACHER, "student worse": LOST, "student better": GAINED}
+        handles = [Patch(color=colour, label=label) for label, colour in meanings.items()]
+        picture.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return picture
+
+
+def scatter_panel(axes: Axes, files: RunFiles) -> None:
+    """Each pair's cosine similarity by the student against its human score."""
+    row = shown_set(files)
+    pairs = files.pairs.get(row.name, {}) if row else {}
+    points = [point for point in zip(pairs.get("human", []), pairs.get("student", []), strict=True) if None not in point]
+    if row is None or not points:
+        return say(axes, "Predicted and human similarity", "No sentence pairs.\nGive evaluate.py some: --sts NAME=PATH")
+    human, cosine = zip(*points, strict=True)
+    alpha = max(0.12, min(0.6, 300 / len(points)))
+    axes.scatter(human, cosine, s=26, color=STUDENT, alpha=alpha, linewidths=0, rasterized=True)
+    axes.set(xlabel=f"human similarity ({row.name} scores)", ylabel="cosine similarity by the student")
+    axes.set_title(f"{shorten(row.name)}: student's Spearman {format_number(row.student)} ({len(points):,} pairs)")
+
+
+def correlation_panel(axes: Axes, files: RunFiles) -> None:
+    """Spearman of student and teacher for each set, with intervals."""
+    title = "Spearman with human scores"
+    rows = [row for row in files.results if row.student is not None]
+    if not rows:
+        return say(axes, title, "No STS sets.\nGive evaluate.py some: --sts NAME=PATH")
+    has_teacher = any(row.teacher is not None for row in rows)
+    height = 0.36 if has_teacher else 0.6
+    reach = [0.0]
+    for place, row in enumerate(rows):
+        bars = [(row.student, row.student_interval, STUDENT, -height / 2 if has_teacher else 0.0)]
+        if has_teacher:
+            bars.append((row.teacher, row.teacher_interval, TEACHER, height / 2))
+        for value, interval, colour, offset in bars:
+            if value is None:
+                continue
+            axes.barh(place + offset, value, height, color=colour)
+            low, high = interval or (value, value)
+            if interval:
+                axes.errorbar((low + high) / 2, place + offset, xerr=(high - low) / 2, color=INK, capsize=3, linewidth=1.3)
+            axes.text(max(high, 0) + 0.012, place + offset, format_number(value), va="center", fontsize=11.5)
+            reach += [low, high]
+    name_rows(axes, [row.name for row in rows])
+    axes.set_xlim(min(reach) * 1.1, max(reach) * 1.12 + 0.02)
+    axes.set_title(title + (", 95% intervals" if any(row.student_interval for row in rows) else ""))
+    axes.set_xlabel("Spearman correlation (1 would be the people's own order)")
+
+
+def speed_panel(axes: Axes, files: RunFiles) -> None:
+    """Sentences a second of student and teacher in each precision."""
+    speeds = files.speeds
+    if not speeds:
+        command = f"python bench.py {files.directory / 'model'} --teacher {files.recipe.get('teacher', 'T')}"
+        return say(axes, "Speed", f"Not measured yet. Measure it with\n{command}")
+    for place, speed in enumerate(speeds):
+        for value, colour, offset in ((speed.student, STUDENT, -0.18), (speed.teacher, TEACHER, 0.18)):
+            axes.barh(place + offset, value, 0.36, color=colour)
+            axes.text(value, place + offset, f" {value:,.0f}", va="center", fontsize=11.5)
+    name_rows(axes, [speed.precision for speed in speeds])
+    axes.set_xlim(0, max(max(speed.teacher, speed.student) for speed in speeds) * 1.15)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    ratio, bound = files.bench.get("student_speedup"), files.bench.get("layer_ratio")
+    axes.set_title(
+        (f"Speed: {ratio:.2f} times the teacher's" if ratio else "Speed")
+        + (f"; layer ratio {bound:.2f}" if ratio and bound else "")
+    )
+    device = files.bench.get("device", {}).get("name")
+    axes.set_xlabel("sentences a second" + (f" on {shorten(device, 48)}" if device else ""))
+
+
+def lost_panel(axes: Axes, files: RunFiles) -> None:
+    """Teacher minus student for each set, in points of Spearman."""
+    rows = [(row, row.lost) for row in files.results if row.lost is not None]
+    if not rows:
+        reason = "No teacher to compare with.\nGive evaluate.py one: --teacher T" if files.results else "No STS sets."
+        return say(axes, "What is lost, per set", reason)
+    reach = [0.0]
+    for place, (row, lost) in enumerate(rows):
+        low, high = row.lost_interval or (lost, lost)
+        axes.barh(place, lost, 0.6, color=LOST if lost > 0 else GAINED)
+        if row.lost_interval:
+            axes.errorbar((low + high) / 2, place, xerr=(high - low) / 2, color=INK, capsize=3, linewidth=1.3)
+        reach += [low, high, lost]
+    width = max(max(reach) - min(reach), 0.5)
+    for place, (row, lost) in enumerate(rows):
+        low, high = row.lost_interval or (lost, lost)
+        right = lost > 0
+        x = max(high, lost, 0) + width * 0.015 if right else min(low, lost, 0) - width * 0.015
+        axes.text(x, place, f"{lost:+.1f}".replace("-", "−"), va="center", ha="left" if right else "right", fontsize=11.5)
+    name_rows(axes, [row.name for row, _ in rows])
+    axes.axvline(0, color=INK, linewidth=1.2)
+    axes.set_xlim(min(reach) - width * (0.14 if min(reach) < 0 else 0.02), max(reach) + width * 0.14)
+    axes.set_title(mean_lost(files.mean))
+    axes.set_xlabel("points of Spearman lost: 100 × (teacher − student)")
+
+
+def mean_lost(mean: SetResult | None) -> str:
+    if mean is None or mean.lost is None:
+        return "What is lost, per set"
+    return f"What is {'lost' if mean.lost > 0 else 'gained'}, per set: {abs(mean.lost):.1f} points in the mean"
+
+
+# -- helpers of the panels -------------------------------------------------------------------------------------------
+
+
+def shown_set(files: RunFiles) -> SetResult | None:
+    """The set for the scatter panel: the last one called a test, else the first."""
+    tests = [row for row in files.results if "test" in row.name.lower()]
+    return (tests[-1:] or files.results[:1] or [None])[0]
+
+
+def say(axes: Axes, title: str, text: str) -> None:
+    """A panel without data says so, and how to get some."""
+    axes.set_axis_off()
+    axes.set_title(title)
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 60)]
+    axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", color=FAINT, transform=axes.transAxes)
+
+
+def name_rows(axes: Axes, names: list[str]) -> None:
+    """Names beside horizontal bars, the first at the top."""
+    axes.set_yticks(range(len(names)), [shorten(name) for name in names])
+    middle, half = (len(names) - 1) / 2, max(len(names), 2) / 2 + 0.1  # one row alone gets no giant bar
+    axes.set_ylim(middle + half, middle - half)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+
+
+def shorten(text: str, limit: int = 22) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def format_number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}".replace("-", "−")
+
+
+# -- the table and the command ---------------------------------------------------------------------------------------
+
+
+def table(files: RunFiles) -> str:
+    """The run in a few lines: Spearman of student and teacher per set, their mean, and the speed."""
+    lines = [files.headline, f"{'Spearman':<22} {'student':>8} {'teacher':>8} {'kept':>7}"]
+    for row in [*files.results, files.mean]:
+        if row is not None:
+            kept = "–" if row.kept is None else f"{row.kept:.1%}"
+            student, teacher = format_number(row.student), format_number(row.teacher)
+            lines.append(f"{shorten(row.name):<22} {student:>8} {teacher:>8} {kept:>7}")
+    for speed in files.speeds:
+        what, times = f"sentences/s, {speed.precision}", f"{speed.student / speed.teacher:.2f}x"
+        lines.append(f"{what:<22} {speed.student:>8,.0f} {speed.teacher:>8,.0f} {times:>7}")
+    return "\n".join(lines)
+
+
+def write_report(run: Path) -> None:
+    """Write report.png, report.html and model/README.md in a run directory, and print a short table.
+
+    Raises:
+        InputError: no run directory, a file of it is damaged, or the student was not evaluated yet.
+    """
+    files = RunFiles.read(run)
+    picture, page, card = run / "report.png", run / "report.html", run / "model" / "README.md"
+    with atomic_path(picture) as temporary:
+        figure(files).savefig(temporary, format="png")
+    write_text(page, report_page(files))
+    write_text(card, model_card(files))
+    print(table(files))
+    for path in (picture, page, card):
+        print(f"wrote {path}")
+
+
+def main() -> None:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", type=Path, help="run directory, such as runs/minilm-3")
+    write_report(parser.parse_args().run)
+
+
+if __name__ == "__main__":
+    run_command(main)

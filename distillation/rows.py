@@ -1,0 +1,66 @@
+"""The word embedding table, trained a few rows a step.
+
+A batch touches about a thousand of the table's tens of thousands of rows, yet a dense gradient, its clipping and AdamW
+would go through all of it every step: in a small student that is half of the weights. Instead the rows of the batch are
+taken out, trained as a small dense matrix, and put back.
+
+Shapes: V words in the table, U distinct words of a batch, D dimensions.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from distillation.ranks import Ranks
+
+
+class BatchRows:
+    """The rows of the table that a batch needs, as a leaf tensor that collects their gradient.
+
+    Attributes:
+        ids: numbers of the distinct words of the whole batch, all ranks together, ascending: (U,) int64.
+        vectors: their vectors, (U, D) fp32, with `.grad` after a backward pass.
+    """
+
+    def __init__(self, table: nn.Parameter, sentences: Sequence[np.ndarray]) -> None:
+        self.table = table
+        self._sorted = np.unique(np.concatenate(sentences))
+        self.ids = torch.from_numpy(self._sorted.astype(np.int64)).to(table.device)
+        self.vectors = table.detach()[self.ids].requires_grad_()
+
+    def of(self, sentences: Sequence[np.ndarray]) -> torch.Tensor:
+        """Word vectors (N, D) of a part of the batch, sentences end to end."""
+        places = np.searchsorted(self._sorted, np.concatenate(sentences))
+        return nn.functional.embedding(torch.from_numpy(places).to(self.table.device), self.vectors)
+
+    def average_over(self, ranks: Ranks) -> None:
+        """Replace the gradient by its mean over all ranks, as DistributedDataParallel does for the other weights."""
+        assert self.vectors.grad is not None
+        ranks.sum(self.vectors.grad).div_(ranks.world)
+
+    @torch.no_grad()
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """One AdamW step on these rows, with the optimizer's settings; its state for the table lives in `optimizer`.
+
+        A row's moments decay only when its word occurs, and its bias correction counts its own steps.
+
+        Source: Loshchilov and Hutter, 2017 (https://arxiv.org/abs/1711.05101), applied lazily as in torch's SparseAdam.
+        """
+        group = optimizer.param_groups[0]
+        rate, (beta1, beta2), eps, decay = (group[key] for key in ("lr", "betas", "eps", "weight_decay"))
+        state = optimizer.state[self.table]
+        if not state:
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(self.table), torch.zeros_like(self.table)
+            state["step"] = torch.zeros(len(self.table), device=self.table.device)
+        gradient = self.vectors.grad
+        assert gradient is not None
+        steps = state["step"][self.ids] + 1  # (U,)
+        mean = state["exp_avg"][self.ids].lerp_(gradient, 1 - beta1)  # (U, D)
+        square = state["exp_avg_sq"][self.ids].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        state["step"][self.ids], state["exp_avg"][self.ids], state["exp_avg_sq"][self.ids] = steps, mean, square
+
+        correction1, correction2 = 1 - beta1 ** steps[:, None], 1 - beta2 ** steps[:, None]
+        update = (mean / correction1) / ((square / correction2).sqrt_().add_(eps))
+        self.table[self.ids] = self.vectors.detach() * (1 - rate * decay) - rate * update

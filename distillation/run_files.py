@@ -1,0 +1,220 @@
+"""What a run left in its directory, read and checked: what the figure, the page and the model card are made from."""
+
+import json
+import math
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from model.files import InputError, read_json
+
+
+class SetResult(NamedTuple):
+    """One STS set's figures: correlations of cosine similarity with human scores, None where not measured."""
+
+    name: str
+    pairs: int | None
+    student: float | None  # Spearman
+    student_interval: list[float] | None
+    student_pearson: float | None
+    teacher: float | None
+    teacher_interval: list[float] | None
+    teacher_pearson: float | None
+    lost_interval: list[float] | None  # of `lost`, in points
+
+    @property
+    def lost(self) -> float | None:
+        """Teacher minus student in points of Spearman (1 point = 0.01); negative where the student is better."""
+        return None if self.student is None or self.teacher is None else 100 * (self.teacher - self.student)
+
+    @property
+    def kept(self) -> float | None:
+        """Student over teacher: the share of the teacher's Spearman that is kept."""
+        return None if self.student is None or not self.teacher else self.student / self.teacher
+
+
+class Speed(NamedTuple):
+    """Sentences a second of teacher and student, measured in one precision."""
+
+    precision: str
+    teacher: float
+    student: float
+
+
+@dataclass
+class RunFiles:
+    """The files of a run directory. NaN and infinity are read as None; a file that may be missing then is empty."""
+
+    directory: Path
+    recipe: dict[str, Any]
+    evaluation: dict[str, Any]
+    pairs: dict[str, dict[str, list[Any]]]
+    bench: dict[str, Any]
+    data: dict[str, Any]
+    log: list[dict[str, Any]]
+    config: dict[str, Any]  # the student's config.json
+    pooling: dict[str, Any]
+    transformer: dict[str, Any]  # sentence_bert_config.json
+    prompts: dict[str, str]
+
+    @classmethod
+    def read(cls, directory: Path) -> "RunFiles":
+        """Read a run directory.
+
+        Raises:
+            InputError: no run directory, no recipe, student or evaluation in it, or a damaged file.
+        """
+        if not (directory / "recipe.toml").is_file():
+            raise InputError(f"{directory}: no run directory, recipe.toml is missing; make one with `python train.py`")
+        try:
+            recipe = tomllib.loads((directory / "recipe.toml").read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"{directory / 'recipe.toml'}: not TOML ({error})") from None
+        model = directory / "model"
+        if not (model / "config.json").is_file():
+            raise InputError(f"{model}: no student there; finish the run with `python train.py --resume`")
+        if not (directory / "evaluation.json").is_file():
+            teacher = recipe.get("teacher", "TEACHER")
+            raise InputError(
+                f"{directory / 'evaluation.json'}: no such file; "
+                f"make it with `python evaluate.py {model} --teacher {teacher} --sts NAME=PATH`"
+            )
+        return cls(
+            directory=directory,
+            recipe=clean(recipe),
+            evaluation=read_object(directory / "evaluation.json"),
+            pairs=read_object(directory / "evaluation_pairs.json"),
+            bench=read_object(directory / "bench.json"),
+            data=read_object(directory / "data.json"),
+            log=read_log(directory / "log.jsonl"),
+            config=read_object(model / "config.json"),
+            pooling=read_object(model / "1_Pooling" / "config.json"),
+            transformer=read_object(model / "sentence_bert_config.json"),
+            prompts=read_object(model / "config_sentence_transformers.json").get("prompts") or {},
+        )
+
+    @property
+    def name(self) -> str:
+        return self.recipe.get("name") or self.directory.resolve().name
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return self.recipe.get("versions", {})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The recipe's fields, without the package versions."""
+        return {key: value for key, value in self.recipe.items() if key != "versions"}
+
+    @property
+    def student(self) -> dict[str, Any]:
+        """layers, dimensions and parameters (None if unknown) of the student."""
+        known = {"layers": self.config.get("num_hidden_layers"), "dimensions": self.config.get("hidden_size")}
+        return known | self.evaluation.get("models", {}).get("student", {})
+
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """layers, dimensions and parameters of the teacher; empty if it was not evaluated."""
+        return self.evaluation.get("models", {}).get("teacher", {})
+
+    @cached_property
+    def results(self) -> list[SetResult]:
+        """The figures of each STS set, in the order they were evaluated."""
+        student, teacher = self.evaluation.get("student", {}), self.evaluation.get("teacher", {})
+        rows = []
+        for name, s in student.items():
+            if isinstance(s, dict):  # the others are numbers, such as negative_mse
+                t = teacher.get(name, {})
+                (a, b, c), (d, e, f) = (
+                    (of.get("spearman_cosine"), interval_of(of.get("spearman_interval")), of.get("pearson_cosine"))
+                    for of in (s, t)
+                )
+                gained = interval_of(self.evaluation.get("difference", {}).get(name, {}).get("interval"))
+                lost = None if gained is None else [-100 * gained[1], -100 * gained[0]]
+                rows.append(SetResult(name, s.get("pairs"), a, b, c, d, e, f, lost))
+        return rows
+
+    @cached_property
+    def mean(self) -> SetResult | None:
+        """The mean over the sets that both models have, or all of the student's where there is no teacher."""
+        compared = [row for row in self.results if row.kept is not None] or self.results
+        if not compared:
+            return None
+
+        def mean_of(key: str) -> float | None:
+            values = [getattr(row, key) for row in compared]
+            return None if None in values else sum(values) / len(values)
+
+        means = [mean_of(key) for key in ("student", "student_pearson", "teacher", "teacher_pearson")]
+        return SetResult("mean", None, means[0], None, means[1], means[2], None, means[3], None)
+
+    @cached_property
+    def speeds(self) -> list[Speed]:
+        """Teacher and student in each precision that both were measured in."""
+        rates: dict[str, dict[str, float]] = {}
+        for row in self.bench.get("rows", []):
+            if row.get("system") in ("teacher", "student") and row.get("sentences_per_second"):
+                rates.setdefault(row.get("precision") or "fp32", {})[row["system"]] = row["sentences_per_second"]
+        return [Speed(precision, **pair) for precision, pair in rates.items() if len(pair) == 2]
+
+    @property
+    def headline(self) -> str:
+        """The run in a line: layers, what is kept, what is won."""
+        layers = f"{self.student['layers']} layers"
+        if self.teacher.get("layers"):
+            layers = f"{self.student['layers']} of {self.teacher['layers']} layers"
+        parts = [layers]
+        if self.mean and self.mean.kept is not None:
+            parts.append(f"keeps {self.mean.kept:.1%} of the teacher's Spearman")
+        if self.bench.get("student_speedup"):
+            parts.append(f"{self.bench['student_speedup']:.2f} times as fast")
+        return ", ".join(parts)
+
+
+def interval_of(values: list[float | None] | None) -> list[float] | None:
+    """[low, high], or None where either was not measured."""
+    known = [value for value in values or [] if value is not None]
+    return known if len(known) == 2 else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where the file is missing.
+
+    Raises:
+        InputError: not JSON, or not an object.
+    """
+    if not path.is_file():
+        return {}
+    value = clean(read_json(path))
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: must hold a JSON object; write it again")
+    return value
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl in order of step; a resumed run's later line for a step replaces the earlier one's figures."""
+    steps: dict[int, dict[str, Any]] = {}
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a crash can cut a line short, and the run resumes behind it
+        if isinstance(value, dict) and isinstance(value.get("step"), int):
+            steps.setdefault(value["step"], {}).update(clean(value))
+    return [steps[step] for step in sorted(steps)]
+
+
+def clean(value: Any) -> Any:
+    """The same JSON value, fit to be written anywhere: NaN and infinity as None, text as valid Unicode."""
+    if isinstance(value, dict):
+        return {clean(key): clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [clean(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")  # JSON can hold half a surrogate pair, UTF-8 cannot
+    return value

@@ -1,0 +1,319 @@
+"""What a student keeps of its teacher: STS correlations, retrieval, negative MSE.
+
+    python evaluate.py runs/minilm-3/model --sts sts-test=sts-test.csv
+    python evaluate.py runs/minilm-3/model --teacher assets/all-MiniLM-L6-v2 --retrieval captions=parallel:a.txt,b.txt
+
+Prints a table and writes evaluation.json and evaluation_pairs.json beside the model. Teacher, STS sets and held-out
+sentences are taken from the run that made the model where no flag names them.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import stats
+
+from distillation.labels import LabelledSentences
+from distillation.ranks import Ranks
+from distillation.recipe import OneLineParser, named_sources, read_recipe, teacher_overrides
+from distillation.sentences import RetrievalSet, StsPairs, read_retrieval, read_sentences, read_sts
+from model import Embedder
+from model.files import InputError, read_json, run_command, write_json
+
+RESAMPLES = 1000  # of the bootstrap: the interval's ends are then good to about a tenth of its width
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+# -- embedding -------------------------------------------------------------------------------------------------------
+
+
+def embed(embedder: Embedder, tokens: Sequence[np.ndarray], ranks: Ranks = ALONE) -> torch.Tensor:
+    """Embed tokenised sentences, shared among the ranks: (n, d) fp32 on the embedder's device, on every rank."""
+    result = torch.zeros(len(tokens), embedder.dimensions, device=embedder.device)
+    mine = np.arange(ranks.rank, len(tokens), ranks.world)
+    for rows, embeddings in embedder.encode_tokens([tokens[place] for place in mine]):
+        result[torch.from_numpy(mine[rows]).to(result.device)] = embeddings
+    return ranks.sum(result)
+
+
+# -- STS -------------------------------------------------------------------------------------------------------------
+
+
+def sts_similarities(embedder: Embedder, pairs: StsPairs, ranks: Ranks = ALONE) -> np.ndarray:
+    """Cosine similarity of each pair: (n,)."""
+    texts, places = np.unique(pairs.sentences1 + pairs.sentences2, return_inverse=True)  # some occur in many pairs
+    embeddings = embed(embedder, embedder.tokenize(texts.tolist(), embedder.prompt_text()), ranks)
+    first, second = embeddings[torch.from_numpy(places)].split(len(pairs.sentences1))
+    return embedder.similarity_pairwise(first, second).cpu().numpy()
+
+
+def correlations(similarities: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Pearson and Spearman correlation of predicted similarities (n,) with human scores (n,).
+
+    Source: Cer et al., "SemEval-2017 Task 1", 2017 (https://arxiv.org/abs/1708.00055); Spearman is what the field
+    reports since Reimers et al., 2016 (https://aclanthology.org/C16-1009).
+    """
+    return {
+        "pearson_cosine": float(stats.pearsonr(similarities, scores).statistic),
+        "spearman_cosine": float(stats.spearmanr(similarities, scores).statistic),
+    }
+
+
+def bootstrap_spearman(columns: Sequence[np.ndarray], scores: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Spearman correlations over resampled pairs, the same resamples for each column.
+
+    Args:
+        columns: predicted similarities of one or more models, (n,) each.
+        scores: human scores, (n,).
+        seed: of the resampling.
+
+    Returns:
+        (columns, RESAMPLES).
+
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile intervals).
+    """
+    generator = np.random.default_rng(seed)
+    found = np.empty((len(columns), RESAMPLES))
+    for number in range(RESAMPLES):
+        sample = generator.integers(len(scores), size=len(scores))
+        ranked = stats.rankdata([column[sample] for column in (*columns, scores)], axis=1)
+        with np.errstate(invalid="ignore"):  # a resample of few pairs may be constant
+            found[:, number] = np.corrcoef(ranked)[-1, :-1]
+    return found
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """The middle 95% of bootstrap values: [low, high]."""
+    return [float(value) for value in np.nanpercentile(values, [2.5, 97.5])]
+
+
+# -- distance to the teacher -----------------------------------------------------------------------------------------
+
+
+def distance_to_teacher(student: torch.Tensor, teacher: torch.Tensor) -> dict[str, float]:
+    """How close embeddings (n, d) are to the teacher's (n, d).
+
+    Returns:
+        negative_mse: -100 times the mean squared error over sentences and dimensions, as the field reports it.
+        relative_error: MSE divided by the variance of the teacher's embeddings; 1 is no better than their mean.
+        mean_cosine, p5_cosine: mean and 5th percentile of the cosine similarity between the two.
+    """
+    mse = (student - teacher).square().mean()
+    variance = (teacher - teacher.mean(dim=0)).square().mean()
+    cosines = F.cosine_similarity(student, teacher, dim=1)
+    return {
+        "negative_mse": -100 * float(mse),
+        "relative_error": float(mse / variance),
+        "mean_cosine": float(cosines.mean()),
+        "p5_cosine": float(cosines.quantile(0.05)),
+    }
+
+
+def evaluate_quickly(
+    student: Embedder, held_out: LabelledSentences, sts: Sequence[StsPairs], ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """The figures that a training run watches: distance to the labels, and each set's correlations."""
+    embeddings = embed(student, held_out.tokens, ranks)
+    figures: dict[str, Any] = distance_to_teacher(embeddings, held_out.labels.to(embeddings))
+    for pairs in sts:
+        figures[pairs.name] = correlations(sts_similarities(student, pairs, ranks), pairs.scores)
+    return figures
+
+
+# -- retrieval -------------------------------------------------------------------------------------------------------
+
+
+def retrieval_figures(queries_Qd: torch.Tensor, documents_Nd: torch.Tensor, relevant: list[set[int]]) -> dict[str, float]:
+    """How well cosine similarity finds each query's documents.
+
+    Args:
+        queries_Qd, documents_Nd: embeddings.
+        relevant: for each query, the rows of `documents_Nd` it should find.
+
+    Returns:
+        mrr@10: mean of 1 / rank of the first relevant document among the first 10, 0 where there is none.
+        ndcg@10: gain discounted by log2(rank + 1) over the best possible one.
+        recall@1, recall@10: share of the relevant documents among the first 1 or 10.
+
+    Source: as in BEIR (Thakur et al., 2021, https://arxiv.org/abs/2104.08663).
+    """
+    top = min(10, len(documents_Nd))
+    documents_Nd = F.normalize(documents_Nd, dim=-1)
+    sums = dict.fromkeys(("mrr@10", "ndcg@10", "recall@1", "recall@10"), 0.0)
+    for start in range(0, len(queries_Qd), 1024):  # a block of queries at a time keeps the similarity matrix small
+        found = (F.normalize(queries_Qd[start : start + 1024], dim=-1) @ documents_Nd.T).topk(top).indices.tolist()
+        for wanted, ranking in zip(relevant[start : start + 1024], found, strict=True):
+            hits = np.array([document in wanted for document in ranking])
+            discounts = 1 / np.log2(np.arange(2, 12))
+            sums["mrr@10"] += 1 / (1 + int(hits.argmax())) if hits.any() else 0.0
+            sums["ndcg@10"] += float((hits * discounts[:top]).sum() / discounts[: min(len(wanted), 10)].sum())
+            sums["recall@1"] += float(hits[0]) / len(wanted)
+            sums["recall@10"] += float(hits.sum()) / len(wanted)
+    return {key: value / len(queries_Qd) for key, value in sums.items()}
+
+
+def evaluate_retrieval(student: Embedder, teacher: Embedder | None, data: RetrievalSet) -> dict[str, dict[str, float]]:
+    """Retrieval by the student, by the teacher, and asymmetric: the student's queries over the teacher's documents."""
+
+    def both(embedder: Embedder) -> tuple[torch.Tensor, torch.Tensor]:
+        asking = embedder.prompt_text("query" if "query" in embedder.settings.prompts else None)
+        queries = embed(embedder, embedder.tokenize(data.queries, asking))
+        return queries, embed(embedder, embedder.tokenize(data.documents))
+
+    student_queries, student_documents = both(student)
+    figures = {"student": retrieval_figures(student_queries, student_documents, data.relevant)}
+    if teacher is not None:
+        queries, documents = both(teacher)
+        figures["teacher"] = retrieval_figures(queries, documents, data.relevant)
+        if student.dimensions == teacher.dimensions:
+            figures["asymmetric"] = retrieval_figures(student_queries, documents.to(student.device), data.relevant)
+    return figures
+
+
+# -- everything about a model ----------------------------------------------------------------------------------------
+
+
+def evaluate(
+    student: Embedder,
+    teacher: Embedder | None,
+    sts: Sequence[StsPairs],
+    held_out: Sequence[str] = (),
+    retrieval: Sequence[RetrievalSet] = (),
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All figures of a student and, where given, its teacher.
+
+    Returns:
+        The content of evaluation.json, and of evaluation_pairs.json (each STS pair with its similarities).
+    """
+    models = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
+    figures: dict[str, Any] = {name: {} for name in models}
+    figures |= {"retention": {}, "difference": {}, "models": {name: describe(each) for name, each in models.items()}}
+    pairs_file = {}
+    for pairs in sts:
+        similarities = {name: sts_similarities(each, pairs) for name, each in models.items()}
+        resampled = bootstrap_spearman(list(similarities.values()), pairs.scores)
+        for name, values, again in zip(models, similarities.values(), resampled, strict=True):
+            figures[name][pairs.name] = correlations(values, pairs.scores)
+            figures[name][pairs.name] |= {"spearman_interval": interval(again), "pairs": len(pairs.scores)}
+        if teacher is not None:
+            kept, whole = (figures[name][pairs.name]["spearman_cosine"] for name in ("student", "teacher"))
+            low, high = interval(resampled[0] - resampled[1])
+            figures["retention"][pairs.name] = kept / whole
+            figures["difference"][pairs.name] = {"spearman": kept - whole, "interval": [low, high], "clear": low * high > 0}
+        columns = {name: values.round(6).tolist() for name, values in similarities.items()}
+        pairs_file[pairs.name] = {
+            "sentences1": pairs.sentences1,
+            "sentences2": pairs.sentences2,
+            "human": pairs.scores.tolist(),
+            **columns,
+        }
+    if sts:
+        figures["mean"] = {
+            name: {
+                kind: float(np.mean([figures[name][pairs.name][kind] for pairs in sts]))
+                for kind in ("pearson_cosine", "spearman_cosine")
+            }
+            for name in models
+        }
+    if teacher is not None and held_out and student.dimensions == teacher.dimensions:
+        ours, theirs = (torch.as_tensor(each.encode(held_out)) for each in (student, teacher))
+        distance = distance_to_teacher(ours, theirs)
+        figures["student"]["negative_mse"] = distance.pop("negative_mse")
+        figures["sanity"] = distance
+    if retrieval:
+        figures["retrieval"] = {data.name: evaluate_retrieval(student, teacher, data) for data in retrieval}
+    return figures, pairs_file
+
+
+def describe(embedder: Embedder) -> dict[str, Any]:
+    """Size and shape of a model."""
+    config = embedder.bert.config
+    return {
+        "name": embedder.settings.origin,
+        "layers": config.num_hidden_layers,
+        "dimensions": embedder.dimensions,
+        "parameters": sum(p.numel() for name, p in embedder.named_parameters() if "pooler" not in name),
+        "precision": embedder.precision,
+    }
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as text: a line per STS set, then retrieval and the distance to the teacher."""
+    lines = [f"{'STS set':<16} {'pairs':>6} {'student Spearman':>26} {'teacher':>8} {'kept':>7}   difference"]
+    for name, student in figures["student"].items():
+        if not isinstance(student, dict):
+            continue
+        low, high = student["spearman_interval"]
+        line = f"{name:<16} {student['pairs']:>6} {student['spearman_cosine']:>10.4f} [{low:.4f}, {high:.4f}]"
+        if "teacher" in figures:
+            difference = figures["difference"][name]
+            line += f" {figures['teacher'][name]['spearman_cosine']:>8.4f} {figures['retention'][name]:>7.1%}"
+            line += f"   {difference['spearman']:+.4f}, {'clear' if difference['clear'] else 'within the noise'}"
+        lines.append(line)
+    if "mean" in figures and len(figures["student"]) > 1:
+        mean = {name: values["spearman_cosine"] for name, values in figures["mean"].items()}
+        lines.append(f"{'mean':<16} {'':>6} {mean['student']:>10.4f} {'':>16}" + f" {mean.get('teacher', np.nan):>8.4f}")
+    for name, systems in figures.get("retrieval", {}).items():
+        lines.append("")
+        lines.append(f"{name:<16} " + " ".join(f"{key:>10}" for key in systems["student"]))
+        lines += [f"  {who:<14} " + " ".join(f"{value:>10.4f}" for value in row.values()) for who, row in systems.items()]
+    if "sanity" in figures:
+        sanity = figures["sanity"]
+        lines.append("")
+        lines.append(f"negative MSE {figures['student']['negative_mse']:.4f} (relative error {sanity['relative_error']:.4f})")
+        lines.append(f"cosine to the teacher: mean {sanity['mean_cosine']:.4f}, 5th percentile {sanity['p5_cosine']:.4f}")
+    return "\n".join(lines)
+
+
+def run_directory(model: str) -> Path | None:
+    """The run that a model directory belongs to: the directory above it, if there is a recipe in it."""
+    above = Path(model).parent
+    return above if Path(model).is_dir() and (above / "recipe.toml").is_file() else None
+
+
+def main() -> None:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL", help="directory or Hub name")
+    parser.add_argument("--teacher", help="directory or Hub name (default: the teacher of the run, 'none' for none)")
+    parser.add_argument("--sts", nargs="+", action="extend", metavar="NAME=SOURCE", help="sets (default: the run's)")
+    parser.add_argument("--retrieval", nargs="+", action="extend", default=[], metavar="NAME=SOURCE",
+                        help="a directory with queries, documents and relevance, or parallel:FILE,FILE,...")  # fmt: skip
+    parser.add_argument("--sentences", nargs="+", help="text for the negative MSE (default: the run's held-out sentences)")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8 (default: auto)")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--output", type=Path, help="where to write evaluation.json (default: the run's directory)")
+    arguments = parser.parse_args()
+
+    run = run_directory(arguments.model)
+    recipe = read_recipe(run / "recipe.toml") if run is not None else None
+    teacher_name = arguments.teacher or (recipe.teacher if recipe else "none")
+    sources = named_sources(arguments.sts) if arguments.sts else (recipe.sts if recipe else {})
+    if not sources and not arguments.retrieval:
+        raise InputError("nothing to judge by: give --sts NAME=SOURCE or --retrieval NAME=SOURCE")
+    sts = [read_sts(name, source) for name, source in sources.items()]
+    retrieval = [read_retrieval(name, source) for name, source in named_sources(arguments.retrieval).items()]
+    held_out: list[str] = []
+    if arguments.sentences:
+        held_out = [sentence for source in arguments.sentences for sentence in read_sentences(source)]
+    elif run is not None and (run / "held_out.json").exists():
+        held_out = read_json(run / "held_out.json")
+
+    student = Embedder.load(arguments.model, arguments.device, arguments.precision)
+    teacher = None
+    if teacher_name != "none":
+        overrides = teacher_overrides(recipe) if recipe is not None and teacher_name == recipe.teacher else {}
+        teacher = Embedder.load(teacher_name, arguments.device, arguments.precision, **overrides)
+    figures, pairs = evaluate(student, teacher, sts, held_out, retrieval)
+    output = arguments.output or run or Path(".")
+    write_json(output / "evaluation.json", figures)
+    write_json(output / "evaluation_pairs.json", pairs)
+    print(table(figures))
+    print(f"wrote {output / 'evaluation.json'}")
+
+
+if __name__ == "__main__":
+    run_command(main)
