@@ -19,7 +19,7 @@ TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "d
 
 
 def hub_name(source: str) -> str | None:
-    """OWNER/NAME of a Hub model or of a dataset with its columns behind a colon; None for what is or looks like a file."""
+    """OWNER/NAME of a Hub model or dataset, without what follows a colon; None for what is or looks like a file."""
     name = source.split(":", 1)[0]
     if name.endswith(DATA_SUFFIXES) or Path(name).exists():
         return None
@@ -34,15 +34,16 @@ def base_model_of(teacher: str) -> str | None:
 
 
 def teacher_card(teacher: str) -> ModelCardData | None:
-    """The front matter of the teacher's own card, from its directory or the local Hub cache; the network is not asked."""
+    """The front matter of the teacher's own card, from its directory or the local Hub cache, not over the network."""
     path = Path(teacher) / "README.md"
     if not path.is_file():
         cached = try_to_load_from_cache(teacher, "README.md") if hub_name(teacher) else None
         path = Path(cached) if isinstance(cached, str) else path
     try:
-        return ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
     except (OSError, ValueError, yaml.YAMLError):
         return None
+    return card.data if isinstance(card.data, ModelCardData) else None
 
 
 def card_data(files: RunFiles) -> ModelCardData:
@@ -53,7 +54,8 @@ def card_data(files: RunFiles) -> ModelCardData:
     if base_model == DEFAULT_TEACHER:
         license, language = "apache-2.0", "en"
     sources = [hub_name(source) for source in files.data.get("sources", {})]
-    results = [result for row in files.results for result in eval_results(row, files.recipe.get("sts", {}).get(row.name, ""))]
+    sts = files.recipe.get("sts", {})
+    results = [result for row in files.results for result in eval_results(row, sts.get(row.name, ""))]
     return ModelCardData(
         language=language,
         license=license if license == "apache-2.0" else None,  # another licence is the publisher's to judge
@@ -109,19 +111,20 @@ def model_card(files: RunFiles, model_id: str | None = None) -> str:
         hyperparameters(files),
         CITATIONS,
     ]
-    return f"---\n{card_data(files).to_yaml()}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+    text = "\n\n".join(section for section in sections if section)
+    return f"---\n{card_data(files).to_yaml()}\n---\n\n{text}\n"
 
 
 def markdown(value: Any) -> str:
-    """Text that Markdown and HTML show as it is, on one line: for sentences and settings, which anyone may have written."""
+    """Text that Markdown and HTML show as it is, on one line: anyone may have written a sentence or a setting."""
     text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
 
 
 def table(header: list[str], rows: list[list[Any]]) -> str:
     """A Markdown table; the first column is text, the others are numbers or short words. Cells are escaped here."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines + [[markdown(cell) for cell in row] for row in rows])
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *([markdown(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def number(value: float | None, form: str = ".4f") -> str:
@@ -137,9 +140,9 @@ def introduction(files: RunFiles) -> str:
     dimensions = number(files.student["dimensions"], "d")
     text = (
         f"# {markdown(files.name)}\n\n"
-        f"A sentence-embedding model with {layers} of {teacher}: a *student* whose layers were copied from this *teacher* and "
-        f"then trained to give the teacher's embeddings. It maps sentences to vectors of {dimensions} dimensions, for "
-        "semantic search, clustering and similarity."
+        f"A sentence-embedding model with {layers} of {teacher}: a *student* whose layers were copied from this "
+        f"*teacher* and then trained to give the teacher's embeddings. It maps sentences to vectors of {dimensions} "
+        "dimensions, for semantic search, clustering and similarity."
     )
     return f"{text}\n\n**{files.headline}.**" if files.teacher else text
 
@@ -204,9 +207,7 @@ def results_section(files: RunFiles) -> str:
         return ""
     has_teacher = any(row.teacher is not None for row in files.results)
     rows = []
-    for row in [*files.results, files.mean]:
-        if row is None:
-            continue
+    for row in files.rows:
         cells: list[Any] = [row.name, number(row.pairs, ",d"), number(row.student), interval(row.student_interval)]
         cells += [number(row.teacher), number(row.kept, ".1%")] if has_teacher else []
         rows.append([*cells, number(row.student_pearson)])
@@ -269,7 +270,8 @@ def hyperparameters(files: RunFiles) -> str:
     rows = [[key, json.dumps(value, ensure_ascii=False)] for key, value in files.settings.items()]
     text = "## Hyperparameters\n\n" + table(["Setting", "Value"], rows).replace("---:", ":---")
     if files.versions:
-        text += "\n\n## Framework versions\n\n" + table(["Package", "Version"], [list(item) for item in files.versions.items()])
+        versions: list[list[Any]] = [list(item) for item in files.versions.items()]
+        text += "\n\n## Framework versions\n\n" + table(["Package", "Version"], versions)
     return text
 
 

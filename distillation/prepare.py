@@ -86,7 +86,7 @@ WIKIPEDIA_DUMPS = [
     "enwiki-table-markup.xml.bz2",
 ]
 TEXT_FILES = ["sentences/wikipedia.txt", "sentences/news.txt", "sts/lee.tsv", "sts/wordsim353.tsv", "sts/simlex999.tsv"]
-TEXT_VERSION = 1  # raise it when the cleaning below changes, so that assets made before are made anew
+TEXT_VERSION = 2  # raise it when the cleaning below changes, so that assets made before are made anew
 MEMBER_LIMIT = 200 * 2**20  # bytes; the largest member that we want has 91 MB
 
 NOTICE = """# Where these files come from
@@ -350,7 +350,7 @@ def clean_line(line: str) -> str:
     line = re.sub("[\u200b-\u200f\u2060\ufeff\u00ad]", "", line)  # zero-width marks and soft hyphens
     line = " ".join(line.split())
     # What a pronunciation or a foreign name leaves behind: "Albedo ( ; or, in Latin) is"
-    line = re.sub(rf"\([^()]*{OTHER_SCRIPT.pattern}[^()]*\)", "", line)
+    line = re.sub(rf"\s*\([^()]*{OTHER_SCRIPT.pattern}[^()]*\)", "", line)
     line = re.sub(r"\(\s*(?:(?:[;,:]|or\b|and\b|also\b)\s*)*", "(", line)
     line = re.sub(r"(?:\s*[;,])+\s*\)", ")", line)
     line = re.sub(r"\s*\(\s*\)", "", line)
@@ -432,8 +432,8 @@ def is_prose(sentence: str) -> bool:
         return False
     if not re.match(r"[\"'(]?[A-ZÀ-Þ0-9]", sentence) or not re.search(r"[.!?][\"')]*$", sentence):
         return False
-    words = re.findall(r"[a-z]+", sentence)
-    if len(sentence.split()) < 4 or len(words) < 3:
+    words = re.findall(r"\b[a-z]+\b", sentence)
+    if len(sentence.split()) < 4 or len(words) < 2:
         return False
     letters = sum(character.isalpha() or character == " " for character in sentence)
     balanced = sentence.count("(") == sentence.count(")") and sentence.count('"') % 2 == 0

@@ -1,16 +1,18 @@
 """What a run gave, for people: report.png (four panels), report.html (to explore) and the student's model card.
 
-    python -m distillation.report runs/minilm-3
+python -m distillation.report runs/minilm-3
 """
 
 import argparse
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
 from distillation.model_card import model_card
@@ -19,10 +21,10 @@ from distillation.report_page import report_page
 from distillation.run_files import RunFiles, SetResult
 from model.files import atomic_path, run_command, write_text
 
-# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; as in report.html
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; report.html too
 STUDENT, TEACHER, LOST, GAINED = "#0072b2", "#e69f00", "#d55e00", "#009e73"
 INK, FAINT, GRID = "#1f2933", "#5f6b7a", "#e3e7ec"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 13,
     "text.color": INK,
     "text.parse_math": False,  # a set's name may have a $ in it
@@ -50,8 +52,8 @@ STYLE = {
 def figure(files: RunFiles) -> Figure:
     """The four panels, 1600 x 1200 pixels at 100 dots an inch."""
     with matplotlib.rc_context(STYLE):
-        picture = Figure(figsize=(16, 12), dpi=100, layout="constrained", facecolor="white")
-        picture.get_layout_engine().set(w_pad=0.25, h_pad=0.25, wspace=0.04, hspace=0.04)  # type: ignore[union-attr]
+        layout = ConstrainedLayoutEngine(w_pad=0.25, h_pad=0.25, wspace=0.04, hspace=0.04)
+        picture = Figure(figsize=(16, 12), dpi=100, layout=layout, facecolor="white")
         picture.suptitle(f"{shorten(files.name, 60)}: {files.headline}", fontsize=18, fontweight="bold")
         panels: list[Callable[[Axes, RunFiles], None]] = [scatter_panel, correlation_panel, speed_panel, lost_panel]
         for axes, draw in zip(picture.subplots(2, 2).flat, panels, strict=True):
@@ -66,14 +68,15 @@ def scatter_panel(axes: Axes, files: RunFiles) -> None:
     """Each pair's cosine similarity by the student against its human score."""
     row = shown_set(files)
     pairs = files.pairs.get(row.name, {}) if row else {}
-    points = [point for point in zip(pairs.get("human", []), pairs.get("student", []), strict=True) if None not in point]
+    both = zip(pairs.get("human", []), pairs.get("student", []), strict=True)
+    points = [point for point in both if None not in point]
     if row is None or not points:
         return say(axes, "Predicted and human similarity", "No sentence pairs.\nGive evaluate.py some: --sts NAME=PATH")
     human, cosine = zip(*points, strict=True)
     alpha = max(0.12, min(0.6, 300 / len(points)))
     axes.scatter(human, cosine, s=26, color=STUDENT, alpha=alpha, linewidths=0, rasterized=True)
-    axes.set(xlabel=f"human similarity ({row.name} scores)", ylabel="cosine similarity by the student")
-    axes.set_title(f"{shorten(row.name)}: student's Spearman {format_number(row.student)} ({len(points):,} pairs)")
+    axes.set_title(f"{shorten(row.name)}: student's Spearman {format_number(row.student)}")
+    axes.set(xlabel=f"human similarity ({len(points):,} pairs)", ylabel="cosine similarity by the student")
 
 
 def correlation_panel(axes: Axes, files: RunFiles) -> None:
@@ -95,7 +98,7 @@ def correlation_panel(axes: Axes, files: RunFiles) -> None:
             axes.barh(place + offset, value, height, color=colour)
             low, high = interval or (value, value)
             if interval:
-                axes.errorbar((low + high) / 2, place + offset, xerr=(high - low) / 2, color=INK, capsize=3, linewidth=1.3)
+                whisker(axes, low, high, place + offset)
             axes.text(max(high, 0) + 0.012, place + offset, format_number(value), va="center", fontsize=11.5)
             reach += [low, high]
     name_rows(axes, [row.name for row in rows])
@@ -137,14 +140,16 @@ def lost_panel(axes: Axes, files: RunFiles) -> None:
         low, high = row.lost_interval or (lost, lost)
         axes.barh(place, lost, 0.6, color=LOST if lost > 0 else GAINED)
         if row.lost_interval:
-            axes.errorbar((low + high) / 2, place, xerr=(high - low) / 2, color=INK, capsize=3, linewidth=1.3)
+            whisker(axes, low, high, place)
         reach += [low, high, lost]
     width = max(max(reach) - min(reach), 0.5)
     for place, (row, lost) in enumerate(rows):
         low, high = row.lost_interval or (lost, lost)
-        right = lost > 0
-        x = max(high, lost, 0) + width * 0.015 if right else min(low, lost, 0) - width * 0.015
-        axes.text(x, place, f"{lost:+.1f}".replace("-", "−"), va="center", ha="left" if right else "right", fontsize=11.5)
+        text = f"{lost:+.1f}".replace("-", "−")
+        if lost > 0:
+            axes.text(max(high, lost) + width * 0.015, place, text, va="center", fontsize=11.5)
+        else:
+            axes.text(min(low, lost) - width * 0.015, place, text, va="center", ha="right", fontsize=11.5)
     name_rows(axes, [row.name for row, _ in rows])
     axes.axvline(0, color=INK, linewidth=1.2)
     axes.set_xlim(min(reach) - width * (0.14 if min(reach) < 0 else 0.02), max(reach) + width * 0.14)
@@ -164,7 +169,8 @@ def mean_lost(mean: SetResult | None) -> str:
 def shown_set(files: RunFiles) -> SetResult | None:
     """The set for the scatter panel: the last one called a test, else the first."""
     tests = [row for row in files.results if "test" in row.name.lower()]
-    return (tests[-1:] or files.results[:1] or [None])[0]
+    chosen = tests[-1:] or files.results[:1]
+    return chosen[0] if chosen else None
 
 
 def say(axes: Axes, title: str, text: str) -> None:
@@ -173,6 +179,11 @@ def say(axes: Axes, title: str, text: str) -> None:
     axes.set_title(title)
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 60)]
     axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", color=FAINT, transform=axes.transAxes)
+
+
+def whisker(axes: Axes, low: float, high: float, place: float) -> None:
+    """An interval over a horizontal bar."""
+    axes.errorbar((low + high) / 2, place, xerr=(high - low) / 2, color=INK, capsize=3, linewidth=1.3)
 
 
 def name_rows(axes: Axes, names: list[str]) -> None:
@@ -198,11 +209,10 @@ def format_number(value: float | None) -> str:
 def table(files: RunFiles) -> str:
     """The run in a few lines: Spearman of student and teacher per set, their mean, and the speed."""
     lines = [files.headline, f"{'Spearman':<22} {'student':>8} {'teacher':>8} {'kept':>7}"]
-    for row in [*files.results, files.mean]:
-        if row is not None:
-            kept = "–" if row.kept is None else f"{row.kept:.1%}"
-            student, teacher = format_number(row.student), format_number(row.teacher)
-            lines.append(f"{shorten(row.name):<22} {student:>8} {teacher:>8} {kept:>7}")
+    for row in files.rows:
+        kept = "–" if row.kept is None else f"{row.kept:.1%}"
+        student, teacher = format_number(row.student), format_number(row.teacher)
+        lines.append(f"{shorten(row.name):<22} {student:>8} {teacher:>8} {kept:>7}")
     for speed in files.speeds:
         what, times = f"sentences/s, {speed.precision}", f"{speed.student / speed.teacher:.2f}x"
         lines.append(f"{what:<22} {speed.student:>8,.0f} {speed.teacher:>8,.0f} {times:>7}")

@@ -27,16 +27,18 @@ def report_page(files: RunFiles) -> str:
         "headline": files.headline,
         "teacherName": files.recipe.get("teacher", ""),
         "models": {"student": files.student, "teacher": files.teacher},
-        "results": [
-            row._asdict() | {"lost": row.lost, "kept": row.kept} for row in [*files.results, files.mean] if row is not None
-        ],
+        "results": [row._asdict() | {"lost": row.lost, "kept": row.kept} for row in files.rows],
         "pairs": {name: chosen_pairs(pairs, BYTES_OF_PAIRS // len(files.pairs)) for name, pairs in files.pairs.items()},
         "curves": curves(files),
-        "evaluation": {key: files.evaluation.get(key) for key in ("retrieval", "sanity")}
-        | {"negativeMse": files.evaluation.get("student", {}).get("negative_mse")},
+        "evaluation": {
+            "retrieval": files.evaluation.get("retrieval"),
+            "sanity": files.evaluation.get("sanity"),
+            "bestStep": files.evaluation.get("best_step"),
+            "negativeMse": files.evaluation.get("student", {}).get("negative_mse"),
+        },
         "bench": files.bench,
         "benchCommand": f"python bench.py {files.directory / 'model'} --teacher {files.recipe.get('teacher', 'T')}",
-        "data": files.data,
+        "data": files.data | {"samples": [sample[:CHARACTERS] for sample in files.data.get("samples", [])]},
         "recipe": files.settings,
         "versions": files.versions,
     }
@@ -50,7 +52,7 @@ def script_safe(value: Any) -> str:
 
 
 def chosen_pairs(pairs: dict[str, list[Any]], size_limit: int) -> dict[str, Any]:
-    """A set's pairs for the page: all of them, or a random choice with the greatest differences where they are too many.
+    """A set's pairs for the page: all, or where they are too many the greatest differences and a random choice.
 
     Args:
         pairs: the set in evaluation_pairs.json: lists of sentences1, sentences2, human, student and perhaps teacher.
@@ -84,22 +86,23 @@ def chosen_pairs(pairs: dict[str, list[Any]], size_limit: int) -> dict[str, Any]
 
 
 def curves(files: RunFiles) -> list[dict[str, Any]]:
-    """The charts of the run over its steps, each with its lines of [step, value] points."""
+    """The charts of the run over its steps: titles, and lines with a name, [step, value] points, teacher's value."""
     names = {metric_key(row.name, "spearman_cosine"): row for row in files.results}
     suffix = "_spearman_cosine"
-    keys = sorted({key for line in files.log for key in line if key.endswith(suffix)})
     spearman = []
-    for key in keys:
+    for key in sorted({key for line in files.log for key in line if key.endswith(suffix)}):
         row = names.get(key)
-        name = row.name if row else key.removesuffix(suffix)
-        spearman.append({"name": name, "points": series(files.log, key), "teacher": row.teacher if row else None})
-    charts = [
-        {"title": "Training loss", "lines": [{"name": "loss", "points": series(files.log, "loss")}]},
-        {"title": "Learning rate", "lines": [{"name": "learning rate", "points": series(files.log, "learning_rate")}]},
-        {"title": "Spearman with human scores", "lines": spearman},
-        {"title": "Negative MSE to the teacher", "lines": [{"name": "negative MSE", "points": series(files.log, "negative_mse")}]},
+        name, teacher = (row.name, row.teacher) if row else (key.removesuffix(suffix), None)
+        spearman.append({"name": name, "points": series(files.log, key), "teacher": teacher})
+    charts: dict[str, list[dict[str, Any]]] = {
+        "Training loss": [{"name": "loss", "points": series(files.log, "loss")}],
+        "Learning rate": [{"name": "learning rate", "points": series(files.log, "learning_rate")}],
+        "Spearman with human scores": spearman,
+        "Negative MSE to the teacher": [{"name": "negative MSE", "points": series(files.log, "negative_mse")}],
+    }
+    return [
+        {"title": title, "lines": lines} for title, lines in charts.items() if any(line["points"] for line in lines)
     ]
-    return [chart for chart in charts if any(line["points"] for line in chart["lines"])]
 
 
 def series(log: list[dict[str, Any]], key: str) -> list[list[float]]:

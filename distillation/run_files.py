@@ -150,6 +150,11 @@ class RunFiles:
         means = [mean_of(key) for key in ("student", "student_pearson", "teacher", "teacher_pearson")]
         return SetResult("mean", None, means[0], None, means[1], means[2], None, means[3], None)
 
+    @property
+    def rows(self) -> list[SetResult]:
+        """The results as tables show them: a row for each set, then the mean."""
+        return [*self.results, self.mean] if self.mean else []
+
     @cached_property
     def speeds(self) -> list[Speed]:
         """Teacher and student in each precision that both were measured in."""
@@ -194,7 +199,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl in order of step; a resumed run's later line for a step replaces the earlier one's figures."""
+    """The lines of log.jsonl by step, one for each; where a step comes twice, its later figures replace the earlier."""
     steps: dict[int, dict[str, Any]] = {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines():

@@ -152,8 +152,10 @@ def attention(qkv_N3HE: torch.Tensor, tokens: PackedTokens, queries: PackedToken
 
     _, _, H, E = qkv_N3HE.shape
     context = []
-    for start, count, length in tokens.groups:
-        block = qkv_N3HE[start : start + count * length].view(count, length, 3, H, E)
+    # split, not slices: the backward of a split joins the parts, that of each slice would fill a whole zero matrix
+    blocks = qkv_N3HE.split([count * length for _, count, length in tokens.groups])
+    for (_, count, length), block in zip(tokens.groups, blocks, strict=True):
+        block = block.view(count, length, 3, H, E)
         q, k, v = block.permute(2, 0, 3, 1, 4)  # each (count, H, length, E)
         if first_only:
             q = q[:, :, :1]

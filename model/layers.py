@@ -27,6 +27,8 @@ def choose_layers(layers: str | list[int], total: int) -> list[int]:
         return _by_strategy(layers, total)
     if not layers:
         raise InputError("layers: the list is empty; name at least one teacher layer, such as 0,2,5")
+    if not all(type(layer) is int for layer in layers):
+        raise InputError(f"layers: {layers} must be whole numbers, such as 0,2,5")
     for layer in layers:
         if not 0 <= layer < total:
             raise InputError(f"layers: {layer} is outside the teacher, which has layers 0 to {total - 1}")

@@ -29,7 +29,8 @@ def pool(hidden_ND: torch.Tensor, groups: list[tuple[int, int, int]], pooling: P
     Source: Reimers and Gurevych, "Sentence-BERT", 2019 (https://arxiv.org/abs/1908.10084), section 3.
     """
     pooled = []
-    for start, count, length in groups:
-        block_BTD = hidden_ND[start : start + count * length].view(count, length, -1)
+    blocks = hidden_ND.split([count * length for _, count, length in groups])
+    for (_, count, length), block_ND in zip(groups, blocks, strict=True):
+        block_BTD = block_ND.view(count, length, -1)
         pooled.append(block_BTD[:, 0].float() if pooling is Pooling.CLS else block_BTD.mean(dim=1, dtype=torch.float32))
     return torch.cat(pooled)

@@ -1,0 +1,50 @@
+# make distill   install, fetch teacher and text, then train, evaluate, bench and report the default recipe
+# make test      install, then every test
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+RUN := runs/minilm-3
+
+.PHONY: install distill test test-long lint fix clean
+
+distill: $(VENV)/installed
+	$(PY) -m distillation.prepare
+	$(PY) train.py
+	$(PY) bench.py $(RUN)/model
+	$(PY) -m distillation.report $(RUN)
+
+test: $(VENV)/installed-test
+	$(PY) -m pytest --cov=model --cov=distillation --cov=train --cov=evaluate --cov=bench
+
+test-long: $(VENV)/installed-test
+	HYPOTHESIS_PROFILE=long $(PY) -m pytest -m ""
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+fix: $(VENV)/installed-test
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+install: $(VENV)/installed
+
+# A torch that is there already (with CUDA, say) is kept: the environment sees it, and the pin on torch is left out.
+$(VENV)/installed: setup.cfg constraints.txt
+	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
+		test -x $(PY) || $(PYTHON) -m venv --system-site-packages $(VENV); \
+		grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
+	else \
+		test -x $(PY) || $(PYTHON) -m venv $(VENV); \
+		cp constraints.txt $(VENV)/constraints.txt; \
+	fi
+	$(PY) -m pip install --quiet -c $(VENV)/constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PY) -m pip install --quiet -c $(VENV)/constraints.txt -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage

@@ -1,0 +1,74 @@
+"""What every test shares: settings of the libraries, and models and data that are made once."""
+
+import os
+import shutil
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported: no test asks the Hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from tiny import make_bert_dir
+
+ROOT = Path(__file__).resolve().parent.parent
+
+calm = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("default", max_examples=50, **calm)
+settings.register_profile("long", max_examples=2000, **calm)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random teacher like all-MiniLM-L6-v2 in small: 6 layers, 32 dimensions, mean pooling, normalised, 64 tokens."""
+    return make_bert_dir(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_cls_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random teacher like mxbai-embed-large-v1 in small: cls pooling, not normalised, a query prompt, stored in fp16."""
+    return make_bert_dir(
+        tmp_path_factory.mktemp("models") / "tiny-cls",
+        layers=8,
+        hidden=48,
+        heads=6,
+        pooling="cls",
+        normalize=False,
+        prompts={"query": "find the sentence that is near to: ", "passage": ""},
+        dtype="float16",
+        seed=1,
+    )
+
+
+@pytest.fixture
+def model_copy(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny teacher that a test may damage."""
+    return Path(shutil.copytree(tiny_model_dir, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def minilm_dir() -> Path:
+    """all-MiniLM-L6-v2, fetched if it is not there yet; skips where it can't be."""
+    directory = ROOT / "assets" / "all-MiniLM-L6-v2"
+    if not (directory / "model.safetensors").exists():
+        try:
+            from distillation.prepare import prepare
+
+            prepare(ROOT / "assets")
+        except Exception as error:
+            pytest.skip(f"{directory} is missing and can't be fetched: {error}")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The STS Benchmark and image captions beside the checkout; skips where they are missing."""
+    directory = ROOT.parent / "shared" / "data"
+    if not directory.is_dir():
+        pytest.skip(f"{directory} is missing: no STS Benchmark and no captions to test with")
+    return directory

