@@ -25,6 +25,9 @@ from model import Embedder
 from model.files import InputError, read_json, run_command, write_json
 
 RESAMPLES = 1000  # of the bootstrap: the interval's ends are then good to about a tenth of its width
+# Names of the prompts that go before a query and before a document, by the field's habit; the first that a model has.
+QUERY_PROMPTS, DOCUMENT_PROMPTS = ("query",), ("document", "passage", "corpus")
+SIMILARITIES = 2**25  # of queries and documents in memory at a time: 134 MB
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -45,9 +48,10 @@ def embed(embedder: Embedder, tokens: Sequence[np.ndarray], ranks: Ranks = ALONE
 
 def sts_similarities(embedder: Embedder, pairs: StsPairs, ranks: Ranks = ALONE) -> np.ndarray:
     """Cosine similarity of each pair: (n,)."""
-    texts, places = np.unique(pairs.sentences1 + pairs.sentences2, return_inverse=True)  # some occur in many pairs
-    embeddings = embed(embedder, embedder.tokenize(texts.tolist(), embedder.prompt_text()), ranks)
-    first, second = embeddings[torch.from_numpy(places)].split(len(pairs.sentences1))
+    both = pairs.sentences1 + pairs.sentences2
+    places = {text: place for place, text in enumerate(dict.fromkeys(both))}  # a text may be in many pairs
+    embeddings = embed(embedder, embedder.tokenize(list(places), embedder.prompt_text()), ranks)
+    first, second = embeddings[[places[text] for text in both]].split(len(pairs.sentences1))
     return embedder.similarity_pairwise(first, second).cpu().numpy()
 
 
@@ -127,7 +131,9 @@ def evaluate_quickly(
 # -- retrieval -------------------------------------------------------------------------------------------------------
 
 
-def retrieval_figures(queries_Qd: torch.Tensor, documents_Nd: torch.Tensor, relevant: list[set[int]]) -> dict[str, float]:
+def retrieval_figures(
+    queries_Qd: torch.Tensor, documents_Nd: torch.Tensor, relevant: Sequence[set[int]]
+) -> dict[str, float]:
     """How well cosine similarity finds each query's documents.
 
     Args:
@@ -144,9 +150,10 @@ def retrieval_figures(queries_Qd: torch.Tensor, documents_Nd: torch.Tensor, rele
     top = min(10, len(documents_Nd))
     documents_Nd = F.normalize(documents_Nd, dim=-1)
     sums = dict.fromkeys(("mrr@10", "ndcg@10", "recall@1", "recall@10"), 0.0)
-    for start in range(0, len(queries_Qd), 1024):  # a block of queries at a time keeps the similarity matrix small
-        found = (F.normalize(queries_Qd[start : start + 1024], dim=-1) @ documents_Nd.T).topk(top).indices.tolist()
-        for wanted, ranking in zip(relevant[start : start + 1024], found, strict=True):
+    block = max(1, SIMILARITIES // len(documents_Nd))
+    for start in range(0, len(queries_Qd), block):
+        found = (F.normalize(queries_Qd[start : start + block], dim=-1) @ documents_Nd.T).topk(top).indices.tolist()
+        for wanted, ranking in zip(relevant[start : start + block], found, strict=True):
             hits = np.array([document in wanted for document in ranking])
             discounts = 1 / np.log2(np.arange(2, 12))
             sums["mrr@10"] += 1 / (1 + int(hits.argmax())) if hits.any() else 0.0
@@ -159,10 +166,13 @@ def retrieval_figures(queries_Qd: torch.Tensor, documents_Nd: torch.Tensor, rele
 def evaluate_retrieval(student: Embedder, teacher: Embedder | None, data: RetrievalSet) -> dict[str, dict[str, float]]:
     """Retrieval by the student, by the teacher, and asymmetric: the student's queries over the teacher's documents."""
 
+    def embed_texts(embedder: Embedder, texts: Sequence[str], prompt_names: Sequence[str]) -> torch.Tensor:
+        name = next((name for name in prompt_names if name in embedder.settings.prompts), None)
+        return embed(embedder, embedder.tokenize(texts, embedder.prompt_text(name)))
+
     def both(embedder: Embedder) -> tuple[torch.Tensor, torch.Tensor]:
-        asking = embedder.prompt_text("query" if "query" in embedder.settings.prompts else None)
-        queries = embed(embedder, embedder.tokenize(data.queries, asking))
-        return queries, embed(embedder, embedder.tokenize(data.documents))
+        queries = embed_texts(embedder, data.queries, QUERY_PROMPTS)
+        return queries, embed_texts(embedder, data.documents, DOCUMENT_PROMPTS)
 
     student_queries, student_documents = both(student)
     figures = {"student": retrieval_figures(student_queries, student_documents, data.relevant)}
@@ -202,8 +212,9 @@ def evaluate(
         if teacher is not None:
             kept, whole = (figures[name][pairs.name]["spearman_cosine"] for name in ("student", "teacher"))
             low, high = interval(resampled[0] - resampled[1])
-            figures["retention"][pairs.name] = kept / whole
-            figures["difference"][pairs.name] = {"spearman": kept - whole, "interval": [low, high], "clear": low * high > 0}
+            figures["retention"][pairs.name] = kept / whole if whole else float("nan")
+            difference = {"spearman": kept - whole, "interval": [low, high], "clear": low * high > 0}
+            figures["difference"][pairs.name] = difference
         columns = {name: values.round(6).tolist() for name, values in similarities.items()}
         pairs_file[pairs.name] = {
             "sentences1": pairs.sentences1,
@@ -243,29 +254,32 @@ def describe(embedder: Embedder) -> dict[str, Any]:
 
 def table(figures: dict[str, Any]) -> str:
     """The figures as text: a line per STS set, then retrieval and the distance to the teacher."""
-    lines = [f"{'STS set':<16} {'pairs':>6} {'student Spearman':>26} {'teacher':>8} {'kept':>7}   difference"]
-    for name, student in figures["student"].items():
-        if not isinstance(student, dict):
-            continue
+    sets = {name: each for name, each in figures["student"].items() if isinstance(each, dict)}
+    width = max(map(len, [*sets, *figures.get("retrieval", {}), "STS set".ljust(16)]))
+    lines = []
+    if sets:
+        columns = f" {'teacher':>8} {'kept':>7}   difference" if "teacher" in figures else ""
+        lines.append(f"{'STS set':<{width}} {'pairs':>6} {'student Spearman':>27}{columns}")
+    for name, student in sets.items():
         low, high = student["spearman_interval"]
-        line = f"{name:<16} {student['pairs']:>6} {student['spearman_cosine']:>10.4f} [{low:.4f}, {high:.4f}]"
+        line = f"{name:<{width}} {student['pairs']:>6} {student['spearman_cosine']:>10.4f} [{low:.4f}, {high:.4f}]"
         if "teacher" in figures:
             difference = figures["difference"][name]
             line += f" {figures['teacher'][name]['spearman_cosine']:>8.4f} {figures['retention'][name]:>7.1%}"
             line += f"   {difference['spearman']:+.4f}, {'clear' if difference['clear'] else 'within the noise'}"
         lines.append(line)
-    if "mean" in figures and len(figures["student"]) > 1:
-        mean = {name: values["spearman_cosine"] for name, values in figures["mean"].items()}
-        lines.append(f"{'mean':<16} {'':>6} {mean['student']:>10.4f} {'':>16}" + f" {mean.get('teacher', np.nan):>8.4f}")
+    if len(sets) > 1:
+        mean = {name: f"{values['spearman_cosine']:.4f}" for name, values in figures["mean"].items()}
+        lines.append(f"{'mean':<{width}} {'':>6} {mean['student']:>10} {'':>16} {mean.get('teacher', ''):>8}".rstrip())
     for name, systems in figures.get("retrieval", {}).items():
-        lines.append("")
-        lines.append(f"{name:<16} " + " ".join(f"{key:>10}" for key in systems["student"]))
-        lines += [f"  {who:<14} " + " ".join(f"{value:>10.4f}" for value in row.values()) for who, row in systems.items()]
-    if "sanity" in figures:
+        lines += ["", f"{name:<{width}} " + " ".join(f"{key:>10}" for key in systems["student"])]
+        for who, row in systems.items():
+            lines.append(f"  {who:<{width - 2}} " + " ".join(f"{value:>10.4f}" for value in row.values()))
+    if "negative_mse" in figures["student"]:
         sanity = figures["sanity"]
-        lines.append("")
-        lines.append(f"negative MSE {figures['student']['negative_mse']:.4f} (relative error {sanity['relative_error']:.4f})")
-        lines.append(f"cosine to the teacher: mean {sanity['mean_cosine']:.4f}, 5th percentile {sanity['p5_cosine']:.4f}")
+        mse, mean_cosine = figures["student"]["negative_mse"], sanity["mean_cosine"]
+        lines += ["", f"negative MSE {mse:.4f} (relative error {sanity['relative_error']:.4f})"]
+        lines.append(f"cosine to the teacher: mean {mean_cosine:.4f}, 5th percentile {sanity['p5_cosine']:.4f}")
     return "\n".join(lines)
 
 
@@ -280,9 +294,11 @@ def main() -> None:
     parser.add_argument("model", metavar="MODEL", help="directory or Hub name")
     parser.add_argument("--teacher", help="directory or Hub name (default: the teacher of the run, 'none' for none)")
     parser.add_argument("--sts", nargs="+", action="extend", metavar="NAME=SOURCE", help="sets (default: the run's)")
-    parser.add_argument("--retrieval", nargs="+", action="extend", default=[], metavar="NAME=SOURCE",
-                        help="a directory with queries, documents and relevance, or parallel:FILE,FILE,...")  # fmt: skip
-    parser.add_argument("--sentences", nargs="+", help="text for the negative MSE (default: the run's held-out sentences)")
+    retrieval_help = "a directory with queries, documents and relevance, or parallel:FILE,FILE,..."
+    parser.add_argument(
+        "--retrieval", nargs="+", action="extend", default=[], metavar="NAME=SOURCE", help=retrieval_help
+    )
+    parser.add_argument("--sentences", nargs="+", help="text for the negative MSE (default: the run's held-out text)")
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8 (default: auto)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--output", type=Path, help="where to write evaluation.json (default: the run's directory)")
@@ -291,11 +307,14 @@ def main() -> None:
     run = run_directory(arguments.model)
     recipe = read_recipe(run / "recipe.toml") if run is not None else None
     teacher_name = arguments.teacher or (recipe.teacher if recipe else "none")
-    sources = named_sources(arguments.sts) if arguments.sts else (recipe.sts if recipe else {})
-    if not sources and not arguments.retrieval:
-        raise InputError("nothing to judge by: give --sts NAME=SOURCE or --retrieval NAME=SOURCE")
+    sources = named_sources(arguments.sts, "--sts") if arguments.sts else (recipe.sts if recipe else {})
+    if not (sources or arguments.retrieval or arguments.sentences):
+        raise InputError("nothing to judge by: give --sts NAME=SOURCE, --retrieval NAME=SOURCE or --sentences SOURCE")
+    if arguments.sentences and teacher_name == "none":
+        raise InputError("--sentences: the negative MSE to a teacher needs one; give --teacher")
     sts = [read_sts(name, source) for name, source in sources.items()]
-    retrieval = [read_retrieval(name, source) for name, source in named_sources(arguments.retrieval).items()]
+    collections = named_sources(arguments.retrieval, "--retrieval")
+    retrieval = [read_retrieval(name, source) for name, source in collections.items()]
     held_out: list[str] = []
     if arguments.sentences:
         held_out = [sentence for source in arguments.sentences for sentence in read_sentences(source)]

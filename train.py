@@ -44,11 +44,11 @@ from distillation.recipe import (
     teacher_overrides,
 )
 from distillation.rows import BatchRows
-from distillation.run import Run
+from distillation.run import Run, locked, remove_leftovers
 from distillation.sentences import Corpus, StsPairs, build_corpus, read_sts
 from evaluate import evaluate, evaluate_quickly, table
 from model import Embedder, PackedTokens
-from model.files import InputError, RunError, run_command, write_json, write_text
+from model.files import InputError, run_command, write_json, write_text
 from model.layers import choose_layers
 from model.products import dtype_of, resolve_precision
 
@@ -156,10 +156,12 @@ def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=recipe.precision == "fp16")
     progress = Progress()
     settings = fingerprint(recipe, labels, total)
-    if run.resume and run.last.exists():
+    if run.has_checkpoint():
         progress = load_checkpoint(run.last, student, optimizer, scaler, settings)
         say(ranks, f"going on after step {progress.step} of {total}")
-    run.cut_log(progress.step if run.resume else 0)
+        if not run.best_is_whole():
+            progress.best_step, progress.best_metric = -1, -math.inf
+    run.cut_log(progress.step or -1)  # a run that starts anew measures the untrained student anew
     wrapped = student if ranks.world == 1 else DistributedDataParallel(student)
 
     def measure() -> None:
@@ -168,8 +170,9 @@ def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe
         figures = flat(evaluate_quickly(student, held_out, sts, ranks))
         student.train()
         run.log({"step": progress.step, **figures})
-        if figures[recipe.metric_for_best_model] > progress.best_metric:
-            progress.best_metric, progress.best_step = figures[recipe.metric_for_best_model], progress.step
+        figure = figures[recipe.metric_for_best_model]
+        if progress.best_step < 0 or math.isnan(progress.best_metric) or figure > progress.best_metric:
+            progress.best_metric, progress.best_step = figure, progress.step
             if ranks.is_main:
                 save_weights(run.best, student)
 
@@ -178,51 +181,55 @@ def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe
             save_checkpoint(run.last, student, optimizer, progress, scaler, settings)
 
     student.train()
-    if progress.step == 0:
+    if progress.best_step < 0:
         measure()  # the untrained student: what training has to improve on
-    bar = tqdm(total=total, initial=progress.step, unit=" steps", disable=not ranks.is_main)
-    seen, idle, since = 0, 0.0, time.perf_counter()
-    for window, batch in batches_from(labels, recipe, progress.step, steps_per_epoch):
-        rate = learning_rate_at(progress.step, total, recipe)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        if recipe.dropout > 0:  # drawn anew from the step's own seed, so that a resumed run drops the same
-            torch.manual_seed(recipe.seed + 1_000_003 * (progress.step * ranks.world + ranks.rank))
-        loss, grad_norm = train_step(wrapped, optimizer, scaler, window, batch, recipe, ranks)
-        progress.count_step(math.isfinite(grad_norm))
-        seen, idle = seen + len(batch), idle + idle_share(window, batch, ranks.world)
+    idle: list[float] = []
+    seen, since = 0, time.perf_counter()
+    run.in_steps = True
+    with tqdm(total=total, initial=progress.step, unit=" steps", disable=not ranks.is_main) as bar:
+        for window, batch in batches_from(labels, recipe, progress.step, steps_per_epoch):
+            rate = learning_rate_at(progress.step, total, recipe)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            if recipe.dropout > 0:  # drawn anew from the step's own seed, so that a resumed run drops the same
+                torch.manual_seed(recipe.seed + 1_000_003 * (progress.step * ranks.world + ranks.rank))
+            loss, grad_norm = train_step(wrapped, optimizer, scaler, window, batch, recipe, ranks)
+            progress.count_step(math.isfinite(grad_norm))
+            seen += len(batch)
+            idle.append(idle_share(window, batch, ranks.world))
 
-        if progress.step % LOG_EVERY == 0 or progress.step == total:
-            speed = seen / (time.perf_counter() - since)
-            line = {
-                "step": progress.step,
-                "epoch": progress.step / steps_per_epoch,
-                "loss": float(ranks.sum(loss)),
-                "learning_rate": rate,
-                "grad_norm": grad_norm,
-                "sentences_per_second": speed,
-                "skipped_steps": progress.skipped,
-                "idle_share": idle / LOG_EVERY,
-            }
-            run.log(line)
-            bar.set_postfix_str(f"loss {line['loss']:.2e}, rate {rate:.1e}, {speed:.0f} sentences/s")
-            seen, idle, since = 0, 0.0, time.perf_counter()
-        bar.update()
-        if progress.step % recipe.evaluate_every == 0 or progress.step == total:
-            measure()
-            since = time.perf_counter()
-        if progress.step % recipe.save_every == 0 or progress.step == total:
-            save()
-        if progress.skipped_in_a_row >= recipe.max_skipped_steps:
-            raise RunError(
-                f"{progress.skipped_in_a_row} steps in a row had a gradient that is not finite; the best weights (step "
-                f"{progress.best_step}) are in {run.best}; lower --learning-rate or give --precision fp32"
-            )
-        if progress.step < total and run.stop_wanted(progress.step):
-            save()
-            again = f"python train.py {run.directory / 'recipe.toml'} --resume"
-            raise RunError(f"stopped after step {progress.step} of {total}, which is saved; go on with: {again}")
-    bar.close()
+            if progress.step % LOG_EVERY == 0 or progress.step == total:
+                speed = seen / (time.perf_counter() - since)
+                line = {
+                    "step": progress.step,
+                    "epoch": progress.step / steps_per_epoch,
+                    "loss": float(ranks.sum(loss)),
+                    "learning_rate": rate,
+                    "grad_norm": grad_norm,
+                    "sentences_per_second": speed,
+                    "skipped_steps": progress.skipped,
+                    "idle_share": float(np.mean(idle)),
+                }
+                run.log(line)
+                bar.set_postfix_str(f"loss {line['loss']:.2e}, rate {rate:.1e}, {speed:.0f} sentences/s")
+                idle.clear()
+                seen, since = 0, time.perf_counter()
+            bar.update()
+            if progress.step % recipe.evaluate_every == 0 or progress.step == total:
+                measure()
+                since = time.perf_counter()
+            if progress.step % recipe.save_every == 0 or progress.step == total:
+                save()
+            if progress.skipped_in_a_row >= recipe.max_skipped_steps:
+                run.end(
+                    f"{progress.skipped_in_a_row} steps in a row had a gradient that is not finite; the best weights "
+                    f"(step {progress.best_step}) are in {run.best}; lower --learning-rate or give --precision fp32"
+                )
+            if run.stop_wanted(progress.step):
+                save()
+                ranks.wait_for_all()  # a rank that ended would make torchrun end the one that still saves
+                run.end(f"stopped after step {progress.step} of {total}, which is saved; go on with: {run.again}")
+    run.in_steps = False
     load_weights(run.best, student)
     student.eval()
     return progress
@@ -257,7 +264,7 @@ def flat(figures: dict[str, Any]) -> dict[str, float]:
 def fingerprint(recipe: Recipe, labels: Labels, total: int) -> str:
     """Tells runs apart that would take other steps."""
     settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in FREE_TO_CHANGE}
-    text = json.dumps([settings, labels.directory.name, total], sort_keys=True)
+    text = json.dumps([settings, labels.fingerprint, total], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -313,7 +320,7 @@ def finish(
     student.use_precision(teacher.precision)
     figures, pairs = evaluate(student, teacher, sts, corpus.evaluation())
     sample = labels.evaluation()
-    again = torch.as_tensor(teacher.encode(corpus.evaluation()[:100]))
+    again = torch.as_tensor(teacher.encode(corpus.evaluation()[:100], prompt=""))
     warnings = []
     difference = float((again - sample.labels[:100].float()).abs().max())
     if difference > 1e-2 * float(again.abs().max()):
@@ -333,14 +340,16 @@ def finish(
 
 
 def build_or_wait(recipe: Recipe, ranks: Ranks) -> Corpus:
-    """The corpus, built by rank 0 and then opened by all."""
+    """The corpus, built by rank 0 and then opened by all; another run that is building it is waited for."""
     limits = (recipe.max_sentences or None, recipe.evaluation_sentences, recipe.seed, recipe.sampling)
     key = hashlib.sha256(repr((recipe.sentences, limits)).encode()).hexdigest()[:16]
-    arguments = (Path(recipe.output) / "corpus" / key, recipe.sentences, *limits)
+    directory = Path(recipe.output) / "corpus" / key
     if ranks.is_main:
-        build_corpus(*arguments)
-    ranks.wait_for_all()
-    return build_corpus(*arguments)
+        with locked(directory.with_name(f".{key}.lock")):
+            remove_leftovers(directory)
+            build_corpus(directory, recipe.sentences, *limits)
+    ranks.wait_for_main("corpus")
+    return build_corpus(directory, recipe.sentences, *limits)
 
 
 def count(embedder: Embedder) -> str:
@@ -361,10 +370,11 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = recipe_from_arguments(arguments, arguments.recipe)
     ranks = Ranks.start(recipe.device, recipe.timeout)
-    run = Run(recipe, ranks, arguments.resume)
-    with run.held():
-        distil(recipe, ranks, run)
-    ranks.stop()
+    with ranks.losses_named():
+        run = Run(recipe, ranks, arguments.resume)
+        with run.held():
+            distil(recipe, ranks, run)
+        ranks.stop()
 
 
 if __name__ == "__main__":

@@ -70,7 +70,10 @@ def load_checkpoint(
     Raises:
         InputError: the file is damaged, or of a run with other settings.
     """
-    tensors, state = load_tensors(path)
+    try:
+        tensors, state = load_tensors(path)
+    except InputError as error:
+        raise InputError(f"{str(error).partition('; ')[0]}; start again without --resume") from None
     if not isinstance(state, dict) or state.get("recipe") != recipe:
         raise InputError(f"{path}: is of a run with other settings; give another --name, or run without --resume")
     model.load_state_dict(part(tensors, "model."))
@@ -86,7 +89,7 @@ def load_checkpoint(
 
 def save_weights(path: Path, model: nn.Module) -> None:
     """Write a model's weights alone, whole or not at all."""
-    save_tensors(path, model.state_dict())
+    save_tensors(path, model.state_dict(), state="weights")
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -95,7 +98,19 @@ def load_weights(path: Path, model: nn.Module) -> None:
     Raises:
         InputError: the file is missing or damaged.
     """
-    model.load_state_dict(load_tensors(path)[0])
+    model.load_state_dict(read_weights(path))
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of `save_weights`.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    tensors, state = load_tensors(path)
+    if state != "weights":  # without our checksum
+        raise InputError(f"{path}: no weights of ours")
+    return tensors
 
 
 def is_fused(optimizer: torch.optim.Optimizer) -> bool:

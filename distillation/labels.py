@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from distillation.batches import window_batches
 from distillation.ranks import Ranks
+from distillation.run import remove_leftovers
 from distillation.sentences import Corpus
 from model import Embedder
 from model.files import InputError, RunError, load_tensors, read_json, save_tensors, sha256_of_tensors, write_json
@@ -54,12 +55,14 @@ class Labels:
         rows: training sentences.
         dimensions: of a label.
         tokens: statistics over the training sentences' lengths: min, mean, max.
+        fingerprint: of everything that decides what the labels are.
     """
 
     directory: Path
     rows: int
     dimensions: int
     tokens: dict[str, float]
+    fingerprint: str
 
     @property
     def shards(self) -> int:
@@ -110,17 +113,34 @@ def read_shards(paths: Sequence[Path]) -> LabelledSentences:
     tokens: list[np.ndarray] = []
     labels = []
     for path in paths:
-        tensors, _ = load_tensors(path)
+        tensors = read_shard(path)
         ends = tensors["lengths"].cumsum(0)[:-1].numpy()
         tokens += np.split(tensors["input_ids"].numpy(), ends)
         labels.append(tensors["labels"])
     return LabelledSentences(tokens, torch.cat(labels))
 
 
+def read_shard(path: Path) -> dict[str, torch.Tensor]:
+    """input_ids, lengths and labels of one shard.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        tensors, rows = load_tensors(path)
+    except InputError as error:
+        reason = str(error).partition("; ")[0]
+    else:
+        if rows is not None:  # else it has no checksum, and is none of ours
+            return tensors
+        reason = f"{path}: no shard of labels"
+    raise InputError(f"{reason}; run again with --resume: the shard is then labelled anew")
+
+
 def label_corpus(
     teacher: Embedder, corpus: Corpus, directory: Path | None, under: Path, storage: str, ranks: Ranks
 ) -> Labels:
-    """The teacher's labels of a corpus: those on disk, and what is missing of them computed now, shared among the ranks.
+    """The teacher's labels of a corpus: those on disk, and what is missing computed now, shared among the ranks.
 
     Args:
         teacher: in evaluation mode, in the precision it labels with.
@@ -131,7 +151,7 @@ def label_corpus(
         ranks: shard i is computed by rank i modulo their number.
 
     Raises:
-        InputError: `directory` holds the labels of another teacher, corpus or setting.
+        InputError: `directory` holds the labels of another teacher, corpus or setting, or not all ranks see it.
         RunError: the teacher gives NaN or infinite embeddings.
     """
     parts = fingerprint_parts(teacher, corpus, storage)
@@ -140,47 +160,72 @@ def label_corpus(
     manifest = directory / "labels.json"
     if manifest.exists():
         found = read_json(manifest)
-        if found.get("parts") != parts:
-            differing = [key for key in parts if found.get("parts", {}).get(key) != parts[key]]
+        found = found.get("parts", {}) if isinstance(found, dict) else {}
+        if found != parts:
+            differing = [key for key in parts if found.get(key) != parts[key]]
             raise InputError(
                 f"{directory}: these labels are of another {' and '.join(differing)}; "
                 "give another --labels directory, or delete this one"
             )
     elif ranks.is_main:
         write_json(manifest, {"parts": parts, "rows": len(corpus)})
+    if ranks.is_main:
+        remove_leftovers(directory, older_than=3600)  # a younger one may be another run's, which labels here too
 
     names: list[int | str] = [EVALUATION, *range(math.ceil(len(corpus) / SHARD))]
-    mine = names[ranks.rank :: ranks.world]
-    found_lengths = {name: whole_shard_lengths(directory / shard_name(name)) for name in mine}
-    missing = [name for name in mine if found_lengths[name] is None]
-    total = sum(corpus.evaluation_size if name == EVALUATION else shard_size(name, len(corpus)) for name in missing)
-    with tqdm(total=total, desc="labels", unit=" sentences", disable=not (missing and ranks.is_main)) as progress:
-        for name in missing:
-            held_out = name == EVALUATION
-            start = 0 if held_out else name * SHARD
-            texts = corpus.evaluation() if held_out else corpus.sentences(start, start + shard_size(name, len(corpus)))
-            shard = label_sentences(teacher, texts, progress.update)
-            found_lengths[name] = shard.lengths
-            write_shard(directory / shard_name(name), shard, storage)
-
-    # How many training sentences have 0, 1, 2, ... tokens: small enough to exchange, whatever the corpus.
-    histogram = torch.zeros(teacher.settings.max_length + 1, dtype=torch.int64)
-    for name, lengths in found_lengths.items():
-        if name != EVALUATION:
-            histogram += torch.from_numpy(np.bincount(lengths, minlength=len(histogram)))
+    histogram = label_shards(teacher, corpus, directory, names[ranks.rank :: ranks.world], storage, ranks.is_main)
     histogram = ranks.sum(histogram.to(ranks.device)).cpu()  # also waits until every rank's shards are written
+    unseen = [path for path in (directory / shard_name(name) for name in names) if not path.exists()]
+    if unseen:
+        raise InputError(
+            f"{unseen[0]}: written, but rank {ranks.rank} does not see it; --output and --labels must be on a file "
+            "system that all hosts share"
+        )
     occurring = histogram.nonzero().flatten()
     mean = float((histogram * torch.arange(len(histogram))).sum() / histogram.sum())
     tokens = {"min": int(occurring[0]), "mean": mean, "max": int(occurring[-1])}
-    return Labels(directory, len(corpus), teacher.dimensions, tokens)
+    return Labels(directory, len(corpus), teacher.dimensions, tokens, fingerprint)
+
+
+def label_shards(
+    teacher: Embedder, corpus: Corpus, directory: Path, names: Sequence[int | str], storage: str, show_progress: bool
+) -> torch.Tensor:
+    """Write those of the named shards that are missing or damaged.
+
+    Returns:
+        How many training sentences in these shards have 0, 1, 2, ... tokens: (max_length + 1,), small enough to
+        exchange between ranks whatever the size of the corpus.
+    """
+
+    def count(lengths: np.ndarray, name: int | str) -> None:
+        if name != EVALUATION:
+            histogram.add_(torch.from_numpy(np.bincount(lengths, minlength=len(histogram))))
+
+    histogram = torch.zeros(teacher.settings.max_length + 1, dtype=torch.int64)
+    missing = []
+    for name in names:
+        lengths = whole_shard_lengths(directory / shard_name(name))
+        if lengths is None:
+            missing.append(name)
+        else:
+            count(lengths, name)
+    total = sum(rows_of(name, corpus) for name in missing)
+    with tqdm(total=total, desc="labels", unit=" sentences", disable=not (missing and show_progress)) as progress:
+        for name in missing:
+            shard = label_sentences(teacher, sentences_of(name, corpus), progress.update)
+            write_shard(directory / shard_name(name), shard, storage)
+            count(shard.lengths, name)
+    return histogram
 
 
 def fingerprint_parts(teacher: Embedder, corpus: Corpus, storage: str) -> dict[str, Any]:
     """Everything that decides what the labels are, by the name a user knows it by."""
     settings = teacher.settings
-    weights = sha256_of_tensors(teacher.state_dict())
+    config = teacher.bert.config
+    shape = f"{config.num_attention_heads} {config.hidden_act} {config.layer_norm_eps}"  # which the weights don't tell
+    weights = sha256_of_tensors(teacher.state_dict(), shape + teacher.tokenizer.backend_tokenizer.to_str())
     return {
-        "teacher": hashlib.sha256((weights + teacher.tokenizer.backend_tokenizer.to_str()).encode()).hexdigest(),
+        "teacher": weights,
         "sentences": corpus.fingerprint,
         "pooling": f"{settings.pooling}, normalize {settings.normalize}, dense {teacher.dense_activation}",
         "max_length": f"{settings.max_length}, lowercase {settings.lowercase}",
@@ -220,7 +265,7 @@ def write_shard(path: Path, shard: LabelledSentences, storage: str) -> None:
         raise RunError("a label is beyond fp16's largest number, 65504; run with --label-precision fp32")
     input_ids = torch.from_numpy(np.concatenate(shard.tokens))
     lengths = torch.from_numpy(shard.lengths.astype(np.int32))
-    save_tensors(path, {"input_ids": input_ids, "lengths": lengths, "labels": labels})
+    save_tensors(path, {"input_ids": input_ids, "lengths": lengths, "labels": labels}, state=len(lengths))
 
 
 def whole_shard_lengths(path: Path) -> np.ndarray | None:
@@ -228,11 +273,19 @@ def whole_shard_lengths(path: Path) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        return load_tensors(path)[0]["lengths"].numpy()
-    except (InputError, KeyError) as error:
-        print(f"labelled anew: {error}")
+        return read_shard(path)["lengths"].numpy()
+    except InputError as error:
+        print(f"{str(error).partition('; ')[0]}; labelling it anew", flush=True)
         return None
 
 
-def shard_size(number: int, rows: int) -> int:
-    return min(SHARD, rows - number * SHARD)
+def sentences_of(name: int | str, corpus: Corpus) -> list[str]:
+    """The text of a shard."""
+    if isinstance(name, str):
+        return corpus.evaluation()
+    return corpus.sentences(name * SHARD, name * SHARD + rows_of(name, corpus))
+
+
+def rows_of(name: int | str, corpus: Corpus) -> int:
+    """Sentences of a shard."""
+    return corpus.evaluation_size if isinstance(name, str) else min(SHARD, len(corpus) - name * SHARD)

@@ -1,13 +1,20 @@
 """One process or many: what torchrun's environment says, and the few exchanges between ranks that a run needs."""
 
+import contextlib
 import os
+import signal
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from model.files import InputError
+from model.files import InputError, RunError, first_line
+
+ROLL_CALL = 5.0  # seconds that a rank which lost the others listens for who is still there
+POLL = 0.1  # seconds between looks into the store
 
 
 @dataclass(frozen=True)
@@ -18,11 +25,13 @@ class Ranks:
         rank: number of this process, from 0; rank 0 prints, logs and saves.
         world: number of processes.
         device: what this process computes on.
+        store: small values that all ranks can read, kept by torchrun; None where we are alone.
     """
 
     rank: int
     world: int
     device: torch.device
+    store: dist.Store | None = None
 
     @classmethod
     def start(cls, device: str, timeout_seconds: float) -> "Ranks":
@@ -34,6 +43,7 @@ class Ranks:
 
         Raises:
             InputError: a device that is not there.
+            RunError: the other ranks can't be reached.
         """
         world, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
         if device == "auto":
@@ -47,10 +57,16 @@ class Ranks:
             raise InputError(f"device: {device} can't be used ({str(error).splitlines()[0]})") from None
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        if world > 1:
-            backend = "nccl" if chosen.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
-        return cls(int(os.environ.get("RANK", 0)), world, chosen)
+        if world == 1:
+            return cls(0, 1, chosen)
+        backend, timeout = "nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
+        try:
+            store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+        except (dist.DistError, RuntimeError) as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise RunError(f"the {world} ranks did not find each other at {where} ({first_line(error)})") from None
+        return cls(rank, world, chosen, dist.PrefixStore("shortstack", store))
 
     @property
     def is_main(self) -> bool:
@@ -58,9 +74,18 @@ class Ranks:
         return self.rank == 0
 
     def wait_for_all(self) -> None:
-        """Return when every rank has come here."""
+        """Return when every rank has come here; none may be later than the timeout."""
         if self.world > 1:
             dist.barrier()
+
+    def wait_for_main(self, done: str) -> None:
+        """Return when rank 0 has come here, however long that takes; `done` is a name for what it did first."""
+        if self.store is None:
+            return
+        if self.is_main:
+            self.store.set(done, "yes")
+        while not self.store.check([done]):
+            time.sleep(POLL)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add up a tensor over all ranks, in place; every rank gets the sum."""
@@ -71,6 +96,46 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on some rank."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def all(self, flag: bool) -> bool:
+        """Whether the flag is set on every rank."""
+        return not self.any(not flag)
+
+    @contextlib.contextmanager
+    def losses_named(self) -> Iterator[None]:
+        """Name the ranks that are gone or hang where an exchange in the block fails.
+
+        Raises:
+            RunError: in place of the exchange's own error.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to save: torchrun may end us at once
+            silent = self._roll_call()
+            who = f"rank {' and rank '.join(map(str, silent))}" if silent else "another rank"
+            what = "waited too long for" if "timed out" in str(error).lower() else "lost"
+            why = "which does not answer" if silent else "which failed first"
+            raise RunError(
+                f"rank {self.rank} {what} {who}, {why}; --resume goes on from the last checkpoint ({first_line(error)})"
+            ) from None
+
+    def _roll_call(self) -> list[int]:
+        """The ranks that don't come here within a few seconds; none where there is nothing left to ask."""
+        silent = list(range(self.world))
+        end = time.monotonic() + ROLL_CALL
+        with contextlib.suppress(RuntimeError):  # the store may be what was lost
+            assert self.store is not None
+            self.store.set(f"here {self.rank}", "yes")
+            while time.monotonic() < end:
+                silent = [rank for rank in silent if not self.store.check([f"here {rank}"])]
+                if not silent:
+                    break
+                time.sleep(POLL)
+            return silent
+        return []
 
     def stop(self) -> None:
         """Leave the process group."""

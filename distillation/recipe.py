@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from model.files import InputError
 from model.layers import choose_layers
 from model.products import PRECISIONS
 
+RESERVED = ("negative_mse", "relative_error", "mean_cosine", "p5_cosine")  # figures beside those of the STS sets
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy")
 
 
@@ -34,7 +36,7 @@ class Recipe:
     teacher: str = setting("assets/all-MiniLM-L6-v2", "teacher: a model directory or a Hub name, BERT architecture")
     layers: list[int] | str = setting("even:3", "teacher layers to keep: 0,2,5 or even:3, first:3, last:3, ends:3, ...")
     pooling: str = setting("teacher", "pooling: teacher (as its own files say), cls or mean")
-    sentences: list[str] = setting([], "text to train on: files, globs, or Hub datasets NAME[:CONFIG[:SPLIT[:COLUMNS]]]")
+    sentences: list[str] = setting([], "text to train on: files, globs, Hub datasets NAME[:CONFIG[:SPLIT[:COLUMNS]]]")
     sampling: str = setting("mixed", "mixed draws from all sources; in_order uses up each before the next")
     max_sentences: int = setting(0, "training sentences, 0 for all")
     evaluation_sentences: int = setting(1000, "sentences held out to measure the MSE on")
@@ -55,7 +57,7 @@ class Recipe:
     labels: str = setting("", "directory of the teacher's labels; empty for OUTPUT/labels/FINGERPRINT")
     evaluate_every: int = setting(500, "optimizer steps between evaluations; the last step always evaluates")
     save_every: int = setting(500, "optimizer steps between checkpoints")
-    metric_for_best_model: str = setting("negative_mse", "which checkpoint to keep: negative_mse, sts_dev_spearman_cosine...")
+    metric_for_best_model: str = setting("negative_mse", "best checkpoint by: negative_mse, sts_dev_spearman_cosine...")
     seed: int = setting(42, "of shuffling and dropout")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     output: str = setting("runs", "directory that run directories are made in")
@@ -80,8 +82,9 @@ class Recipe:
 
         for key in ("batch_size", "gradient_accumulation", "epochs", "evaluate_every", "save_every"):
             require(getattr(self, key) >= 1, key, "at least 1")
-        for key in ("max_sentences", "max_length", "dimensions", "weight_decay", "max_grad_norm", "seed"):
+        for key in ("max_sentences", "max_length", "dimensions", "weight_decay", "max_grad_norm"):
             require(getattr(self, key) >= 0, key, "0 or more")
+        require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
         require(self.evaluation_sentences >= 1, "evaluation_sentences", "at least 1")
         require(self.learning_rate > 0, "learning_rate", "above 0")
         require(self.timeout > 0, "timeout", "above 0")
@@ -95,12 +98,15 @@ class Recipe:
         require(self.label_precision in ("fp16", "fp32"), "label_precision", "fp16 or fp32")
         require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
         require(bool(self.sentences), "sentences", "at least one file, glob or Hub dataset")
-        require(bool(re.fullmatch(r"[\w.-]*", self.name)) and self.name not in (".", ".."), "name", "one plain name")
+        require(bool(re.fullmatch(r"[\w.-]+", self.name)) and self.name not in (".", ".."), "name",
+                "letters, digits, '.', '_' and '-' only; give --name")  # fmt: skip
         metrics = ["negative_mse"]
         for name in self.sts:
-            if not re.fullmatch(r"[\w.-]+", name):
-                raise InputError(f"recipe: sts name {name!r} may hold letters, digits, '.', '_' and '-' only")
-            metrics += [metric_key(name, kind) for kind in ("spearman_cosine", "pearson_cosine")]
+            check_set_name(name, "recipe: sts")
+            keys = [metric_key(name, kind) for kind in ("spearman_cosine", "pearson_cosine")]
+            if keys[0] in metrics:
+                raise InputError(f"recipe: sts: two names that both give {keys[0]} in log.jsonl; rename {name!r}")
+            metrics += keys
         require(self.metric_for_best_model in metrics, "metric_for_best_model", f"one of {', '.join(metrics)}")
         if isinstance(self.layers, list):
             choose_layers(self.layers, max([*self.layers, 0]) + 1)  # the teacher's own number is checked at loading
@@ -109,6 +115,18 @@ class Recipe:
 def metric_key(sts_name: str, kind: str) -> str:
     """The key of an STS figure in log.jsonl: ("sts-dev", "spearman_cosine") gives "sts_dev_spearman_cosine"."""
     return f"{re.sub(r'[^0-9A-Za-z]', '_', sts_name)}_{kind}"
+
+
+def check_set_name(name: str, where: str) -> None:
+    """Refuse a name of an STS or retrieval set that can't be a key beside the other figures.
+
+    Raises:
+        InputError: says what is allowed, with `where`.
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise InputError(f"{where}: the name {name!r} may hold letters, digits, '.', '_' and '-' only")
+    if name in RESERVED:
+        raise InputError(f"{where}: the name {name!r} is taken by another figure; choose another")
 
 
 def teacher_overrides(recipe: Recipe) -> dict[str, Any]:
@@ -124,21 +142,21 @@ def read_recipe(path: str | Path) -> Recipe:
     """Read a recipe file.
 
     Raises:
-        InputError: no such file, not TOML, an unknown key, or a value of the wrong type.
+        InputError: no such file, not readable, not TOML, an unknown key, or a value of the wrong type.
     """
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such recipe") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a directory, not a recipe") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: can't be read as a recipe ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or a number of thousands of digits
         raise InputError(f"{path}: not TOML ({error})") from None
     values.pop("versions", None)
-    values.setdefault("name", Path(path).stem)
     recipe = Recipe()
     for key, value in values.items():
         set_field(recipe, key, value, str(path))
+    recipe.name = recipe.name or Path(path).stem
     return recipe
 
 
@@ -150,9 +168,9 @@ def set_field(recipe: Recipe, key: str, value: Any, where: str) -> None:
     """
     types = get_type_hints(Recipe)
     if key not in types:
-        close = [name for name in types if name.startswith(key[:4])]
+        close = difflib.get_close_matches(key, types, n=1)
         raise InputError(f"{where}: unknown key {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
-    if types[key] is float and type(value) is int:
+    if types[key] is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     fits = {
         str: lambda: isinstance(value, str),
@@ -165,8 +183,12 @@ def set_field(recipe: Recipe, key: str, value: Any, where: str) -> None:
         ),
     }[types[key]]
     if not fits():
-        wanted = getattr(types[key], "__name__", str(types[key]))
-        raise InputError(f"{where}: {key} = {value!r} must be of type {types[key] if wanted == 'list' else wanted}")
+        wanted = types[key].__name__ if isinstance(types[key], type) else types[key]
+        raise InputError(f"{where}: {key} = {value!r:.200} must be of type {wanted}")
+    try:
+        toml_value(value).encode()
+    except UnicodeEncodeError:  # a file name in another encoding, which recipe.toml could not hold
+        raise InputError(f"{where}: {key} = {ascii(value)} is not UTF-8; rename the file") from None
     setattr(recipe, key, value)
 
 
@@ -174,13 +196,16 @@ def recipe_text(recipe: Recipe) -> str:
     """The recipe as TOML, with the versions of the packages it ran with."""
     lines = ["# Every resolved setting of this run. Run it again with: python train.py THIS_FILE"]
     for key, value in dataclasses.asdict(recipe).items():
-        if isinstance(value, dict):
-            value = "{ " + ", ".join(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in value.items()) + " }"
-            lines.append(f"{key} = {value}")
-        else:
-            lines.append(f"{key} = {json.dumps(value)}")
-    lines += ["", "[versions]", *(f"{json.dumps(name)} = {json.dumps(version(name))}" for name in PACKAGES)]
+        lines.append(f"{key} = {toml_value(value)}")
+    lines += ["", "[versions]", *(f"{toml_value(name)} = {toml_value(version(name))}" for name in PACKAGES)]
     return "\n".join(lines) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML, whose strings, numbers and lists are JSON's but for DEL, which has to be escaped."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{toml_value(key)} = {toml_value(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
@@ -221,7 +246,7 @@ def recipe_from_arguments(arguments: argparse.Namespace, recipe_path: str) -> Re
         if value is None:
             continue
         if item.name == "sts":
-            value = named_sources(value)
+            value = named_sources(value, "--sts")
         if item.name == "layers" and re.fullmatch(r"[\d,\s-]+", value):
             value = layer_numbers(value)
         set_field(recipe, item.name, value, "--" + item.name.replace("_", "-"))
@@ -237,9 +262,19 @@ def layer_numbers(text: str) -> list[int]:
         raise InputError(f"--layers: {text!r} is not a list of numbers such as 0,2,5") from None
 
 
-def named_sources(values: list[str]) -> dict[str, str]:
-    """["sts-dev=PATH", ...] to {"sts-dev": "PATH", ...}."""
+def named_sources(values: list[str], flag: str) -> dict[str, str]:
+    """["sts-dev=PATH", ...], given with `flag`, to {"sts-dev": "PATH", ...}.
+
+    Raises:
+        InputError: not of that form, a name that can't be used, or one given twice.
+    """
+    sources: dict[str, str] = {}
     for value in values:
-        if "=" not in value:
-            raise InputError(f"--sts: {value!r} is not of the form NAME=PATH")
-    return dict(value.split("=", 1) for value in values)
+        name, _, source = value.partition("=")
+        if not source:
+            raise InputError(f"{flag}: {value!r} is not of the form NAME=SOURCE")
+        check_set_name(name, flag)
+        if name in sources:
+            raise InputError(f"{flag}: the name {name!r} is given twice")
+        sources[name] = source
+    return sources

@@ -61,6 +61,7 @@ class BatchRows:
         square = state["exp_avg_sq"][self.ids].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         state["step"][self.ids], state["exp_avg"][self.ids], state["exp_avg_sq"][self.ids] = steps, mean, square
 
-        correction1, correction2 = 1 - beta1 ** steps[:, None], 1 - beta2 ** steps[:, None]
+        exponents = steps.double()[:, None]  # in fp32 the first steps' 1 - 0.999 would be good to five digits only
+        correction1, correction2 = ((1 - beta**exponents).float() for beta in (beta1, beta2))
         update = (mean / correction1) / ((square / correction2).sqrt_().add_(eps))
         self.table[self.ids] = self.vectors.detach() * (1 - rate * decay) - rate * update

@@ -1,17 +1,22 @@
-"""The run directory: one run at a time, nothing of an earlier run lost, a log that survives, a stop that can be undone."""
+"""The run directory: one run at a time, nothing of an earlier run lost, a whole log, a stop that can be undone."""
 
 import contextlib
 import fcntl
 import json
+import math
 import os
+import shutil
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from distillation.checkpoint import read_weights
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
-from model.files import InputError, write_text
+from model.files import InputError, RunError, errors_about, write_text
 
 STOP_CHECK_EVERY = 10  # steps between asking the other ranks whether one was told to stop
 
@@ -23,6 +28,8 @@ class Run:
         directory: `output/name`.
         resume: whether to go on from the last checkpoint, if there is one.
         last, best: files of the checkpoint to go on from, and of the best weights.
+        in_steps: whether SIGTERM and Ctrl-C wait for the end of a step and its checkpoint; elsewhere they end the run
+            at once, since what is finished is on disk already.
     """
 
     def __init__(self, recipe: Recipe, ranks: Ranks, resume: bool) -> None:
@@ -31,14 +38,16 @@ class Run:
         self.best = self.directory / "checkpoints/best.safetensors"
         self._log = self.directory / "log.jsonl"
         self._ranks = ranks
+        self.in_steps = False
         self._stop_signal = 0
-        # torchrun starts all ranks again after one was lost; they go on where the run was.
-        self.resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        # torchrun starts all ranks again after one was lost; they go on where the run was. It counts on each host for
+        # itself, so one host may know of a restart that another does not.
+        self.resume = ranks.any(resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note_signal)
 
     def _note_signal(self, number: int, frame: Any) -> None:
-        if self._stop_signal:  # asked twice: stop at once, the last checkpoint is whole
+        if self._stop_signal or not self.in_steps:  # asked twice: stop at once, the last checkpoint is whole
             raise KeyboardInterrupt
         self._stop_signal = number
 
@@ -48,20 +57,23 @@ class Run:
 
         Raises:
             InputError: another process is running there.
+            RunError: the block was stopped by a signal.
         """
-        if not self._ranks.is_main:
-            yield
-            return
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
-        lock_path = self.directory.with_name(f".{self.directory.name}.lock")
-        with open(lock_path, "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{self.directory}: another run is at work there; give this one another --name") from None
+        try:
+            with self._alone() if self._ranks.is_main else contextlib.nullcontext():
+                yield
+        except KeyboardInterrupt:
+            self.end(f"stopped; what is finished is kept; go on with: {self.again}")
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        busy = f"{self.directory}: another run is at work there; give this one another --name"
+        with locked(self.directory.with_name(f".{self.directory.name}.lock"), busy):
             if not self.resume and (self.directory / "recipe.toml").exists():
                 self._move_aside()
             self.directory.mkdir(exist_ok=True)
+            for directory in (self.directory, self.directory / "checkpoints"):
+                remove_leftovers(directory)
             yield
 
     def _move_aside(self) -> None:
@@ -70,6 +82,47 @@ class Run:
             number += 1
         self.directory.rename(aside)
         print(f"{self.directory} was there already: moved to {aside} (--resume would have gone on with it)")
+
+    @property
+    def again(self) -> str:
+        """The command that goes on with this run."""
+        recipe = self.directory / "recipe.toml"
+        if not recipe.exists():
+            return "the same command"
+        launcher = "python" if self._ranks.world == 1 else "torchrun (options as before)"
+        return f"{launcher} {sys.argv[0]} {recipe} --resume"
+
+    def end(self, what: str) -> NoReturn:
+        """End a run before its time on all ranks; they must come here together.
+
+        Raises:
+            RunError: says `what` happened, on rank 0; the other ranks end without a word.
+        """
+        if not self._ranks.is_main:
+            sys.exit(1)
+        raise RunError(what)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint that we are to go on from: the same answer on every rank.
+
+        Raises:
+            InputError: some ranks see it, others don't.
+        """
+        found = self.resume and self.last.exists()
+        if self._ranks.any(found) and not self._ranks.all(found):
+            where = "does not see it" if not found else "sees it, another does not"
+            raise InputError(f"{self.last}: rank {self._ranks.rank} {where}; --output must be shared by all hosts")
+        return found
+
+    def best_is_whole(self) -> bool:
+        """Whether the best weights so far are there and undamaged, on every rank; says so where they are not."""
+        try:
+            read_weights(self.best)
+        except InputError as error:
+            if self._ranks.is_main:
+                print(f"{str(error).partition('; ')[0]}; the best is looked for from here on")
+            return self._ranks.all(False)
+        return self._ranks.all(True)
 
     def cut_log(self, step: int) -> None:
         """Drop log lines of steps after `step`, which will be taken again."""
@@ -82,9 +135,10 @@ class Run:
             write_text(self._log, "".join(kept))
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append one line to log.jsonl."""
+        """Append one line to log.jsonl; NaN and infinity, which JSON does not know, become null."""
         if self._ranks.is_main:
-            with open(self._log, "a", encoding="utf-8") as file:
+            line = {key: value if math.isfinite(value) else None for key, value in line.items()}
+            with errors_about(self._log, self._log), open(self._log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def stop_wanted(self, step: int) -> bool:
@@ -92,3 +146,40 @@ class Run:
         if self._ranks.world > 1:
             return step % STOP_CHECK_EVERY == 0 and self._ranks.any(self._stop_signal != 0)
         return self._stop_signal != 0
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock file for as long as the block lasts; the system lets go of it when the process ends, however it ends.
+
+    Args:
+        path: the lock file.
+        busy: what to say where another process holds it; None waits for it.
+
+    Raises:
+        InputError: `busy`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise InputError(str(busy)) from None
+        yield
+
+
+def remove_leftovers(directory: Path, older_than: float = 0.0) -> None:
+    """Remove the temporary files that killed processes left.
+
+    Args:
+        directory: where; unless the caller holds its lock, others may be at work in it.
+        older_than: seconds since a file was last written to, which keeps those of others safe.
+    """
+    for path in directory.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime < older_than:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()

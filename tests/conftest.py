@@ -31,7 +31,7 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_cls_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random teacher like mxbai-embed-large-v1 in small: cls pooling, not normalised, a query prompt, stored in fp16."""
+    """A random teacher like mxbai-embed-large-v1 in small: cls pooling, not normalised, a query prompt, in fp16."""
     return make_bert_dir(
         tmp_path_factory.mktemp("models") / "tiny-cls",
         layers=8,

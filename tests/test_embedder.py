@@ -105,7 +105,7 @@ def test_tokenizer_settings_are_followed(tmp_path: Path, changes: dict) -> None:
 
 
 def test_lower_casing_is_the_peers(tmp_path: Path) -> None:
-    """do_lower_case of sentence_bert_config.json, with a tokenizer that would keep case: [MASK] stays a special word."""
+    """do_lower_case of sentence_bert_config.json where the tokenizer would keep case: [MASK] stays a special word."""
     directory = make_bert_dir(tmp_path, layers=2)
     tokenizer = (directory / "tokenizer.json").read_text(encoding="utf-8")
     assert '"lowercase": true' in tokenizer

@@ -2,10 +2,12 @@
 
 import errno
 import json
+import multiprocessing
 import os
+import resource
 import signal
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,13 +30,19 @@ from model.files import (
     write_text,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 
+def in_child(action: Callable[[], None], errors: Path) -> int:
+    """Run an action in a forked process of its own; returns its exit status (-9 after SIGKILL), stderr in `errors`."""
 
-def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a process of its own, from the repository's root."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    def main() -> None:
+        sys.stderr = errors.open("w", encoding="utf-8")
+        action()
+
+    process = multiprocessing.get_context("fork").Process(target=main)
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None, "the child hangs"
+    return process.exitcode
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -72,9 +80,7 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path, error: BaseE
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_an_error_of_the_system_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+def test_an_error_of_the_system_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
 
@@ -104,90 +110,93 @@ def test_a_place_that_can_not_be_written_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 def test_a_read_only_place_is_named(tmp_path: Path) -> None:
-    code = """
-import os, sys
-os.seteuid(65534)
-from model.files import run_command, write_text
-run_command(lambda: write_text(sys.argv[1], "new"))
-"""
-    result = run(code, tmp_path / "a.txt")
-    assert result.returncode == 1
-    assert result.stderr.startswith(f"error: {tmp_path}") and "not writable" in result.stderr
-    assert result.stderr.count("\n") == 1
+    (tmp_path / "place").mkdir()
+
+    def write() -> None:
+        os.seteuid(65534)
+        files.run_command(lambda: write_text(tmp_path / "place" / "a.txt", "new"))
+
+    assert in_child(write, tmp_path / "errors") == 1
+    line = (tmp_path / "errors").read_text(encoding="utf-8")
+    assert line.startswith(f"error: {tmp_path}/place") and "not writable" in line and line.count("\n") == 1
+    assert contents(tmp_path / "place") == {}
 
 
-KILLED_WHILE_WRITING = """
-import os, signal, sys, time
-from pathlib import Path
-from model import files
-steps = iter(range(int(sys.argv[2])))
-def dying(function):
-    def call(*arguments, **keywords):
-        if next(steps, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **keywords)
-    return call
-# every call to the system that writing makes is one at which the machine may stop
-for name in ("fsync", "replace", "rename", "unlink"):
-    setattr(os, name, dying(getattr(os, name)))
-Path.touch, Path.mkdir, Path.write_text = (dying(f) for f in (Path.touch, Path.mkdir, Path.write_text))
-"""
+def killed_after(steps: int, action: Callable[[], None]) -> Callable[[], None]:
+    """The action, killed before its n-th call to the system: each is one at which the machine may stop."""
+    calls = iter(range(steps))
+
+    def dying(function: Callable) -> Callable:
+        def call(*arguments: object, **keywords: object) -> object:
+            if next(calls, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **keywords)
+
+        return call
+
+    def run() -> None:
+        for owner, names in ((os, "fsync replace rename unlink"), (Path, "touch mkdir write_text")):
+            for name in names.split():
+                setattr(owner, name, dying(getattr(owner, name)))
+        action()
+
+    return run
 
 
-@pytest.mark.parametrize("steps", range(8))
+@pytest.mark.parametrize("steps", range(9))
 def test_killed_while_writing_a_file(tmp_path: Path, steps: int) -> None:
     """SIGKILL before the n-th call to the system: the file is the old or the new one, whole."""
     path = tmp_path / "a.txt"
     write_text(path, "old" * 99)
-    result = run(KILLED_WHILE_WRITING + "files.write_text(sys.argv[1], 'new' * 99)", path, steps)
-    assert result.returncode in (-signal.SIGKILL, 0), result.stderr
-    assert path.read_text() in ("old" * 99, "new" * 99)
-    if result.returncode == 0:
-        assert path.read_text() == "new" * 99 and steps > 4
+    status = in_child(killed_after(steps, lambda: write_text(path, "new" * 99)), tmp_path / "errors")
+    assert status == (0 if steps > 6 else -signal.SIGKILL), (tmp_path / "errors").read_text()
+    assert path.read_text() == ("new" if steps > 4 else "old") * 99
 
 
-@pytest.mark.parametrize("steps", range(14))
+@pytest.mark.parametrize("steps", range(13))
 def test_killed_while_writing_a_directory(tmp_path: Path, steps: int) -> None:
     """The same for a directory, whose old form may be left beside it, whole, under its hidden name."""
-    path = tmp_path / "model"
+    path = tmp_path / "place" / "model"
     with atomic_directory(path) as temporary:
         (temporary / "a").write_text("old")
         (temporary / "only old").write_text("old")
-    write = """
-with files.atomic_directory(sys.argv[1]) as temporary:
-    (temporary / "a").write_text("new")
-    (temporary / "only new").write_text("new")
-"""
-    result = run(KILLED_WHILE_WRITING + write, path, steps)
-    assert result.returncode in (-signal.SIGKILL, 0), result.stderr
+
+    def write() -> None:
+        with atomic_directory(path) as temporary:
+            (temporary / "a").write_text("new")
+            (temporary / "only new").write_text("new")
+
+    status = in_child(killed_after(steps, write), tmp_path / "errors")
+    assert status in (-signal.SIGKILL, 0), (tmp_path / "errors").read_text()
     old, new = {"a": b"old", "only old": b"old"}, {"a": b"new", "only new": b"new"}
     if path.exists():
         assert contents(path) in (old, new)
     else:
-        [left] = tmp_path.glob(".model.*.old")
+        [left] = path.parent.glob(".model.*.old")
         assert contents(left) == old
-    if result.returncode == 0:
-        assert contents(tmp_path) == {f"model/{name}": value for name, value in new.items()}
+    if status == 0:
+        assert contents(path.parent) == {f"model/{name}": value for name, value in new.items()}
+        assert steps == 12
 
 
 def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
-    write_text(tmp_path / "a.txt", "old")
-    save_tensors(tmp_path / "a.safetensors", {"x": torch.ones(3)})
-    before = contents(tmp_path)
-    limit = """
-import resource, sys, torch
-from model.files import run_command, save_tensors, write_text
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-"""
-    for name, code in (
-        ("a.txt", "run_command(lambda: write_text(sys.argv[1], 'x' * 5000))"),
-        ("a.safetensors", "run_command(lambda: save_tensors(sys.argv[1], {'x': torch.ones(5000)}))"),
+    place = tmp_path / "place"
+    write_text(place / "a.txt", "old")
+    save_tensors(place / "a.safetensors", {"x": torch.ones(3)})
+    before = contents(place)
+    for path, action in (
+        (place / "a.txt", lambda: write_text(place / "a.txt", "x" * 5000)),
+        (place / "a.safetensors", lambda: save_tensors(place / "a.safetensors", {"x": torch.ones(5000)})),
     ):
-        result = run(limit + code, tmp_path / name)
-        assert result.returncode == 1, result.stderr
-        assert result.stderr.startswith(f"error: {tmp_path / name}: no space left to write")
-        assert result.stderr.count("\n") == 1
-        assert contents(tmp_path) == before
+
+        def write(action: Callable[[], None] = action) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+            files.run_command(action)
+
+        assert in_child(write, tmp_path / "errors") == 1
+        line = (tmp_path / "errors").read_text(encoding="utf-8")
+        assert line.startswith(f"error: {path}: no space left to write") and line.count("\n") == 1
+        assert contents(place) == before
 
 
 # -- directories -----------------------------------------------------------------------------------------------------
@@ -302,7 +311,7 @@ def test_tensors_and_state_come_back(tmp_path: Path) -> None:
 
 
 @given(data=st.data())
-def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_flipped_bits_and_cuts_are_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "flipped"
     save_tensors(path, TENSORS, {"step": 3})
     whole = path.read_bytes()

@@ -10,7 +10,10 @@ from huggingface_hub import ModelCard, ModelCardData
 from distillation.model_card import base_model_of, hub_name, markdown, model_card
 from distillation.run_files import RunFiles
 
-HOSTILE = "| a <img src=x onerror=alert(1)> [link](javascript:1) ![i](u) **bold** _it_ `code` ~~x~~ $m$ &amp; \\| \n# head\n---"
+HOSTILE = (
+    "| a <img src=x onerror=alert(1)> [link](javascript:1) ![i](u) **bold** _it_ `code` ~~x~~ $m$ &amp; \\| "
+    "\n# head\n---"
+)
 
 
 def correlations(value: float) -> dict[str, Any]:
@@ -232,7 +235,7 @@ def test_a_run_without_sts_sets_has_no_model_index(files: RunFiles) -> None:
 def test_a_sentence_stays_one_table_cell(files: RunFiles) -> None:
     line = next(line for line in model_card(files).splitlines() if line.startswith("| 2 | "))
     assert len(re.findall(r"(?<!\\)\|", line)) == 3
-    assert "<img" not in line
+    assert "<img" not in line and "\\$m\\$" in line
     long = next(line for line in model_card(files).splitlines() if line.startswith("| 3 | "))
     assert len(long) < 320 and long.endswith("… |")
 

@@ -21,9 +21,6 @@ from distillation import sentences as module
 from distillation.sentences import build_corpus, read_retrieval, read_sentences, read_sts
 from model.files import InputError
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not beside the checkout")
-
 STS_BENCHMARK = (
     "main-captions\tMSRvid\t2012test\t0001\t5.000\tA plane is taking off.\tAn air plane is taking off.\n"
     'main-news\tMSRpar\t2012test\t0002\t2.5\t"Yes", he said.\tIt costs 3" more.\textra\tsource\n'
@@ -100,17 +97,15 @@ def test_a_glob_reads_its_files_in_order_and_a_name_with_a_colon_is_a_file(tmp_p
     assert list(read_sentences(f"{tmp_path}/b[1].txt:text")) == ["b[1].txt"]
 
 
-@needs_shared
-def test_real_captions_and_sts_files() -> None:
-    captions = list(read_sentences(f"{SHARED}/captions/val.*.en.gz"))
+def test_real_captions_and_sts_files(shared_data: Path) -> None:
+    captions = list(read_sentences(f"{shared_data}/captions/val.*.en.gz"))
     assert len(captions) == 5 * 1014
-    assert len(list(read_sentences(f"{SHARED}/stsb/sts-dev.csv"))) == 2 * len(
-        read_sts("sts-dev", f"{SHARED}/stsb/sts-dev.csv").scores
+    assert len(list(read_sentences(f"{shared_data}/stsb/sts-dev.csv"))) == 2 * len(
+        read_sts("sts-dev", f"{shared_data}/stsb/sts-dev.csv").scores
     )
 
 
-def test_a_local_dataset_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_local_dataset_directory(tmp_path: Path) -> None:
     data = tmp_path / "pairs"
     data.mkdir()
     write(data / "train.jsonl", '{"anchor": "one", "other": "x"}\n{"anchor": "two", "other": "y"}\n')
@@ -429,10 +424,9 @@ def test_sts_from_the_hub_takes_the_test_split(monkeypatch: pytest.MonkeyPatch) 
     assert read_sts("stsb", "owner/stsb").scores.tolist() == [0.1, 0.2]
 
 
-@needs_shared
-def test_the_sts_benchmark_is_read_whole() -> None:
+def test_the_sts_benchmark_is_read_whole(shared_data: Path) -> None:
     for split, count in [("dev", 1500), ("test", 1379)]:
-        pairs = read_sts(split, f"{SHARED}/stsb/sts-{split}.csv")
+        pairs = read_sts(split, f"{shared_data}/stsb/sts-{split}.csv")
         assert len(pairs.scores) == len(pairs.sentences1) == len(pairs.sentences2) == count
         assert pairs.scores.min() >= 0 and pairs.scores.max() == 5
 
@@ -566,7 +560,7 @@ contents = st.one_of(
         st.integers(0, 255),
     ),
 )
-fuzz = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+fuzz = settings(suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture])
 
 
 def check_only_input_errors(read: Callable[[], object]) -> None:

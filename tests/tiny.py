@@ -1,4 +1,4 @@
-"""Small models and texts for tests, made with plain transformers, tokenizers and JSON: none of it is written by our code.
+"""Small models and texts for tests, made with plain transformers, tokenizers and JSON, none of it by our code.
 
 Shapes and settings follow real teachers in small: random weights, but every tensor differs from its default, so that a
 swapped, dropped or transposed one changes the embeddings.
@@ -17,17 +17,28 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel
 
-NOUNS = """man woman child dog cat bird horse car train boat city river mountain house school teacher doctor artist king
-ship garden market kitchen table window door book letter song game team player ball field road bridge forest storm
-winter summer morning night country army company""".split()
-VERBS = """sees finds follows likes paints builds opens closes carries watches helps leaves visits crosses buys sells
-reads writes sings plays throws catches draws cooks eats drinks feeds rides drives washes""".split()
-ADJECTIVES = """small big old young red green blue white black quiet loud fast slow happy sad rich poor cold warm dark
-bright heavy light long short strong empty full""".split()
-ADVERBS = "slowly quickly often never today yesterday again alone together quietly".split()
-PLACES = "near under over behind inside outside across before after with".split()
-OTHERS = "the a an and or but of to in on at is are was were it he she they not very ; , . ! ? ' - ( )".split()
-ENDINGS = "##s ##ed ##ing ##ly ##er ##est ##ness".split()
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+NOUNS = words(
+    """man woman child dog cat bird horse car train boat city river mountain house school teacher doctor artist king
+    ship garden market kitchen table window door book letter song game team player ball field road bridge forest storm
+    winter summer morning night country army company"""
+)
+VERBS = words(
+    """sees finds follows likes paints builds opens closes carries watches helps leaves visits crosses buys sells
+    reads writes sings plays throws catches draws cooks eats drinks feeds rides drives washes"""
+)
+ADJECTIVES = words(
+    """small big old young red green blue white black quiet loud fast slow happy sad rich poor cold warm dark
+    bright heavy light long short strong empty full"""
+)
+ADVERBS = words("slowly quickly often never today yesterday again alone together quietly")
+PLACES = words("near under over behind inside outside across before after with")
+OTHERS = words("the a an and or but of to in on at is are was were it he she they not very ; , . ! ? ' - ( )")
+ENDINGS = words("##s ##ed ##ing ##ly ##er ##est ##ness")
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHARACTERS = string.ascii_lowercase + string.digits
@@ -62,12 +73,12 @@ def english_sentences(n: int, seed: int = 0) -> list[str]:
     pick = random.Random(seed).choice
 
     def clause() -> str:
-        words = ["the", pick(ADJECTIVES), pick(NOUNS), pick(VERBS), pick(["the", "a"]), pick(NOUNS)]
+        parts = ["the", pick(ADJECTIVES), pick(NOUNS), pick(VERBS), pick(["the", "a"]), pick(NOUNS)]
         if pick((True, False)):
-            words += [pick(PLACES), "the", pick(ADJECTIVES), pick(NOUNS)]
+            parts += [pick(PLACES), "the", pick(ADJECTIVES), pick(NOUNS)]
         if pick((True, False)):
-            words.append(pick(ADVERBS))
-        return " ".join(words)
+            parts.append(pick(ADVERBS))
+        return " ".join(parts)
 
     found: dict[str, None] = {}
     while len(found) < n:

@@ -1,0 +1,149 @@
+"""Checkpoints: a run that is taken up again goes on bit for bit; damage and other settings are refused."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from distillation.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
+from distillation.rows import BatchRows
+from model.files import InputError
+
+
+class Small(nn.Module):
+    """A table trained by rows and a matrix trained by the optimizer, as in a student."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.table = nn.Parameter(torch.randn(9, 4), requires_grad=False)
+        self.dense = nn.Linear(4, 3)
+
+
+def optimizer_for(model: Small, fused: bool = True) -> torch.optim.AdamW:
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, fused=fused)
+
+
+def train(model: Small, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for number in steps:
+        words = np.random.default_rng(number).integers(9, size=5)
+        rows = BatchRows(model.table, [words])
+        model.dense(rows.of([words])).square().sum().backward()
+        optimizer.step()
+        rows.step(optimizer)
+        optimizer.zero_grad()
+
+
+def no_scaler() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", enabled=False)
+
+
+def save(path: Path, model: Small, optimizer: torch.optim.Optimizer, **changes: Any) -> None:
+    values = {"progress": Progress(step=3), "scaler": no_scaler(), "recipe": "settings"} | changes
+    save_checkpoint(path, model, optimizer, values["progress"], values["scaler"], values["recipe"])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_goes_on_bit_for_bit(tmp_path: Path, fused: bool) -> None:
+    model = Small(0)
+    optimizer = optimizer_for(model, fused)
+    train(model, optimizer, range(3))
+    save(tmp_path / "last.safetensors", model, optimizer)
+    train(model, optimizer, range(3, 8))
+
+    again = Small(1)
+    its_optimizer = optimizer_for(again, fused)
+    progress = load_checkpoint(tmp_path / "last.safetensors", again, its_optimizer, no_scaler(), "settings")
+    assert progress == Progress(step=3)
+    train(again, its_optimizer, range(3, 8))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    for mine, theirs in ((model.table, again.table), (model.dense.weight, again.dense.weight)):
+        for key, value in optimizer.state[mine].items():
+            assert torch.equal(value, its_optimizer.state[theirs][key]), key
+
+
+def test_a_loaded_checkpoint_does_not_change_with_its_file(tmp_path: Path) -> None:
+    model, path = Small(0), tmp_path / "last.safetensors"
+    optimizer = optimizer_for(model)
+    train(model, optimizer, range(2))
+    save(path, model, optimizer)
+    load_checkpoint(path, model, optimizer, no_scaler(), "settings")
+    before = [value.clone() for state in optimizer.state.values() for value in state.values()]
+    path.write_bytes(bytes(path.stat().st_size))
+    after = [value for state in optimizer.state.values() for value in state.values()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_progress_and_scaler_come_back(tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=512.0, growth_interval=7)
+    scaler.scale(torch.ones(()))
+    progress = Progress(step=9, best_step=4, best_metric=-0.25, skipped=3, skipped_in_a_row=2)
+    save(tmp_path / "a", Small(0), optimizer_for(Small(0)), progress=progress, scaler=scaler)
+    fresh = torch.amp.GradScaler("cpu")
+    model = Small(1)
+    assert load_checkpoint(tmp_path / "a", model, optimizer_for(model), fresh, "settings") == progress
+    assert fresh.state_dict() == scaler.state_dict()
+    save(tmp_path / "b", Small(0), optimizer_for(Small(0)), progress=Progress())
+    found = load_checkpoint(tmp_path / "b", model, optimizer_for(model), no_scaler(), "settings")
+    assert found.best_metric == -math.inf and found.best_step == -1
+
+
+def test_progress_counts_skipped_steps() -> None:
+    progress = Progress()
+    for finite in (True, False, False, True, False):
+        progress.count_step(finite)
+    assert (progress.step, progress.skipped, progress.skipped_in_a_row) == (5, 3, 1)
+
+
+def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
+    path, model = tmp_path / "last.safetensors", Small(0)
+    optimizer = optimizer_for(model)
+    save(path, model, optimizer)
+    with pytest.raises(InputError, match=f"{path}: is of a run with other settings"):
+        load_checkpoint(path, model, optimizer, no_scaler(), "other settings")
+    save_file({"model.table": torch.zeros(9, 4)}, path)  # someone else's file
+    with pytest.raises(InputError, match="other settings"):
+        load_checkpoint(path, model, optimizer, no_scaler(), "settings")
+
+
+def test_weights_alone(tmp_path: Path) -> None:
+    model, other = Small(0), Small(1)
+    save_weights(tmp_path / "best.safetensors", model)
+    load_weights(tmp_path / "best.safetensors", other)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+    with safe_open(tmp_path / "best.safetensors", "pt") as file:
+        assert set(file.keys()) == {"table", "dense.weight", "dense.bias"}
+    with pytest.raises(InputError, match="no such file"):
+        load_weights(tmp_path / "missing.safetensors", other)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path, model = tmp_path_factory.mktemp("checkpoint") / "whole.safetensors", Small(0)
+    optimizer = optimizer_for(model)
+    train(model, optimizer, range(2))
+    save(path, model, optimizer)
+    return path.read_bytes()
+
+
+@given(place=st.integers(0, 10**6), value=st.integers(1, 255), cut=st.booleans())
+def test_a_damaged_byte_or_a_lost_end_is_found(
+    whole: bytes, tmp_path_factory: pytest.TempPathFactory, place: int, value: int, cut: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.safetensors"
+    place %= len(whole)
+    path.write_bytes(whole[:place] if cut else whole[:place] + bytes([whole[place] ^ value]) + whole[place + 1 :])
+    model = Small(1)
+    untouched = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match="damaged.safetensors"):
+        load_checkpoint(path, model, optimizer_for(model), no_scaler(), "settings")
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in model.state_dict().items())

@@ -1,0 +1,348 @@
+"""Teacher labels: what the teacher says, kept whatever happens midway, used again only where they belong."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from tiny import english_sentences
+
+from distillation import labels as module
+from distillation.labels import (
+    EVALUATION,
+    LabelledSentences,
+    Labels,
+    fingerprint_parts,
+    label_corpus,
+    read_shards,
+    shard_name,
+    whole_shard_lengths,
+    write_shard,
+)
+from distillation.ranks import Ranks
+from distillation.sentences import Corpus, build_corpus
+from model import Embedder
+from model.files import InputError, RunError, load_tensors
+from model.pooling import Pooling
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+TEXT = english_sentences(90)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHARD", 16)
+    monkeypatch.setattr(module, "WINDOW", 2)
+
+
+@pytest.fixture
+def teacher(tiny_model_dir: Path) -> Embedder:
+    return Embedder.load(tiny_model_dir, device="cpu", precision="fp32")
+
+
+def make_corpus(directory: Path, text: list[str]) -> Corpus:
+    directory.mkdir()
+    (directory / "text.txt").write_text("\n".join(text))
+    return build_corpus(directory / "corpus", [str(directory / "text.txt")], None, 10, seed=0)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """80 sentences to train on, which are five shards, and 10 held out."""
+    return make_corpus(tmp_path_factory.mktemp("corpus") / "all", TEXT)
+
+
+def label(teacher: Embedder, corpus: Corpus, directory: Path, storage: str = "fp32") -> Labels:
+    return label_corpus(teacher, corpus, directory, directory.parent, storage, ALONE)
+
+
+def shard_contents(directory: Path) -> dict[str, dict[str, list[float]]]:
+    return {
+        path.name: {name: tensor.tolist() for name, tensor in load_tensors(path)[0].items()}
+        for path in directory.glob("*.safetensors")
+    }
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> Callable[[], int]:
+    """Count the shards that are computed; the one of number `fail_at` fails as if the machine had run out of memory."""
+    real, calls = module.label_sentences, [0]
+
+    def counted(*args: object) -> LabelledSentences:
+        if calls[0] == fail_at:
+            raise MemoryError
+        calls[0] += 1
+        return real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "label_sentences", counted)
+    return lambda: calls[0]
+
+
+# -- what is stored --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("storage", "tolerance"), [("fp32", 1e-6), ("fp16", 2**-11)])
+@pytest.mark.parametrize("fixture", ["tiny_model_dir", "tiny_cls_dir"])
+def test_labels_are_the_teachers_embeddings(
+    request: pytest.FixtureRequest, tmp_path: Path, corpus: Corpus, fixture: str, storage: str, tolerance: float
+) -> None:
+    teacher = Embedder.load(request.getfixturevalue(fixture), device="cpu", precision="fp32")
+    found = label(teacher, corpus, tmp_path / "labels", storage)
+    everything = [(found.evaluation(), corpus.evaluation())]
+    for number in range(found.shards):
+        shard = read_shards([found.directory / shard_name(number)])
+        everything.append((shard, corpus.sentences(16 * number, 16 * (number + 1))))
+    assert found.shards == 5 and found.rows == 80 and found.dimensions == teacher.dimensions
+    for shard, sentences in everything:
+        expected = torch.as_tensor(teacher.encode(sentences))
+        assert shard.labels.dtype == (torch.float16 if storage == "fp16" else torch.float32)
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(shard.labels.float(), expected, atol=tolerance * scale, rtol=0)
+        for ours, theirs in zip(shard.tokens, teacher.tokenize(sentences), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_token_statistics(tmp_path: Path, teacher: Embedder, corpus: Corpus) -> None:
+    found = label(teacher, corpus, tmp_path / "labels")
+    lengths = [len(tokens) for tokens in teacher.tokenize(corpus.sentences(0, 80))]
+    assert found.tokens == {"min": min(lengths), "mean": pytest.approx(np.mean(lengths)), "max": max(lengths)}
+    assert label(teacher, corpus, tmp_path / "labels").tokens == found.tokens  # from what is on disk
+
+
+def test_without_a_directory_it_has_the_fingerprints_name(tmp_path: Path, teacher: Embedder, corpus: Corpus) -> None:
+    names = set()
+    for storage in ("fp32", "fp16", "fp32"):
+        names.add(label_corpus(teacher, corpus, None, tmp_path / "labels", storage, ALONE).directory)
+    assert {path.parent for path in names} == {tmp_path / "labels"} and len(names) == 2
+
+
+# -- used again, or not ----------------------------------------------------------------------------------------------
+
+
+def test_finished_labels_are_used_again(
+    tmp_path: Path, teacher: Embedder, corpus: Corpus, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label(teacher, corpus, tmp_path / "labels")
+    computed = count_calls(monkeypatch)
+    copied = shutil.copytree(tiny_model_dir, tmp_path / "the same model elsewhere")
+    label(Embedder.load(copied, device="cpu", precision="fp32"), corpus, tmp_path / "labels")
+    assert computed() == 0
+
+
+def change_a_weight(teacher: Embedder) -> None:
+    with torch.no_grad():
+        teacher.bert.encoder.layer[0].output.dense.weight[0, 0] += 1e-4
+
+
+CHANGES: dict[str, tuple[str, Callable[[Embedder], object]]] = {
+    "weights": ("teacher", change_a_weight),
+    "dense": ("teacher", lambda teacher: setattr(teacher, "dense", torch.nn.Linear(32, 32, bias=False))),
+    "pooling": ("pooling", lambda teacher: setattr(teacher.settings, "pooling", Pooling.CLS)),
+    "normalize": ("pooling", lambda teacher: setattr(teacher.settings, "normalize", False)),
+    "max_length": ("max_length", lambda teacher: teacher.set_max_length(20)),
+    "lowercase": ("max_length", lambda teacher: setattr(teacher.settings, "lowercase", True)),
+    "precision": ("precision", lambda teacher: teacher.use_precision("bf16")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_labels_of_another_teacher_are_refused(tmp_path: Path, teacher: Embedder, corpus: Corpus, change: str) -> None:
+    directory = tmp_path / "labels"
+    label(teacher, corpus, directory)
+    before = shard_contents(directory)
+    part, apply = CHANGES[change]
+    apply(teacher)
+    with pytest.raises(InputError, match=f"{directory}: these labels are of another {part}; give another --labels"):
+        label(teacher, corpus, directory)
+    assert shard_contents(directory) == before
+
+
+def test_labels_of_other_sentences_or_storage_are_refused(tmp_path: Path, teacher: Embedder, corpus: Corpus) -> None:
+    directory = tmp_path / "labels"
+    label(teacher, corpus, directory)
+    other = make_corpus(tmp_path / "other", [*TEXT[:-1], "One other sentence."])
+    with pytest.raises(InputError, match="of another sentences;"):
+        label(teacher, other, directory)
+    with pytest.raises(InputError, match="of another sentences and precision;"):
+        label(teacher, other, directory, "fp16")
+
+
+def test_a_fingerprint_does_not_depend_on_what_makes_no_difference(
+    teacher: Embedder, corpus: Corpus, tiny_model_dir: Path
+) -> None:
+    teacher.settings.origin = "elsewhere"
+    again = Embedder.load(tiny_model_dir, device="cpu", precision="fp32")
+    assert fingerprint_parts(teacher, corpus, "fp16") == fingerprint_parts(again, corpus, "fp16")
+
+
+# -- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def test_a_crash_keeps_the_finished_shards(
+    tmp_path: Path, teacher: Embedder, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tmp_path / "whole"
+    label(teacher, corpus, whole)
+    with monkeypatch.context() as patch:
+        count_calls(patch, fail_at=3)
+        with pytest.raises(MemoryError):
+            label(teacher, corpus, tmp_path / "crashed")
+    finished = shard_contents(tmp_path / "crashed")
+    assert set(finished) == {shard_name(EVALUATION), shard_name(0), shard_name(1)}
+    computed = count_calls(monkeypatch)
+    label(teacher, corpus, tmp_path / "crashed")
+    assert computed() == 3
+    assert shard_contents(tmp_path / "crashed") == shard_contents(whole)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other file"])
+def test_a_damaged_shard_is_labelled_anew(
+    tmp_path: Path, teacher: Embedder, corpus: Corpus, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], damage: str,
+) -> None:  # fmt: skip
+    directory = tmp_path / "labels"
+    label(teacher, corpus, directory)
+    before = shard_contents(directory)
+    path = directory / shard_name(3)
+    content = path.read_bytes()
+    flipped = content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+    path.write_bytes({"flip": flipped, "cut": content[:-1]}.get(damage, b""))
+    if damage == "other file":
+        save_file({"weight": torch.zeros(3)}, path)
+    computed = count_calls(monkeypatch)
+    label(teacher, corpus, directory)
+    assert computed() == 1 and shard_contents(directory) == before
+    assert "labelling it anew" in capsys.readouterr().out
+
+
+def test_embeddings_that_are_no_numbers_stop_with_the_sentence(
+    tmp_path: Path, teacher: Embedder, corpus: Corpus
+) -> None:
+    real = teacher.encode_tokens
+
+    def broken(tokens: list[np.ndarray]) -> object:
+        for rows, embeddings in real(tokens):
+            yield rows, torch.where(torch.from_numpy(rows == 2)[:, None], torch.nan, embeddings)
+
+    teacher.encode_tokens = broken  # type: ignore[method-assign, assignment]
+    with pytest.raises(RunError) as caught:
+        label(teacher, corpus, tmp_path / "labels")
+    assert corpus.evaluation()[2][:60] in str(caught.value) and "not finite" in str(caught.value)
+    assert not shard_contents(tmp_path / "labels")
+
+
+def test_labels_beyond_fp16_stop_the_run(tmp_path: Path) -> None:
+    shard = LabelledSentences([np.array([1, 2], dtype=np.int32)], torch.tensor([[1.0, 70_000.0]]))
+    with pytest.raises(RunError, match="65504; run with --label-precision fp32"):
+        write_shard(tmp_path / "a.safetensors", shard, "fp16")
+    write_shard(tmp_path / "b.safetensors", shard, "fp32")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.safetensors"]
+
+
+def test_a_damaged_manifest(tmp_path: Path, teacher: Embedder, corpus: Corpus) -> None:
+    label(teacher, corpus, tmp_path / "labels")
+    (tmp_path / "labels" / "labels.json").write_text("{")
+    with pytest.raises(InputError, match="labels.json: not JSON"):
+        label(teacher, corpus, tmp_path / "labels")
+    for other in ("[]", "{}", '{"parts": {"teacher": 1}}'):
+        (tmp_path / "labels" / "labels.json").write_text(other)
+        with pytest.raises(InputError, match="labels: these labels are of another teacher and "):
+            label(teacher, corpus, tmp_path / "labels")
+
+
+@pytest.fixture(scope="module")
+def one_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shards") / "one.safetensors"
+    write_numbered(path, 0, 5)
+    return path
+
+
+@given(edits=st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=6)), max_size=4), cut=st.integers(0, 10**6))
+def test_any_bytes_are_the_shard_or_are_labelled_anew(
+    one_shard: Path, edits: list[tuple[int, bytes]], cut: int
+) -> None:
+    content = one_shard.read_bytes()
+    for place, written in edits:
+        place %= len(content)
+        content = content[:place] + written + content[place + len(written) :]
+    content = content[: max(len(content) // 2, len(content) - cut % 200)]
+    path = one_shard.with_name("fuzzed.safetensors")
+    path.write_bytes(content)
+    lengths = whole_shard_lengths(path)
+    if lengths is not None:
+        assert lengths.tolist() == read_shards([one_shard]).lengths.tolist()
+        assert torch.equal(read_shards([path]).labels, read_shards([one_shard]).labels)
+
+
+# -- epochs ----------------------------------------------------------------------------------------------------------
+
+
+def write_numbered(path: Path, start: int, stop: int) -> None:
+    """A shard whose labels are the sentences' numbers."""
+    lengths = np.random.default_rng(start).integers(1, 30, size=stop - start)
+    tokens = [np.full(length, start + place, dtype=np.int32) for place, length in enumerate(lengths)]
+    write_shard(path, LabelledSentences(tokens, torch.arange(start, stop)[:, None].float()), "fp32")
+
+
+def numbered_labels(directory: Path, rows: int) -> Labels:
+    """Labels as they would be for `rows` sentences in shards of 16."""
+    directory.mkdir(exist_ok=True)
+    for number, start in enumerate(range(0, rows, 16)):
+        if not (directory / shard_name(number)).exists():
+            write_numbered(directory / shard_name(number), start, min(start + 16, rows))
+    return Labels(directory, rows, 1, {}, "")
+
+
+def steps_of(labels: Labels, batch_size: int, epoch: int, seed: int = 0, skip: int = 0) -> list[list[int]]:
+    found = []
+    for window, places in labels.epoch(batch_size, seed, epoch, skip):
+        numbers = window.labels[torch.from_numpy(places)].flatten().int().tolist()
+        assert [int(window.tokens[place][0]) for place in places] == numbers  # tokens and labels go together
+        found.append(numbers)
+    return found
+
+
+@given(rows=st.integers(1, 100), batch_size=st.integers(1, 40), epoch=st.integers(0, 3), data=st.data())
+def test_an_epoch_has_every_sentence_once_and_can_be_taken_up_anywhere(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, batch_size: int, epoch: int, data: st.DataObject
+) -> None:
+    labels = numbered_labels(tmp_path_factory.getbasetemp() / f"numbered-{rows}", rows)
+    steps = steps_of(labels, batch_size, epoch)
+    assert sorted(number for batch in steps for number in batch) == list(range(rows))
+    assert len(steps) == labels.steps_per_epoch(batch_size)
+    skip = data.draw(st.integers(0, len(steps)))
+    assert steps_of(labels, batch_size, epoch, skip=skip) == steps[skip:]
+
+
+@pytest.mark.parametrize("rows", [96, 90])  # all shards full, and a shorter last one
+def test_epochs_and_seeds_differ(tmp_path: Path, rows: int) -> None:
+    labels = numbered_labels(tmp_path / "labels", rows)
+    first = steps_of(labels, 8, epoch=0)
+    assert steps_of(labels, 8, epoch=0) == first
+    for others in (steps_of(labels, 8, epoch=1), steps_of(labels, 8, epoch=0, seed=1)):
+        assert len(others) == len(first)
+        batches = {tuple(sorted(batch)) for batch in first} & {tuple(sorted(batch)) for batch in others}
+        assert len(batches) < 3
+    firsts = [{number // 16 for batch in steps_of(labels, 8, epoch)[:4] for number in batch} for epoch in range(4)]
+    assert any(first != firsts[0] for first in firsts)  # which shards meet changes too
+
+
+def test_one_window_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = numbered_labels(tmp_path / "labels", 90)
+    sizes = []
+    real = module.read_shards
+    monkeypatch.setattr(module, "read_shards", lambda paths: sizes.append(len(paths)) or real(paths))
+    next(labels.epoch(8, 0, 0))
+    assert sizes == [2]
+    assert len(steps_of(labels, 8, epoch=0, skip=4)) == 8 and sizes == [2, 2, 2]  # the skipped window is not read
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    labels = numbered_labels(tmp_path / "labels", 40)
+    (labels.directory / shard_name(1)).unlink()
+    with pytest.raises(InputError, match="00001.safetensors: no such file"):
+        steps_of(labels, 8, epoch=0)
