@@ -38,7 +38,7 @@ def embed(embedder: Embedder, tokens: Sequence[np.ndarray], ranks: Ranks = ALONE
     """Embed tokenised sentences, shared among the ranks: (n, d) fp32 on the embedder's device, on every rank."""
     result = torch.zeros(len(tokens), embedder.dimensions, device=embedder.device)
     mine = np.arange(ranks.rank, len(tokens), ranks.world)
-    for rows, embeddings in embedder.encode_tokens([tokens[place] for place in mine]):
+    for rows, embeddings in embedder.encode_tokens([tokens[place] for place in mine.tolist()]):
         result[torch.from_numpy(mine[rows]).to(result.device)] = embeddings
     return ranks.sum(result)
 
@@ -167,8 +167,9 @@ def evaluate_retrieval(student: Embedder, teacher: Embedder | None, data: Retrie
     """Retrieval by the student, by the teacher, and asymmetric: the student's queries over the teacher's documents."""
 
     def embed_texts(embedder: Embedder, texts: Sequence[str], prompt_names: Sequence[str]) -> torch.Tensor:
-        name = next((name for name in prompt_names if name in embedder.settings.prompts), None)
-        return embed(embedder, embedder.tokenize(texts, embedder.prompt_text(name)))
+        prompts = embedder.settings.prompts
+        before = next((prompts[name] for name in prompt_names if name in prompts), "")
+        return embed(embedder, embedder.tokenize(texts, before))
 
     def both(embedder: Embedder) -> tuple[torch.Tensor, torch.Tensor]:
         queries = embed_texts(embedder, data.queries, QUERY_PROMPTS)
@@ -259,10 +260,11 @@ def table(figures: dict[str, Any]) -> str:
     lines = []
     if sets:
         columns = f" {'teacher':>8} {'kept':>7}   difference" if "teacher" in figures else ""
-        lines.append(f"{'STS set':<{width}} {'pairs':>6} {'student Spearman':>27}{columns}")
+        lines.append(f"{'STS set':<{width}} {'pairs':>6} {'student Spearman':>29}{columns}")
     for name, student in sets.items():
         low, high = student["spearman_interval"]
-        line = f"{name:<{width}} {student['pairs']:>6} {student['spearman_cosine']:>10.4f} [{low:.4f}, {high:.4f}]"
+        line = f"{name:<{width}} {student['pairs']:>6} {student['spearman_cosine']:>10.4f}"
+        line += f" {f'[{low:.4f}, {high:.4f}]':>18}"
         if "teacher" in figures:
             difference = figures["difference"][name]
             line += f" {figures['teacher'][name]['spearman_cosine']:>8.4f} {figures['retention'][name]:>7.1%}"
@@ -270,7 +272,7 @@ def table(figures: dict[str, Any]) -> str:
         lines.append(line)
     if len(sets) > 1:
         mean = {name: f"{values['spearman_cosine']:.4f}" for name, values in figures["mean"].items()}
-        lines.append(f"{'mean':<{width}} {'':>6} {mean['student']:>10} {'':>16} {mean.get('teacher', ''):>8}".rstrip())
+        lines.append(f"{'mean':<{width}} {'':>6} {mean['student']:>10} {'':>18} {mean.get('teacher', ''):>8}".rstrip())
     for name, systems in figures.get("retrieval", {}).items():
         lines += ["", f"{name:<{width}} " + " ".join(f"{key:>10}" for key in systems["student"])]
         for who, row in systems.items():

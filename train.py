@@ -31,8 +31,9 @@ from tqdm.auto import tqdm
 from distillation.batches import rank_share
 from distillation.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
 from distillation.labels import LabelledSentences, Labels, label_corpus
+from distillation.layer_search import search_layers
 from distillation.losses import LOSSES
-from distillation.projection import SAMPLE as PROJECTION_SAMPLE, project_teacher
+from distillation.projection import project_teacher
 from distillation.ranks import Ranks
 from distillation.recipe import (
     OneLineParser,
@@ -276,7 +277,11 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
     recipe.precision = resolve_precision(recipe.precision, ranks.device)
     sts = [read_sts(name, source) for name, source in recipe.sts.items()]
     teacher = Embedder.load(recipe.teacher, ranks.device, recipe.precision, **teacher_overrides(recipe))
-    recipe.layers = choose_layers(recipe.layers, teacher.bert.config.num_hidden_layers)
+    recipe.layers = choose_layers(
+        recipe.layers,
+        teacher.bert.config.num_hidden_layers,
+        search=lambda count: search_layers(teacher, sample_of(build_or_wait(recipe, ranks)), count),
+    )
     for note in teacher.settings.notes:
         say(ranks, f"note: {note}")
     if recipe.batch_size < ranks.world * recipe.gradient_accumulation:
@@ -285,7 +290,7 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
 
     corpus = build_or_wait(recipe, ranks)
     if recipe.dimensions:
-        project_teacher(teacher, corpus.evaluation() + corpus.sentences(0, min(PROJECTION_SAMPLE, len(corpus))), recipe.dimensions)
+        project_teacher(teacher, sample_of(corpus), recipe.dimensions)
     labels_directory = Path(recipe.labels) if recipe.labels else None
     labels = label_corpus(
         teacher, corpus, labels_directory, Path(recipe.output) / "labels", recipe.label_precision, ranks
@@ -298,8 +303,8 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
         write_text(run.directory / "recipe.toml", recipe_text(recipe))
         write_json(run.directory / "held_out.json", corpus.evaluation())
         statistics = {"size": len(corpus), "evaluation_size": corpus.evaluation_size, "tokens": labels.tokens}
-        samples = corpus.sentences(0, min(3, len(corpus)))
-        write_json(run.directory / "data.json", statistics | {"samples": samples, "sources": corpus.counts})
+        samples = {"samples": sample_of(corpus, 3), "sources": corpus.counts}
+        write_json(run.directory / "data.json", statistics | samples)
 
     progress = train(student, labels, sts, recipe, ranks, run)
     if ranks.is_main:
@@ -350,6 +355,11 @@ def build_or_wait(recipe: Recipe, ranks: Ranks) -> Corpus:
             build_corpus(directory, recipe.sentences, *limits)
     ranks.wait_for_main("corpus")
     return build_corpus(directory, recipe.sentences, *limits)
+
+
+def sample_of(corpus: Corpus, size: int = 16_384) -> list[str]:
+    """Training sentences at random: the corpus is shuffled, so its first ones."""
+    return corpus.sentences(0, min(size, len(corpus)))
 
 
 def count(embedder: Embedder) -> str:

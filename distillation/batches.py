@@ -7,7 +7,6 @@ randomness: which sentences meet in a pool is random, and so is the order of the
 neighbours in length within their pool.
 """
 
-from collections.abc import Iterator
 
 import numpy as np
 

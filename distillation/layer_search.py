@@ -10,7 +10,7 @@ from torch import nn
 
 from model import Embedder
 
-SAMPLE = 512  # sentences that choices are compared on
+SAMPLE = 256  # sentences that choices are compared on
 EXHAUSTIVE = 500  # with more choices than this, layers are removed one by one instead
 
 
@@ -22,7 +22,7 @@ def search_layers(teacher: Embedder, sentences: Sequence[str], count: int) -> li
 
     Args:
         teacher: in evaluation mode; left as it was.
-        sentences: text like what the student will see; the first 512 are used.
+        sentences: text like what the student will see; the first 256 are used.
         count: layers to keep.
 
     Returns:

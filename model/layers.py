@@ -1,21 +1,26 @@
 """Which teacher layers a student keeps.
 
 Example, 8 of 24: `even` gives 0 3 7 10 13 16 20 23 (both ends stay), `every_third` gives 0 3 6 9 12 15 18 21,
-`first` gives 0..7, `last` gives 16..23, and `ends` gives 0 1 2 3 20 21 22 23.
+`first` gives 0..7, `last` gives 16..23, and `ends` gives 0 1 2 3 20 21 22 23. `auto` tries them out on text.
 """
+
+from collections.abc import Callable
 
 from model.files import InputError
 
 EVERY = {"every_second": 2, "every_third": 3, "every_fourth": 4}
-STRATEGIES = ("even", "first", "last", "ends", *EVERY)
+STRATEGIES = ("auto", "even", "first", "last", "ends", *EVERY)
 
 
-def choose_layers(layers: str | list[int], total: int) -> list[int]:
+def choose_layers(
+    layers: str | list[int], total: int, search: Callable[[int], list[int]] | None = None
+) -> list[int]:
     """Teacher layers to keep, ascending, counted from 0.
 
     Args:
         layers: a list of layer numbers, or `STRATEGY:COUNT` such as `even:8`; `every_third` and its like need no count.
         total: layers the teacher has.
+        search: finds the given number of layers for `auto`, which needs the teacher itself and text.
 
     Raises:
         InputError: a layer outside the teacher, one named twice or out of order, or an unknown strategy.
@@ -24,7 +29,7 @@ def choose_layers(layers: str | list[int], total: int) -> list[int]:
     https://arxiv.org/abs/1910.01108); Sajjad et al., 2023 (https://arxiv.org/abs/2004.03844) compare the others.
     """
     if isinstance(layers, str):
-        return _by_strategy(layers, total)
+        return _by_strategy(layers, total, search)
     if not layers:
         raise InputError("layers: the list is empty; name at least one teacher layer, such as 0,2,5")
     if not all(type(layer) is int for layer in layers):
@@ -37,7 +42,7 @@ def choose_layers(layers: str | list[int], total: int) -> list[int]:
     return list(layers)
 
 
-def _by_strategy(text: str, total: int) -> list[int]:
+def _by_strategy(text: str, total: int, search: Callable[[int], list[int]] | None) -> list[int]:
     name, _, number = text.partition(":")
     if name not in STRATEGIES:
         raise InputError(f"layers: {text!r} is neither a list of numbers nor one of {', '.join(STRATEGIES)}")
@@ -48,6 +53,10 @@ def _by_strategy(text: str, total: int) -> list[int]:
     if not number.isdecimal() or not 1 <= int(number) <= total:
         raise InputError(f"layers: {text!r} needs a count from 1 to {total}, such as {name}:{max(1, total // 3)}")
     count = int(number)
+    if name == "auto":
+        if search is None:
+            raise InputError("layers: auto needs a teacher and text to try layers on")
+        return search(count)
     if name == "first":
         return list(range(count))
     if name == "last":

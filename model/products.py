@@ -4,7 +4,6 @@ Training uses `model.bert.plain_product`. Shapes: N tokens, I inputs, O outputs.
 """
 
 import torch
-import torch.nn.functional as F
 
 from model.bert import MakeProduct, Product, plain_product
 from model.files import InputError

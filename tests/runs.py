@@ -1,29 +1,34 @@
-"""Runs of train.py in processes of their own: by the command line, by torchrun, or forked from a process that has
-imported it already, which spares the seconds that importing torch takes."""
+"""Runs of train.py in processes of their own: by the command line, by torchrun, or forked.
+
+A forked run comes from a server process that has imported torch and train already: the same code in a process of its
+own, without the seconds that importing takes.
+"""
 
 import json
 import multiprocessing
 import os
-import signal
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tiny import english_sentences
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = str(ROOT / "train.py")
 LIMIT = 120  # seconds; what takes longer hangs
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+ENVIRONMENT["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
 forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["train", "runs"])
+forks.set_forkserver_preload(["train", "runs", "hooks"])
 
 
 @dataclass
@@ -36,17 +41,99 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The one line on stderr that says what was wrong; nothing else may be there but progress bars."""
-        lines = [line for line in self.err.replace("\r", "\n").splitlines() if line.strip() and "|" not in line]
+        """The one line on stderr that says what was wrong; beside it there may be progress bars, but nothing else."""
+        lines = [line for line in re.split("[\r\n]+", self.err) if line.strip() and "%|" not in line]
         assert len(lines) == 1 and lines[0].startswith("error: "), self.err
         return lines[0]
+
+
+@dataclass
+class RunDirectory:
+    """What a run left."""
+
+    path: Path
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.path / "log.jsonl").read_text().splitlines()]
+
+    def logged(self, key: str) -> dict[int, float]:
+        """A figure of the log by step."""
+        steps = [line["step"] for line in self.log if key in line]
+        assert len(steps) == len(set(steps)), f"{key} is there twice for a step: {steps}"
+        return {line["step"]: line[key] for line in self.log if key in line}
+
+    @cached_property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return load_file(self.path / "model" / "model.safetensors")
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.path / name).read_text())
+
+    def leftovers(self) -> list[Path]:
+        """Temporary files that should not be there."""
+        return [path for path in self.path.rglob("*") if path.name.endswith((".tmp", ".old"))]
+
+
+def write_recipe(directory: Path, teacher: Path, sentences: int = 240, **changes: Any) -> Path:
+    """A recipe for a run of a few seconds, with its text beside it; returns its path.
+
+    Args:
+        directory: where to; runs go to `directory`/runs.
+        teacher: model directory.
+        sentences: of text; 40 of them are held out.
+        changes: other recipe fields.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    text, sts = directory / "text.txt", directory / "sts.tsv"
+    text.write_text("\n".join(english_sentences(sentences)), encoding="utf-8")
+    pairs = zip(english_sentences(20, seed=5), english_sentences(20, seed=6), strict=True)
+    rows = [f"{first}\t{second}\t{number % 6}" for number, (first, second) in enumerate(pairs)]
+    sts.write_text("\n".join(["sentence1\tsentence2\tscore", *rows]), encoding="utf-8")
+    fields = {
+        "teacher": str(teacher), "layers": [0, 2, 5], "sentences": [str(text)], "sts": {"sts-dev": str(sts)},
+        "evaluation_sentences": 40, "batch_size": 20, "learning_rate": 1e-3, "precision": "fp32", "device": "cpu",
+        "evaluate_every": 10, "save_every": 10, "output": str(directory / "runs"),
+    } | changes  # fmt: skip
+    path = directory / "tiny.toml"
+    tables = {key: value for key, value in fields.items() if isinstance(value, dict)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items() if key not in tables]
+    for key, table in tables.items():
+        lines += [f"[{key}]", *(f"{json.dumps(name)} = {json.dumps(value)}" for name, value in table.items())]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def same_weights(one: RunDirectory, other: RunDirectory) -> bool:
+    """Whether two students are equal bit for bit."""
+    return one.weights.keys() == other.weights.keys() and all(
+        torch.equal(tensor, other.weights[name]) for name, tensor in one.weights.items()
+    )
+
+
+# -- from the command line -------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str | Path, cwd: Path | None = None) -> Outcome:
+    """`python ARGUMENTS` as a user types it."""
+    process = launch([sys.executable, *map(str, arguments)], cwd)
+    out, err = process.communicate(timeout=LIMIT)
+    return Outcome(process.returncode, out, err)
+
+
+def launch(arguments: Sequence[str], cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    """Start a process without waiting for it."""
+    return subprocess.Popen(
+        arguments, cwd=cwd, env=os.environ | ENVIRONMENT | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
 
 
 # -- forked ----------------------------------------------------------------------------------------------------------
 
 
-def child(arguments: Sequence[str], files: tuple[str, str], environment: dict[str, str], before: Any) -> None:
-    """What the forked process does."""
+def child(arguments: Sequence[str], files: Sequence[Path], environment: dict[str, str], before: Any) -> None:
+    """What a forked process does."""
     for descriptor, path in zip((1, 2), files, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.environ.update(environment)
@@ -60,40 +147,46 @@ def child(arguments: Sequence[str], files: tuple[str, str], environment: dict[st
     run_command(train.main)
 
 
-class Started:
-    """A run that was forked and is at work."""
+class Forked:
+    """A run in a forked process.
+
+    Args:
+        arguments: of train.py's command line, the recipe first; its output goes to files beside the recipe.
+        before: called in the process before train.main; a function that can be pickled.
+        environment: variables to set.
+    """
+
+    count = 0
 
     def __init__(
-        self,
-        directory: Path,
-        arguments: Sequence[str],
-        environment: dict[str, str] | None = None,
-        before: Callable[[], object] | None = None,
+        self, *arguments: str | Path, before: Callable[[], object] | None = None, environment: dict[str, str] | None = None
     ) -> None:
-        number = len(list(directory.glob("*.out")))
-        self.files = directory / f"{number}.out", directory / f"{number}.err"
-        self.files[0].touch()
-        os.environ |= ENVIRONMENT  # the server's, when the first fork starts it
-        parts = (list(arguments), tuple(map(str, self.files)), environment or {}, before)
-        self.process = forks.Process(target=child, args=parts)
+        Forked.count += 1
+        folder = Path(arguments[0]).parent
+        self.files = [folder / f"process-{Forked.count}.{kind}" for kind in ("out", "err")]
+        os.environ |= ENVIRONMENT  # the server's, which the first fork starts
+        self.process = forks.Process(target=child, args=([*map(str, arguments)], self.files, environment or {}, before))
         self.process.start()
 
     def outcome(self) -> Outcome:
         """Wait for the end."""
         self.process.join(LIMIT)
-        if self.process.exitcode is None:
+        hangs = self.process.exitcode is None
+        if hangs:
             self.process.kill()
-            raise AssertionError(f"hangs: {self.files[1].read_text()}")
         out, err = (path.read_text() for path in self.files)
+        assert not hangs, f"hangs: {out} {err}"
         return Outcome(self.process.exitcode, out, err)
 
 
-def train(directory: Path, *arguments: str, before: Callable[[], object] | None = None) -> Outcome:
-    """Run train.py to its end in a forked process.
+def train(*arguments: str | Path, before: Callable[[], object] | None = None) -> Outcome:
+    """Run train.py to its end in a forked process."""
+    return Forked(*arguments, before=before).outcome()
 
-    Args:
-        directory: where its output is kept.
-        arguments: of the command line.
-        before: called in that process before train.main; a function that can be pickled.
-    """
-    return Started(directory, arguments, before=before).outcome()
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait for a condition that another process brings about."""
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)

@@ -1,0 +1,170 @@
+"""A model as ONNX, for ONNX Runtime and what builds on it: model.onnx in fp32, model_int8.onnx a quarter of its size.
+
+    python -m distillation.export runs/minilm-3/model
+
+Inputs: input_ids, attention_mask and token_type_ids, (batch, sequence) int64. Outputs: token_embeddings (batch, sequence,
+hidden) and sentence_embedding (batch, dimensions), which pooling, dense layer and normalisation have gone into. Both
+files are run and compared with our own embeddings before they take their names. Needs the extra [onnx].
+"""
+
+import argparse
+import importlib.util
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertModel
+
+from distillation.recipe import OneLineParser
+from model import Embedder
+from model.files import InputError, RunError, atomic_path, run_command
+from model.pooling import Pooling
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+FP32_TOLERANCE = 1e-4  # largest difference of a number, embeddings being near 1 in length
+INT8_COSINE = 0.99  # smallest cosine similarity to the fp32 embedding
+SAMPLES = [
+    "",
+    "A cat.",
+    "Two dogs run along the beach.",
+    "The committee postponed its decision until the figures for the third quarter had been checked.",
+    "How do I install a package without administrator rights?",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich.",
+    "A man in a blue shirt is standing on a ladder, cleaning a window, while two children watch from below. " * 4,
+    "It was the best of times, it was the worst of times. " * 100,  # beyond the maximum length
+]
+
+
+class PaddedEmbedder(nn.Module):
+    """The same weights with transformers' own padded forward, which an exporter can follow: ours packs its batches by
+    their lengths, and a graph can't depend on those."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+        embedder.bert.set_attn_implementation("eager")  # the plainest graph
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T) each, to token embeddings (B, T, D) and sentence embeddings (B, dimensions)."""
+        hidden_BTD = BertModel.forward(self.embedder.bert, input_ids, attention_mask, token_type_ids).last_hidden_state
+        if self.embedder.settings.pooling is Pooling.CLS:
+            return hidden_BTD, self.embedder.finish(hidden_BTD[:, 0])
+        mask_BT1 = attention_mask[:, :, None].to(hidden_BTD.dtype)
+        pooled_BD = (hidden_BTD * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1).clamp(min=1e-9)
+        return hidden_BTD, self.embedder.finish(pooled_BD)
+
+
+def padded(embedder: Embedder, sentences: list[str]) -> dict[str, np.ndarray]:
+    """Sentences as the graph's inputs."""
+    tokenized = embedder.tokenize(sentences)
+    shape = len(tokenized), max(map(len, tokenized))
+    inputs = {name: np.zeros(shape, np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    for row, tokens in enumerate(tokenized):
+        inputs["input_ids"][row, : len(tokens)] = tokens
+        inputs["attention_mask"][row, : len(tokens)] = 1
+    return inputs
+
+
+def write_fp32(embedder: Embedder, path: Path) -> float:
+    """Write the graph in fp32.
+
+    Returns:
+        The largest difference between its sentence embeddings and ours.
+
+    Raises:
+        RunError: it is above FP32_TOLERANCE; nothing is written then.
+    """
+    inputs = padded(embedder, SAMPLES[1:3])
+    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence", max=embedder.settings.max_length)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's, about itself
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            PaddedEmbedder(embedder).eval(),
+            tuple(torch.from_numpy(value) for value in inputs.values()),
+            input_names=list(inputs),
+            output_names=["token_embeddings", "sentence_embedding"],
+            dynamic_shapes=({0: batch, 1: sequence},) * len(inputs),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    with atomic_path(path) as temporary:
+        program.save(temporary, external_data=False)
+        difference = float(np.abs(run_onnx(temporary, embedder) - embedder.encode(SAMPLES, prompt="")).max())
+        if not difference <= FP32_TOLERANCE:
+            raise RunError(f"{path}: not written, its embeddings differ from the model's by up to {difference:.1e}")
+    return difference
+
+
+def write_int8(embedder: Embedder, fp32_path: Path, path: Path) -> float:
+    """Write the graph with weights in int8 and activations that are quantised as they come.
+
+    Returns:
+        The smallest cosine similarity between its sentence embeddings and ours.
+
+    Raises:
+        RunError: it is below INT8_COSINE; nothing is written then.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with atomic_path(path) as temporary:
+        quantize_dynamic(
+            fp32_path,
+            temporary,
+            op_types_to_quantize=["MatMul", "Gather"],  # products with weights, and the embedding tables
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+        ours = torch.as_tensor(embedder.encode(SAMPLES, prompt=""))
+        cosine = float(F.cosine_similarity(torch.from_numpy(run_onnx(temporary, embedder)), ours).min())
+        if not cosine >= INT8_COSINE:
+            raise RunError(f"{path}: not written, in int8 an embedding has a cosine similarity of only {cosine:.4f}")
+    return cosine
+
+
+def run_onnx(path: Path, embedder: Embedder) -> np.ndarray:
+    """Sentence embeddings of SAMPLES by ONNX Runtime, one batch for all: (n, dimensions)."""
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(["sentence_embedding"], padded(embedder, SAMPLES))[0]
+
+
+def export(model: str, output: Path | None = None) -> None:
+    """Write both files, and print what they are.
+
+    Raises:
+        InputError: a package or the model is missing.
+        RunError: a file would not embed as the model does.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"export needs {' and '.join(missing)}: pip install 'shortstack-embeddings[onnx]'")
+    if output is None and not Path(model).is_dir():
+        raise InputError(f"{model}: is no directory here; say with --output where to write its ONNX files")
+    embedder = Embedder.load(model, "cpu", "fp32")
+    directory = output or Path(model) / "onnx"
+    fp32, int8 = directory / "model.onnx", directory / "model_int8.onnx"
+    difference = write_fp32(embedder, fp32)
+    print(f"{fp32}: {fp32.stat().st_size / 1e6:.1f} MB, embeddings equal to {difference:.0e}")
+    cosine = write_int8(embedder, fp32, int8)
+    print(f"{int8}: {int8.stat().st_size / 1e6:.1f} MB, cosine similarity of at least {cosine:.4f}")
+
+
+def main() -> None:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL", help="directory or Hub name")
+    parser.add_argument("--output", type=Path, help="directory to write to (default: MODEL/onnx)")
+    arguments = parser.parse_args()
+    export(arguments.model, arguments.output)
+
+
+if __name__ == "__main__":
+    run_command(main)

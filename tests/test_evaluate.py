@@ -1,0 +1,495 @@
+"""Evaluation: the figures of scipy and sentence-transformers, honest intervals, a command that knows its run."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.evaluation import (
+    EmbeddingSimilarityEvaluator,
+    InformationRetrievalEvaluator,
+    MSEEvaluator,
+)
+from tiny import english_sentences, make_bert_dir
+
+import evaluate as module
+from distillation.labels import label_sentences
+from distillation.recipe import Recipe, recipe_text
+from distillation.sentences import RetrievalSet, StsPairs
+from evaluate import (
+    RESAMPLES,
+    bootstrap_spearman,
+    correlations,
+    distance_to_teacher,
+    evaluate,
+    evaluate_quickly,
+    evaluate_retrieval,
+    interval,
+    retrieval_figures,
+    sts_similarities,
+    table,
+)
+from model import Embedder
+from model.files import read_json, run_command
+
+SENTENCES = english_sentences(80)
+
+
+def load(path: Path) -> Embedder:
+    return Embedder.load(path, device="cpu", precision="fp32")
+
+
+def peer(path: Path) -> SentenceTransformer:
+    return SentenceTransformer(str(path), device="cpu", model_kwargs={"dtype": torch.float32})
+
+
+def make_pairs(name: str = "sts-dev", count: int = 60, seed: int = 0) -> StsPairs:
+    """Pairs among SENTENCES, some of which occur in several, with scores that know nothing of any model."""
+    generator = np.random.default_rng(seed)
+    first, second = generator.integers(len(SENTENCES), size=(2, count))
+    return StsPairs(
+        name, [SENTENCES[i] for i in first], [SENTENCES[i] for i in second], generator.integers(0, 6, count) / 1.0
+    )
+
+
+def pair_of_models(path: Path) -> tuple[Embedder, Embedder]:
+    teacher = load(path)
+    return teacher.keep_layers([0, 5]).use_precision("fp32"), teacher
+
+
+@pytest.fixture(scope="module")
+def prompted_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that puts a text of its own before queries, documents, and whatever else is embedded."""
+    prompts = {"query": "who sees: ", "document": "the answer is ", "sts": "again "}
+    directory = tmp_path_factory.mktemp("prompted") / "model"
+    return make_bert_dir(directory, layers=2, prompts=prompts, default_prompt="sts", normalize=False)
+
+
+# -- STS -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model_dir", "tiny_cls_dir", "prompted_dir"])
+def test_correlations_are_scipys_and_sentence_transformers(request: pytest.FixtureRequest, fixture: str) -> None:
+    path, pairs = request.getfixturevalue(fixture), make_pairs()
+    similarities = sts_similarities(load(path), pairs)
+    found = correlations(similarities, pairs.scores)
+    assert found["spearman_cosine"] == stats.spearmanr(similarities, pairs.scores)[0]
+    assert found["pearson_cosine"] == stats.pearsonr(similarities, pairs.scores)[0]
+    theirs = EmbeddingSimilarityEvaluator(
+        pairs.sentences1, pairs.sentences2, pairs.scores.tolist(), main_similarity="cosine"
+    )(peer(path))
+    for key, value in found.items():
+        assert value == pytest.approx(theirs[key], abs=1e-6), key
+
+
+def test_similarities_are_each_pairs_own(tiny_cls_dir: Path) -> None:
+    embedder, pairs = load(tiny_cls_dir), make_pairs()
+    pairs.sentences1[3] = pairs.sentences2[3] = "the same\0"
+    expected = np.diag(embedder.similarity(embedder.encode(pairs.sentences1), embedder.encode(pairs.sentences2)))
+    np.testing.assert_allclose(sts_similarities(embedder, pairs), expected, atol=1e-6)
+
+
+def test_a_text_in_many_pairs_is_embedded_once(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = load(tiny_model_dir)
+    seen: list[str] = []
+    real = embedder.tokenize
+    monkeypatch.setattr(embedder, "tokenize", lambda texts, prompt="": seen.extend(texts) or real(texts, prompt))
+    sts_similarities(embedder, StsPairs("a", ["x", "x", "y"], ["y", "z", "x"], np.arange(3.0)))
+    assert sorted(seen) == ["x", "y", "z"]
+
+
+def related(count: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(0, 11, size=count) / 2
+    return scores + noise * generator.normal(size=count), scores
+
+
+def test_bootstrap_is_the_spearman_of_resampled_pairs() -> None:
+    similarities, scores = related(30, noise=2)
+    found = bootstrap_spearman([similarities, -similarities], scores, seed=3)
+    assert found.shape == (2, RESAMPLES)
+    generator = np.random.default_rng(3)
+    for number in range(20):
+        sample = generator.integers(30, size=30)
+        expected = stats.spearmanr(similarities[sample], scores[sample]).statistic
+        np.testing.assert_allclose(found[:, number], [expected, -expected], atol=1e-12)
+    np.testing.assert_array_equal(found, bootstrap_spearman([similarities, -similarities], scores, seed=3))
+    assert (found != bootstrap_spearman([similarities, -similarities], scores, seed=4)).any()
+
+
+def test_intervals_hold_the_estimate_and_narrow_with_more_pairs() -> None:
+    widths = []
+    for count in (50, 200, 800, 3200):
+        similarities, scores = related(count, noise=2)
+        low, high = interval(bootstrap_spearman([similarities], scores)[0])
+        assert low < correlations(similarities, scores)["spearman_cosine"] < high
+        widths.append(high - low)
+    ratios = np.array(widths[:-1]) / widths[1:]
+    assert (ratios > 1.5).all() and (ratios < 2.7).all()  # as 1 / sqrt(n): 2
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = correlations(*related(200_000, noise=2))["spearman_cosine"]
+    hits = 0
+    monkeypatch.setattr(module, "RESAMPLES", 200)
+    for seed in range(60):
+        similarities, scores = related(60, noise=2, seed=seed + 1)
+        low, high = interval(bootstrap_spearman([similarities], scores)[0])
+        hits += low < truth < high
+    assert 50 <= hits < 60  # 57 expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_set_of_two_pairs_has_an_interval_too() -> None:
+    found = bootstrap_spearman([np.array([0.1, 0.2])], np.array([1.0, 2.0]))
+    assert interval(found[0]) == pytest.approx([1, 1])  # half of the resamples hold one pair twice and are left out
+
+
+# -- distance to the teacher -----------------------------------------------------------------------------------------
+
+
+def test_distance_by_hand() -> None:
+    teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    found = distance_to_teacher(teacher / 2, teacher)
+    assert found["negative_mse"] == pytest.approx(-100 * 0.125)
+    assert found["relative_error"] == pytest.approx(0.25)
+    assert found["mean_cosine"] == pytest.approx(1) and found["p5_cosine"] == pytest.approx(1)
+    mean = distance_to_teacher(teacher.mean(dim=0).expand(4, 2), teacher)
+    assert mean["relative_error"] == pytest.approx(1)
+    cosines = torch.linspace(-1, 1, 101)
+    around = torch.stack([cosines, (1 - cosines.square()).sqrt()], dim=1)
+    found = distance_to_teacher(around, torch.tensor([1.0, 0.0]).expand(101, 2))
+    assert found["mean_cosine"] == pytest.approx(0, abs=1e-6) and found["p5_cosine"] == pytest.approx(-0.9)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model_dir", "tiny_cls_dir", "prompted_dir"])
+def test_negative_mse_is_sentence_transformers(request: pytest.FixtureRequest, tmp_path: Path, fixture: str) -> None:
+    path = request.getfixturevalue(fixture)
+    teacher = load(path)
+    student = teacher.keep_layers([0, 1])
+    student.save(tmp_path / "student")
+    figures, _ = evaluate(load(tmp_path / "student"), teacher, [], SENTENCES)
+    theirs = MSEEvaluator(SENTENCES, SENTENCES, teacher_model=peer(path), write_csv=False)(peer(tmp_path / "student"))
+    assert figures["student"]["negative_mse"] == pytest.approx(theirs["negative_mse"], rel=1e-4)
+
+
+def test_what_training_watches_equals_what_is_reported_in_the_end(tiny_model_dir: Path) -> None:
+    student, teacher = pair_of_models(tiny_model_dir)
+    sets = [make_pairs(), make_pairs("other", seed=1)]
+    quick = evaluate_quickly(student, label_sentences(teacher, SENTENCES), sets)
+    whole, _ = evaluate(student, teacher, sets, SENTENCES)
+    for pairs in sets:
+        for key, value in quick[pairs.name].items():
+            assert value == pytest.approx(whole["student"][pairs.name][key], abs=1e-6)
+    assert quick["negative_mse"] == pytest.approx(whole["student"]["negative_mse"], rel=1e-4)
+    assert quick["relative_error"] == pytest.approx(whole["sanity"]["relative_error"], rel=1e-4)
+
+
+# -- retrieval -------------------------------------------------------------------------------------------------------
+
+
+def at_angles(*degrees: float) -> torch.Tensor:
+    angles = torch.deg2rad(torch.tensor(degrees))
+    return 3 * torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def test_retrieval_by_hand() -> None:
+    documents = at_angles(*range(0, 150, 10))  # from the query at 0 degrees: document 0, then 1, 2, ...
+    found = retrieval_figures(at_angles(0), documents, [{2, 4, 12}])
+    assert found["mrr@10"] == pytest.approx(1 / 3)
+    gains, ideal = 1 / np.log2([4, 6]), 1 / np.log2([2, 3, 4])
+    assert found["ndcg@10"] == pytest.approx(gains.sum() / ideal.sum())
+    assert found["recall@1"] == 0 and found["recall@10"] == pytest.approx(2 / 3)
+    both = retrieval_figures(at_angles(0, 140), documents, [{2, 4, 12}, {14}])
+    assert both["mrr@10"] == pytest.approx((1 / 3 + 1) / 2) and both["recall@1"] == pytest.approx(0.5)
+    assert retrieval_figures(at_angles(0), documents, [{11}])["mrr@10"] == 0
+
+
+def test_fewer_documents_than_ten() -> None:
+    found = retrieval_figures(at_angles(0), at_angles(0, 10), [{0, 1}])
+    assert found == {"mrr@10": 1, "ndcg@10": 1, "recall@1": 0.5, "recall@10": 1}
+
+
+def test_blocks_of_queries_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, documents = torch.randn(23, 8, generator=generator), torch.randn(40, 8, generator=generator)
+    relevant = [{number, number + 5} for number in range(23)]
+    whole = retrieval_figures(queries, documents, relevant)
+    monkeypatch.setattr(module, "SIMILARITIES", 100)
+    assert retrieval_figures(queries, documents, relevant) == pytest.approx(whole)
+
+
+def make_retrieval(queries: int = 20) -> RetrievalSet:
+    relevant = [{number, (7 * number) % 50, 49 - number} for number in range(queries)]
+    return RetrievalSet("captions", SENTENCES[-queries:], SENTENCES[:50], relevant)
+
+
+@pytest.mark.parametrize("fixture", ["tiny_model_dir", "tiny_cls_dir", "prompted_dir"])
+def test_retrieval_is_sentence_transformers(request: pytest.FixtureRequest, fixture: str) -> None:
+    path, data = request.getfixturevalue(fixture), make_retrieval()
+    found = evaluate_retrieval(load(path), None, data)["student"]
+    theirs = InformationRetrievalEvaluator(
+        queries={str(number): text for number, text in enumerate(data.queries)},
+        corpus={str(number): text for number, text in enumerate(data.documents)},
+        relevant_docs={str(number): {str(place) for place in wanted} for number, wanted in enumerate(data.relevant)},
+        write_csv=False,
+    )(peer(path))
+    for key, value in found.items():
+        assert value == pytest.approx(theirs[f"cosine_{key}"], abs=1e-9), key
+
+
+def test_documents_take_a_passage_prompt_and_no_default_one(prompted_dir: Path) -> None:
+    embedder, data = load(prompted_dir), make_retrieval()
+    for prompts, query, document in (
+        ({"query": "q ", "passage": "p ", "corpus": "c "}, "q ", "p "),
+        ({"corpus": "c ", "sts": "again "}, "", "c "),
+        ({"sts": "again "}, "", ""),
+    ):
+        embedder.settings.prompts = prompts
+        vectors = (embedder.encode(data.queries, prompt=query), embedder.encode(data.documents, prompt=document))
+        expected = retrieval_figures(*map(torch.as_tensor, vectors), data.relevant)
+        assert evaluate_retrieval(embedder, None, data)["student"] == expected
+
+
+def test_asymmetric_is_the_students_queries_in_the_teachers_documents(tiny_model_dir: Path) -> None:
+    student, teacher = pair_of_models(tiny_model_dir)
+    data = make_retrieval()
+    found = evaluate_retrieval(student, teacher, data)
+    queries, documents = torch.as_tensor(student.encode(data.queries)), torch.as_tensor(teacher.encode(data.documents))
+    assert found["asymmetric"] == retrieval_figures(queries, documents, data.relevant)
+    assert found["teacher"] == evaluate_retrieval(teacher, None, data)["student"]
+    assert len({values["ndcg@10"] for values in found.values()}) == 3
+
+
+def test_models_of_other_dimensions_have_no_common_space(tiny_model_dir: Path, tiny_cls_dir: Path) -> None:
+    student, teacher = load(tiny_model_dir), load(tiny_cls_dir)
+    figures, _ = evaluate(student, teacher, [make_pairs()], SENTENCES, [make_retrieval()])
+    assert set(figures["retrieval"]["captions"]) == {"student", "teacher"}
+    assert "negative_mse" not in figures["student"] and "sanity" not in figures
+    assert figures["retention"]["sts-dev"]
+    table(figures)
+
+
+# -- everything about a model ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def everything(tiny_model_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    student, teacher = pair_of_models(tiny_model_dir)
+    return evaluate(student, teacher, [make_pairs(), make_pairs("b", 40, 1)], SENTENCES, [make_retrieval()])
+
+
+def test_figures_have_the_promised_keys(everything: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    figures, pairs = everything
+    names = {"student", "teacher", "retention", "difference", "models", "mean", "sanity", "retrieval"}
+    assert set(figures) == names
+    assert set(figures["student"]) == {"sts-dev", "b", "negative_mse"} and set(figures["teacher"]) == {"sts-dev", "b"}
+    for name in ("sts-dev", "b"):
+        student, teacher = (figures[who][name] for who in ("student", "teacher"))
+        assert set(student) == {"pearson_cosine", "spearman_cosine", "spearman_interval", "pairs"}
+        kept, whole = student["spearman_cosine"], teacher["spearman_cosine"]
+        assert figures["retention"][name] == kept / whole
+        difference = figures["difference"][name]
+        assert difference["spearman"] == kept - whole
+        low, high = difference["interval"]
+        assert low < kept - whole < high and difference["clear"] == (low > 0 or high < 0)
+        assert student["spearman_interval"][0] < kept < student["spearman_interval"][1]
+    for who in ("student", "teacher"):
+        spearmans = [figures[who][name]["spearman_cosine"] for name in ("sts-dev", "b")]
+        assert figures["mean"][who]["spearman_cosine"] == pytest.approx(np.mean(spearmans))
+    assert figures["models"]["student"]["layers"] == 2 and figures["models"]["teacher"]["layers"] == 6
+    assert figures["models"]["student"]["parameters"] < figures["models"]["teacher"]["parameters"]
+    assert set(pairs["b"]) == {"sentences1", "sentences2", "human", "student", "teacher"}
+    assert {len(column) for column in pairs["b"].values()} == {40}
+    json.dumps([figures, pairs], allow_nan=False)
+
+
+def test_a_student_that_is_the_teacher_loses_nothing(tiny_model_dir: Path) -> None:
+    teacher = load(tiny_model_dir)
+    figures, _ = evaluate(teacher, teacher, [make_pairs()], SENTENCES, [make_retrieval()])
+    assert figures["retention"]["sts-dev"] == 1 and figures["difference"]["sts-dev"]["clear"] is False
+    assert figures["student"]["negative_mse"] == 0 and figures["sanity"]["p5_cosine"] == pytest.approx(1)
+    assert figures["retrieval"]["captions"]["asymmetric"] == figures["retrieval"]["captions"]["teacher"]
+
+
+def test_a_clear_difference_is_called_clear(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, scores = related(300, noise=1)
+    bad = np.random.default_rng(9).normal(size=300)
+    models = {2: bad, 6: good}
+    monkeypatch.setattr(
+        module, "sts_similarities", lambda embedder, pairs: models[embedder.bert.config.num_hidden_layers]
+    )
+    pairs = StsPairs("a", ["x"] * 300, ["y"] * 300, scores)
+    figures, _ = evaluate(*pair_of_models(tiny_model_dir), [pairs])
+    assert figures["difference"]["a"]["clear"] is True and figures["difference"]["a"]["interval"][1] < 0
+    assert ", clear" in table(figures)
+
+
+def test_a_teacher_without_any_correlation_has_no_share_to_keep(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "sts_similarities", lambda *_: np.array([0.1, 0.2, 0.2, 0.1]))
+    pairs = StsPairs("a", ["x"] * 4, ["y"] * 4, np.array([1.0, 1.0, 2.0, 2.0]))
+    figures, _ = evaluate(*pair_of_models(tiny_model_dir), [pairs])
+    assert np.isnan(figures["retention"]["a"]) and "nan" in table(figures)
+
+
+def test_the_table_is_even(everything: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    figures, _ = everything
+    lines = table(figures).splitlines()
+    assert lines[0].split() == ["STS", "set", "pairs", "student", "Spearman", "teacher", "kept", "difference"]
+    end = lines[0].index("teacher") + len("teacher")
+    for line, name in zip(lines[1:3], ("sts-dev", "b"), strict=True):
+        assert line.startswith(name) and line[:end].endswith(f"{figures['teacher'][name]['spearman_cosine']:.4f}")
+    assert lines[3].startswith("mean") and lines[3].endswith(f"{figures['mean']['teacher']['spearman_cosine']:.4f}")
+    assert len(lines[3]) == end
+    assert any(line.split() == ["captions", "mrr@10", "ndcg@10", "recall@1", "recall@10"] for line in lines)
+    assert sum(line.startswith("  asymmetric ") for line in lines) == 1
+    assert lines[-2].startswith("negative MSE -") and lines[-1].startswith("cosine to the teacher: mean ")
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def write_sts(path: Path, seed: int = 0) -> Path:
+    pairs = make_pairs(seed=seed)
+    rows = zip(pairs.sentences1, pairs.sentences2, pairs.scores, strict=True)
+    path.write_text("sentence1\tsentence2\tscore\n" + "".join(f"{a}\t{b}\t{score}\n" for a, b, score in rows))
+    return path
+
+
+@pytest.fixture
+def run(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A run directory as training leaves it: a recipe, held-out sentences and a student."""
+    directory = tmp_path / "runs" / "small"
+    load(tiny_model_dir).keep_layers([0, 5]).save(directory / "model")
+    sts = {"dev": str(write_sts(tmp_path / "dev.tsv"))}
+    recipe = Recipe(
+        name="small", teacher=str(tiny_model_dir), sentences=["a.txt"], sts=sts, max_length=40, pooling="cls"
+    )
+    (directory / "recipe.toml").write_text(recipe_text(recipe))
+    (directory / "held_out.json").write_text(json.dumps(SENTENCES[:30]))
+    return directory
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, arguments), "--precision", "fp32"])
+    module.main()
+
+
+def test_a_runs_own_teacher_sets_and_sentences(
+    run: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(monkeypatch, run / "model")
+    figures = read_json(run / "evaluation.json")
+    teacher = Embedder.load(tiny_model_dir, "cpu", "fp32", pooling="cls", max_length=40)  # as the recipe says
+    expected, pairs = evaluate(load(run / "model"), teacher, [make_pairs("dev")], SENTENCES[:30])
+    assert figures["teacher"] == expected["teacher"] and figures["student"] == expected["student"]
+    assert read_json(run / "evaluation_pairs.json") == pairs
+    printed = capsys.readouterr().out
+    assert table(expected) in printed and f"wrote {run / 'evaluation.json'}" in printed
+
+
+def test_flags_win_over_the_run(
+    run: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES[40:]))
+    captions = []
+    for number in range(2):
+        captions.append(tmp_path / f"captions.{number}.txt")
+        captions[-1].write_text("\n".join(SENTENCES[20 * number : 20 * number + 20]))
+    command(
+        monkeypatch, run / "model", "--teacher", run / "model", "--sts", f"a={write_sts(tmp_path / 'a.tsv', 1)}",
+        f"b={write_sts(tmp_path / 'b.tsv', 2)}", "--retrieval", f"captions=parallel:{captions[0]},{captions[1]}",
+        "--sentences", tmp_path / "text.txt", "--output", tmp_path / "out",
+    )  # fmt: skip
+    figures = read_json(tmp_path / "out" / "evaluation.json")
+    assert set(figures["retention"]) == {"a", "b"} and set(figures["retention"].values()) == {1}
+    assert figures["student"]["negative_mse"] == 0
+    assert set(figures["retrieval"]["captions"]) == {"student", "teacher", "asymmetric"}
+    assert not (run / "evaluation.json").exists()
+
+
+def test_without_a_teacher(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command(monkeypatch, run / "model", "--teacher", "none")
+    figures = read_json(run / "evaluation.json")
+    assert "teacher" not in figures and figures["retention"] == {} and set(figures["student"]) == {"dev"}
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.split() == ["STS", "set", "pairs", "student", "Spearman"]
+
+    alone = shutil.copytree(run / "model", tmp_path / "elsewhere" / "model")  # no run there: no teacher, no sets
+    monkeypatch.chdir(tmp_path)
+    command(monkeypatch, alone, "--sts", f"a={tmp_path / 'dev.tsv'}", f"b={tmp_path / 'dev.tsv'}")
+    figures = read_json(tmp_path / "evaluation.json")
+    assert "teacher" not in figures and figures["student"]["a"] == figures["student"]["b"]
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_only_the_distance_or_only_retrieval(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(SENTENCES))
+    alone = shutil.copytree(run / "model", tmp_path / "elsewhere" / "model")
+    command(monkeypatch, alone, "--teacher", run / "model", "--sentences", text, "--output", tmp_path)
+    assert set(read_json(tmp_path / "evaluation.json")["student"]) == {"negative_mse"}
+    command(monkeypatch, alone, "--retrieval", f"same=parallel:{text},{text}", "--output", tmp_path)
+    assert read_json(tmp_path / "evaluation.json")["retrieval"]["same"]["student"]["recall@1"] == 1
+    assert "STS set" not in capsys.readouterr().out
+
+
+BAD = {
+    "score": ("sentence1,sentence2,score\na,b,1\nc,d,high\n", "bad.csv:3: score 'high' is not a finite number"),
+    "column": ("sentence1,sentence2\na,b\n", "bad.csv:2: no column score"),
+    "one score": ("sentence1,sentence2,score\na,b,1\nc,d,1\n", "bad.csv: every score is 1"),
+    "empty": ("", "bad.csv: 0 pairs"),
+}
+
+
+@pytest.mark.parametrize("content", BAD)
+def test_a_bad_set_is_named_by_file_and_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (tmp_path / "bad.csv").write_text(BAD[content][0])
+    with pytest.raises(SystemExit) as stopped:
+        run_command(lambda: command(monkeypatch, run / "model", "--sts", f"bad={tmp_path / 'bad.csv'}"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and BAD[content][1] in line
+    assert not (run / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{model}"], "nothing to judge by: give --sts NAME=SOURCE"),
+        (["{model}", "--sts", "dev.tsv"], "--sts: 'dev.tsv' is not of the form NAME=SOURCE"),
+        (["{model}", "--sts", "negative_mse=a.tsv"], "--sts: the name 'negative_mse' is taken"),
+        (["{model}", "--retrieval", "x"], "--retrieval: 'x' is not of the form NAME=SOURCE"),
+        (["{model}", "--retrieval", "x=missing"], "missing: neither a directory nor"),
+        (["{model}", "--sts", "a=missing.tsv"], "missing.tsv: no such file"),
+        (["{model}", "--sentences", "a.txt"], "--sentences: the negative MSE to a teacher needs one"),
+        (["./missing", "--sts", "a={sts}"], "./missing: no such model directory"),
+        (["{model}", "--sts", "a={sts}", "--teacher", "./missing"], "./missing: no such model directory"),
+        (["{model}", "--sts", "a={sts}", "--precision", "fp8"], "precision: 'fp8' is not one of"),
+        (["{model}", "--sts", "a={sts}", "--device", "cuda:77"], "device: 'cuda:77' can't be used"),
+        ([], "the following arguments are required: MODEL; see --help"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_status_2(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], words: str,
+) -> None:  # fmt: skip
+    places = {"model": tiny_model_dir, "sts": write_sts(tmp_path / "sts.tsv")}
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *(argument.format(**places) for argument in arguments)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        run_command(module.main)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and words in line
