@@ -2,15 +2,17 @@
 
     python -m distillation.export runs/minilm-3/model
 
-Inputs: input_ids, attention_mask and token_type_ids, (batch, sequence) int64. Outputs: token_embeddings (batch, sequence,
-hidden) and sentence_embedding (batch, dimensions), which pooling, dense layer and normalisation have gone into. Both
-files are run and compared with our own embeddings before they take their names. Needs the extra [onnx].
+Inputs: input_ids, attention_mask and token_type_ids, (batch, sequence) int64. Outputs: token_embeddings (batch,
+sequence, hidden) and sentence_embedding (batch, dimensions), the latter after pooling, dense layer and normalisation.
+Both files are run and compared with our own embeddings before they take their names. Needs the extra [onnx].
 """
 
 import argparse
+import contextlib
 import importlib.util
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +83,9 @@ def write_fp32(embedder: Embedder, path: Path) -> float:
         RunError: it is above FP32_TOLERANCE; nothing is written then.
     """
     inputs = padded(embedder, SAMPLES[1:3])
-    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence", max=embedder.settings.max_length)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about itself
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    positions = embedder.bert.config.max_position_embeddings
+    batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence", max=positions)
+    with quiet():
         program = torch.onnx.export(
             PaddedEmbedder(embedder).eval(),
             tuple(torch.from_numpy(value) for value in inputs.values()),
@@ -115,18 +116,31 @@ def write_int8(embedder: Embedder, fp32_path: Path, path: Path) -> float:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with atomic_path(path) as temporary:
-        quantize_dynamic(
-            fp32_path,
-            temporary,
-            op_types_to_quantize=["MatMul", "Gather"],  # products with weights, and the embedding tables
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-        )
+        with quiet():
+            quantize_dynamic(
+                fp32_path,
+                temporary,
+                op_types_to_quantize=["MatMul", "Gather"],  # products with weights, and the embedding tables
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+            )
         ours = torch.as_tensor(embedder.encode(SAMPLES, prompt=""))
         cosine = float(F.cosine_similarity(torch.from_numpy(run_onnx(temporary, embedder)), ours).min())
         if not cosine >= INT8_COSINE:
             raise RunError(f"{path}: not written, in int8 an embedding has a cosine similarity of only {cosine:.4f}")
     return cosine
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what exporter and quantiser say about themselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def run_onnx(path: Path, embedder: Embedder) -> np.ndarray:
@@ -153,7 +167,7 @@ def export(model: str, output: Path | None = None) -> None:
     directory = output or Path(model) / "onnx"
     fp32, int8 = directory / "model.onnx", directory / "model_int8.onnx"
     difference = write_fp32(embedder, fp32)
-    print(f"{fp32}: {fp32.stat().st_size / 1e6:.1f} MB, embeddings equal to {difference:.0e}")
+    print(f"{fp32}: {fp32.stat().st_size / 1e6:.1f} MB, embeddings within {difference:.0e}")
     cosine = write_int8(embedder, fp32, int8)
     print(f"{int8}: {int8.stat().st_size / 1e6:.1f} MB, cosine similarity of at least {cosine:.4f}")
 

@@ -14,7 +14,6 @@ from model.bert import DistilledBert
 from model.files import (
     InputError,
     atomic_directory,
-    explain_os_error,
     first_line,
     load_tensors,
     read_json,
@@ -73,7 +72,7 @@ def load_embedder(embedder_class: type["Embedder"], settings_class: type["Settin
         read_lengths_and_prompts(directory, folder, settings, bert.config, tokenizer)
         dense, activation = read_dense(modules, bert.config.hidden_size)
     except OSError as error:  # no permission, a directory where a file should be, a name that is too long
-        raise InputError(f"{directory}: can't be read ({explain_os_error(error)})") from None
+        raise InputError(f"{error.filename or directory}: can't be read ({error.strerror or error})") from None
     return embedder_class(bert, tokenizer, settings, dense, activation)
 
 
@@ -217,13 +216,14 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     """The model's tokenizer, in its Rust form.
 
     Raises:
-        InputError: missing, damaged, or with words that the model does not have.
+        InputError: missing, damaged, or with other words than the model.
     """
     if not (folder / "tokenizer.json").exists() and not (folder / "vocab.txt").exists():
         raise InputError(f"{folder}: no tokenizer there (tokenizer.json or vocab.txt)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-        largest = max([*tokenizer.get_vocab().values(), *tokenizer("\u0378 a")["input_ids"]])  # a word it can't know
+        words = tokenizer.get_vocab().values()
+        largest = max([*words, *tokenizer("\u0378 a")["input_ids"]])  # a text it can't know, too
         empty = tokenizer("")["input_ids"]
     except Exception as error:  # the Rust library raises plain Exception for a damaged file
         raise InputError(f"{folder}: the tokenizer can't be read ({first_line(error)})") from None
@@ -231,6 +231,8 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
         raise InputError(f"{folder}: the tokenizer {type(tokenizer).__name__} has no fast form")
     if largest >= vocab_size:
         raise InputError(f"{folder}: the tokenizer numbers words up to {largest}, the model has {vocab_size}")
+    if len(words) < 0.9 * vocab_size:  # some models have a few places to spare
+        raise InputError(f"{folder}: the tokenizer knows {len(words)} words, the model {vocab_size}; is a file cut off?")
     if not empty:
         raise InputError(f"{folder}: the tokenizer puts no [CLS] and [SEP] around a text")
     return tokenizer

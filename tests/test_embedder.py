@@ -57,8 +57,8 @@ def test_minilm_equals_sentence_transformers(minilm_dir: Path) -> None:
 def test_minilm_equals_sentence_transformers_on_the_sts_benchmark(minilm_dir: Path, shared_data: Path) -> None:
     with open(shared_data / "stsb" / "sts-dev.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    sentences = [sentence for row in rows[::3] for sentence in row[5:7]]
-    assert len(sentences) == 1000
+    sentences = [sentence for row in rows[::5] for sentence in row[5:7]]
+    assert len(sentences) == 600
     assert_same(load(minilm_dir).encode(sentences), peer(minilm_dir).encode(sentences))
 
 
@@ -327,8 +327,7 @@ def test_wrong_arguments_get_one_clear_line(tiny: Embedder, arguments: dict, mes
     assert "\n" not in str(caught.value)
 
 
-def test_progress_is_on_stderr_and_counts_sentences(tiny: Embedder, capfd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+def test_progress_is_on_stderr_and_counts_sentences(tiny: Embedder, capfd: pytest.CaptureFixture[str]) -> None:
     tiny.encode(SENTENCES, show_progress_bar=True)
     out, err = capfd.readouterr()
     assert out == "" and f"{len(SENTENCES)}/{len(SENTENCES)}" in err

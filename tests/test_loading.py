@@ -15,7 +15,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import SPECIAL, VOCABULARY, edit, make_bert_dir, write
@@ -147,6 +147,7 @@ class Payload:
         return os.mkdir, (str(self.marker),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
 def test_a_hostile_pickle_is_not_run(model_copy: Path, tmp_path: Path, form: str) -> None:
     path, marker = to_bin(model_copy), tmp_path / "payload-ran"
@@ -368,6 +369,15 @@ def test_tokenizer_that_numbers_words_beyond_the_model(model_copy: Path) -> None
     value["model"]["vocab"]["dog"] = 10**6
     write(model_copy / "tokenizer.json", value)
     refused(model_copy, "numbers words up to 1000000")
+
+
+@pytest.mark.parametrize("keep", [0, 20, 0.5])
+def test_a_vocabulary_that_is_cut_off(model_copy: Path, keep: float) -> None:
+    """Otherwise most words would silently become [UNK]."""
+    (model_copy / "tokenizer.json").unlink()
+    whole = (model_copy / "vocab.txt").read_bytes()
+    (model_copy / "vocab.txt").write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    refused(model_copy, f"words, the model {len(VOCABULARY)}; is a file cut off?")
 
 
 def test_tokenizer_without_a_word_for_the_unknown(model_copy: Path) -> None:
@@ -792,6 +802,8 @@ def test_any_damage_loads_or_is_told_in_one_line(
         embedder = load(directory)
     except InputError as error:
         assert "\n" not in str(error) and str(directory) in str(error)
+        event("refused: " + str(error).partition(": ")[2][:24])
         return
+    event("loaded")
     embeddings = embedder.encode(["", "the dog sees 猫"])
     assert embeddings.shape == (2, embedder.dimensions)

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from distillation import prepare as module
-from distillation.prepare import Wheel, paragraphs, prepare, split_sentences
+from distillation.prepare import Wheel, prepare
+from distillation.prose import HOLE, articles, clauses_of, distinct_sentences, is_prose, paragraphs, split_sentences
 from distillation.sentences import read_sentences, read_sts
 from model.files import RunError
 
@@ -257,8 +258,8 @@ def test_the_command_fails_with_one_line_where_pypi_is_out_of_reach(tmp_path: Pa
         ("The Greek word (γλαύξ) means owl.", ["The Greek word means owl."]),
         ("Water is H<sub>2</sub>O.<!-- sure? --> See [http://a.org the site].", ["Water is H2O. See the site."]),
         ("One line\ngoes on.\n\nAnother.", ["One line goes on.", "Another."]),
-        ("The value <math>x^2</math> grows.", [f"The value {module.HOLE} grows."]),
-        ("It weighs {{unknown|3}} today.", [f"It weighs {module.HOLE} today."]),
+        ("The value <math>x^2</math> grows.", [f"The value {HOLE} grows."]),
+        ("It weighs {{unknown|3}} today.", [f"It weighs {HOLE} today."]),
     ],
 )  # fmt: skip
 def test_markup_is_taken_off(markup: str, lines: list[str]) -> None:
@@ -290,7 +291,7 @@ def test_sentences_are_split_where_they_end(text: str, sentences: list[str]) -> 
         ("The owl is " + "very " * 80 + "old.", False),
         ("the owl is a nocturnal bird.", False),
         ("The owl is a nocturnal bird", False),
-        (f"The owl is a {module.HOLE} bird of prey.", False),
+        (f"The owl is a {HOLE} bird of prey.", False),
         ("The owl (a bird is of prey.", False),
         ("The owl is a {{bird}} of prey.", False),
         ("1990 12 33 1991 14 35 and is of 1992.", False),
@@ -300,12 +301,12 @@ def test_sentences_are_split_where_they_end(text: str, sentences: list[str]) -> 
     ],
 )
 def test_only_prose_is_kept(line: str, kept: bool) -> None:
-    assert module.is_prose(line) == kept
+    assert is_prose(line) == kept
 
 
 def test_a_half_quotation_is_mended_and_repetitions_go() -> None:
     text = '"The owl is an old bird. It has seen much of the woods," he said. He called it "a wise bird of prey.'
-    assert module.distinct_sentences([text, text]) == [
+    assert distinct_sentences([text, text]) == [
         "The owl is an old bird.",
         'He called it "a wise bird of prey."',
     ]
@@ -314,7 +315,7 @@ def test_a_half_quotation_is_mended_and_repetitions_go() -> None:
 def test_a_damaged_dump_is_named() -> None:
     for dump in [b"no bzip2", bz2.compress(b"<page><ns>0"), bz2.compress(WIKI.encode())[:-20]]:
         with pytest.raises(RunError, match="the Wikipedia articles cannot be read"):
-            list(module.articles(dump))
+            list(articles(dump))
 
 
 def test_the_real_assets_are_as_promised() -> None:
@@ -336,3 +337,13 @@ def test_the_real_teacher_loads_in_sentence_transformers(minilm_dir: Path) -> No
     embedding = teacher.encode("An owl is a bird.")
     assert teacher.max_seq_length == 256 and embedding.shape == (384,)
     assert (embedding**2).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_clauses_are_short_distinct_and_whole_words() -> None:
+    sentence = "The owl, which hunts small mammals at night, is a bird of prey and it lives in old hollow trees."
+    assert clauses_of([sentence, sentence]) == [
+        "Hunts small mammals at night.",
+        "Is a bird of prey.",
+        "It lives in old hollow trees.",
+    ]
+    assert clauses_of(["Too short, you see."]) == []

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from processes import ROOT, TRAIN, RunDirectory, command, train, write_recipe
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny import edit, english_sentences, make_bert_dir
@@ -24,7 +25,6 @@ from distillation.losses import LOSSES
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe, read_recipe
 from model import Embedder
-from runs import ROOT, TRAIN, RunDirectory, command, train, write_recipe
 
 TEST_TEXT = english_sentences(30, seed=9)
 
@@ -90,7 +90,7 @@ def test_the_student_is_a_model_of_the_field(first: tuple[RunDirectory, str]) ->
 def test_it_learns(first: tuple[RunDirectory, str], tiny_model_dir: Path) -> None:
     run = first[0]
     losses, distances = run.logged("loss"), run.logged("negative_mse")
-    assert losses[40] < losses[30] < losses[20] < losses[10]
+    assert losses[40] < 0.5 * losses[10]
     assert distances[40] > 0.05 * distances[0]  # both are negative: twenty times nearer than untrained
     teacher = Embedder.load(tiny_model_dir, device="cpu", precision="fp32")
     student = Embedder.load(run.path / "model", device="cpu", precision="fp32")
@@ -101,17 +101,18 @@ def test_it_learns(first: tuple[RunDirectory, str], tiny_model_dir: Path) -> Non
 
 
 def test_the_best_is_what_is_kept(recipe: Path) -> None:
-    """A learning rate that spoils the student: the best is one of the first, not the last."""
-    ended = train(recipe, "--name", "spoilt", "--learning-rate", "3", "--max-grad-norm", "0", "--warmup-ratio", "0.9",
-                  "--evaluate-every", "1")  # fmt: skip
+    """By a metric that wanders, since the scores are made up: the best step is none of the last."""
+    metric = "sts_dev_spearman_cosine"
+    ended = train(recipe, "--name", "best", "--metric-for-best-model", metric, "--evaluate-every", "1")
     assert ended.status == 0, ended.err
-    run = RunDirectory(recipe.parent / "runs" / "spoilt")
-    distances = run.logged("negative_mse")
-    best = max(distances, key=lambda step: distances[step])
-    assert best < 20 and distances[40] < distances[best]
+    run = RunDirectory(recipe.parent / "runs" / "best")
+    by_step = run.logged(metric)
+    assert list(by_step) == list(range(41))
+    best = max(by_step, key=lambda step: by_step[step])
+    assert best not in (0, 40)
     figures = run.json("evaluation.json")
     assert figures["best_step"] == best
-    assert figures["student"]["negative_mse"] == pytest.approx(distances[best], rel=1e-2)  # labels are kept in fp16
+    assert figures["student"]["sts-dev"]["spearman_cosine"] == pytest.approx(by_step[best])
     kept = load_file(run.path / "checkpoints" / "best.safetensors")
     assert all(torch.equal(kept[f"bert.{name}"], tensor) for name, tensor in run.weights.items())
 
@@ -173,9 +174,12 @@ def test_the_reference_recipe_in_small(place: Path) -> None:
     assert not np.allclose(np.linalg.norm(student.encode(TEST_TEXT), axis=1), 1, atol=0.1)
 
 
-def test_gradient_accumulation_takes_the_same_steps(recipe: Path, first: tuple[RunDirectory, str]) -> None:
-    assert train(recipe, "--name", "pieces", "--gradient-accumulation", "4").status == 0
-    one, four = first[0], RunDirectory(recipe.parent / "runs" / "pieces")
+def test_gradient_accumulation_takes_the_same_steps(recipe: Path) -> None:
+    runs = [RunDirectory(recipe.parent / "runs" / f"pieces-{pieces}") for pieces in (1, 4)]
+    for run, pieces in zip(runs, ("1", "4"), strict=True):
+        settings = ["--gradient-accumulation", pieces, "--learning-rate", "2e-4"]
+        assert train(recipe, "--name", run.path.name, *settings).status == 0
+    one, four = runs
     assert four.logged("loss") == pytest.approx(one.logged("loss"), abs=1e-5, rel=1e-4)
     for name, tensor in one.weights.items():
         torch.testing.assert_close(four.weights[name], tensor, atol=1e-5, rtol=1e-5)
@@ -237,7 +241,7 @@ def test_the_loss_is_computed_in_fp32_under_bf16(
     assert seen == [torch.float32, torch.float32]
 
 
-def test_gradients_are_clipped_after_accumulation(tiny_cls_dir: Path) -> None:
+def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_cls_dir: Path) -> None:
     teacher = Embedder.load(tiny_cls_dir, device="cpu", precision="fp32")
     loss, norm = one_step(teacher.keep_layers([0, 7]), teacher, precision="fp32")
     for pieces in (2, 7):
@@ -277,7 +281,9 @@ def peak_memory(recipe: Path, sentences: int, window: int) -> int:
 
 def test_memory_does_not_grow_with_the_corpus(place: Path) -> None:
     """Eight times the sentences, 16 KB of label each. Windows as large as the corpus show that growth would be seen."""
-    teacher = make_bert_dir(place / "wide", layers=1, hidden=8, heads=1, dense=(4096, "torch.nn.modules.linear.Identity"))
+    teacher = make_bert_dir(
+        place / "wide", layers=1, hidden=8, heads=1, dense=(4096, "torch.nn.modules.linear.Identity")
+    )
     recipe = write_recipe(
         place / "memory", teacher, sentences=8232, layers=[0], batch_size=64, label_precision="fp32",
         evaluate_every=1000, save_every=1000,
@@ -300,7 +306,7 @@ def write(path: Path, content: str | bytes) -> str:
 BAD_RECIPES = {
     "unknown key": ("batchsize = 3", "unknown key 'batchsize'; did you mean 'batch_size'?"),
     "not TOML": ("layers = [", "not TOML"),
-    "wrong type": ("batch_size = 'many'", "batch_size = 'many' must be of type int"),
+    "wrong type": ("seed = 'many'", "seed = 'many' must be of type int"),
     "value out of range": ("epochs = 0", "epochs = 0 is not allowed; it must be at least 1"),
     "metric of no set": ("metric_for_best_model = 'bleu'", "metric_for_best_model = 'bleu' is not allowed"),
 }
@@ -421,15 +427,19 @@ def test_labels_of_another_teacher_are_refused(fresh: Path, tmp_path: Path, tiny
 def test_empty_and_overlong_sentences_are_trained_on_as_they_are(tmp_path: Path, tiny_model_dir: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model_dir)
     text = tmp_path / "text.txt"
-    text.write_text(text.read_text() + "\n\n  \n" + "the dog sees the cat " * 500 + "\n!?\n")
+    short, long = ["!", "?", ".", ";", ","], [f"{number} dogs see the cat " * 500 for number in range(5)]
+    text.write_text("\n".join([text.read_text(), "", "  ", *short, *long]))
     assert train(recipe).status == 0
     tokens = RunDirectory(tmp_path / "runs" / "tiny").json("data.json")["tokens"]
-    assert tokens["max"] == 64 and 3 <= tokens["min"] <= 4  # as many as the teacher reads; "!?" with [CLS] and [SEP]
+    assert (tokens["min"], tokens["max"]) == (3, 64)  # "!" with [CLS] and [SEP]; as many as the teacher reads
 
 
 def test_one_line_at_the_command_line(fresh: Path) -> None:
     """Once as a user types it, without the tests' own way of starting."""
     ended = command("train.py", fresh, "--sentences", "nowhere.txt", cwd=ROOT)
     assert (ended.status, ended.out, ended.err) == (2, "", "error: nowhere.txt: no such file\n")
-    ended = command(TRAIN, "--help")
-    assert ended.status == 0 and "--gradient-accumulation" in ended.out
+
+
+def test_help(fresh: Path) -> None:
+    ended = train(fresh, "--help")
+    assert ended.status == 0 and "pieces that each rank computes its share of a batch in" in " ".join(ended.out.split())

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from tiny import english_sentences
+from tqdm.auto import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = str(ROOT / "train.py")
@@ -28,7 +30,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 ENVIRONMENT["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 
 forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["train", "runs", "hooks"])
+forks.set_forkserver_preload(["train", "processes", "hooks"])
 
 
 @dataclass
@@ -138,6 +140,7 @@ def child(arguments: Sequence[str], files: Sequence[Path], environment: dict[str
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own would be a system's semaphore, which a killed process leaves behind
     import train
     from model.files import run_command
 
@@ -159,7 +162,10 @@ class Forked:
     count = 0
 
     def __init__(
-        self, *arguments: str | Path, before: Callable[[], object] | None = None, environment: dict[str, str] | None = None
+        self,
+        *arguments: str | Path,
+        before: Callable[[], object] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> None:
         Forked.count += 1
         folder = Path(arguments[0]).parent

@@ -1,0 +1,144 @@
+"""The examples run, and show what they promise."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from tiny import english_sentences, make_bert_dir
+
+from distillation.recipe import Recipe, recipe_text
+from model import Embedder
+from model.files import run_command
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SENTENCES = english_sentences(50)
+
+
+def example(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(name)
+
+
+# -- search.py -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """A run directory with a student, and a text file beside it in which a sentence stands twice."""
+    directory = tmp_path / "runs" / "small"
+    student = Embedder.load(tiny_model_dir, "cpu", "fp32").keep_layers([0, 5])
+    student.save(directory / "model")
+    recipe = Recipe(name="small", teacher=str(tiny_model_dir), sentences=["a.txt"], pooling="cls")
+    (directory / "recipe.toml").write_text(recipe_text(recipe))
+    (tmp_path / "text.txt").write_text("\n".join([*SENTENCES, SENTENCES[0]]))
+    return directory
+
+
+def search(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr("sys.argv", ["search.py", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "400")
+    example("search", monkeypatch).main()
+
+
+def nearest(embedder: Embedder, query: str, top: int) -> list[str]:
+    similarities = embedder.similarity(embedder.encode(query), embedder.encode(SENTENCES))[0].numpy()
+    places = np.argsort(-similarities, kind="stable")[:top]
+    return [f"{similarities[place]:.3f} {SENTENCES[place]}" for place in places]
+
+
+def test_search_shows_student_and_teacher_side_by_side(
+    run: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(monkeypatch, run / "model", tmp_path / "text.txt", SENTENCES[7], "--top", "4")
+    lines = capsys.readouterr().out.splitlines()
+    student, teacher = Embedder.load(run / "model"), Embedder.load(tiny_model_dir, pooling="cls")
+    assert [line.split() for line in lines[:1]] == [["student", "teacher"]]
+    assert [line[:200].rstrip() for line in lines[1:5]] == nearest(student, SENTENCES[7], 4)
+    assert [line[200:].rstrip() for line in lines[1:5]] == nearest(teacher, SENTENCES[7], 4)
+    assert lines[1].startswith(f"1.000 {SENTENCES[7]}") and lines[5] == ""
+    for line, who in zip(lines[6:], ("student", "teacher"), strict=True):
+        assert re.fullmatch(who + r": 50 sentences in \d+\.\d\d s, the query in \d+\.\d ms", line)
+
+
+def test_search_without_a_teacher_and_with_few_sentences(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "few.txt").write_text("a cat\na dog\n")
+    search(monkeypatch, run / "model", tmp_path / "few.txt", "a cat", "--teacher", "none")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "student" and lines[1] == "1.000 a cat" and lines[2].endswith(" a dog") and len(lines) == 5
+
+
+def test_search_puts_the_models_prompt_before_the_query_only(
+    tiny_cls_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES))
+    search(monkeypatch, tiny_cls_dir, tmp_path / "text.txt", "a dog", "--top", "1")
+    embedder = Embedder.load(tiny_cls_dir)
+    query = embedder.encode("a dog", prompt_name="query")
+    best = float(embedder.similarity(query, embedder.encode(SENTENCES)).max())
+    assert capsys.readouterr().out.splitlines()[1].startswith(f"{best:.3f} ")
+
+
+def test_columns_are_wrapped_within_their_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = example("search", monkeypatch)
+    text = module.side_by_side([["student", "0.5 " + "long " * 40], ["teacher", "0.25 b"]], 30)
+    lines = text.splitlines()
+    assert lines[0] == "student".ljust(30) + "teacher" and lines[1][30:] == "0.25 b"
+    assert len(lines) == 4 and all(len(line) <= 60 for line in lines) and lines[3].endswith("[...]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{model}", "missing.txt", "q"], "missing.txt: no such file"),
+        (["./missing", "{text}", "q"], "./missing: no such model directory"),
+        (["{model}", "{text}"], "the following arguments are required: QUERY"),
+        (["{model}", "{text}", "q", "--top", "0"], "--top: 0 must be at least 1"),
+    ],
+)
+def test_search_names_what_is_wrong(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], words: str,
+) -> None:  # fmt: skip
+    places = {"model": run / "model", "text": tmp_path / "text.txt"}
+    with pytest.raises(SystemExit) as stopped:
+        run_command(lambda: search(monkeypatch, *(argument.format(**places) for argument in arguments)))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and words in line
+
+
+# -- langchain_embeddings.py -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def langchain(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("langchain_core", reason="langchain-core is not installed: pip install langchain-core")
+    return example("langchain_embeddings", monkeypatch)
+
+
+def test_langchain_embeddings_are_the_embedders(langchain: ModuleType, tmp_path: Path) -> None:
+    prompts = {"query": "who sees: ", "passage": "the answer is "}
+    path = make_bert_dir(tmp_path / "prompted", layers=1, prompts=prompts)
+    embeddings, embedder = langchain.ShortstackEmbeddings(str(path), "fp32"), Embedder.load(path, precision="fp32")
+    documents = embeddings.embed_documents(SENTENCES[:3])
+    np.testing.assert_allclose(documents, embedder.encode(SENTENCES[:3], prompt_name="passage"), atol=1e-6)
+    query = embeddings.embed_query("a dog")
+    np.testing.assert_allclose(query, embedder.encode("a dog", prompt_name="query"), atol=1e-6)
+    assert isinstance(query, list) and isinstance(query[0], float) and isinstance(documents[2], list)
+
+
+def test_a_vector_store_finds_with_them(
+    langchain: ModuleType, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = langchain.InMemoryVectorStore(langchain.ShortstackEmbeddings(str(tiny_model_dir), "fp32"))
+    store.add_texts(SENTENCES)
+    assert store.similarity_search(SENTENCES[9], k=1)[0].page_content == SENTENCES[9]
+    monkeypatch.setattr("sys.argv", ["langchain_embeddings.py", str(tiny_model_dir), "It will rain in the north."])
+    langchain.main()
+    assert capsys.readouterr().out.splitlines()[0] == "1.000 It will rain in the north."

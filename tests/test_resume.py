@@ -1,0 +1,196 @@
+"""A run that was stopped, killed or taken up again ends where it would have ended undisturbed."""
+
+import functools
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import hooks
+import pytest
+from processes import ENVIRONMENT, TRAIN, Forked, RunDirectory, same_weights, train, write_recipe
+
+SETTINGS = {
+    "fp32": {"precision": "fp32", "dropout": 0.1, "gradient_accumulation": 2},
+    "bf16": {"precision": "bf16", "dropout": 0.1},
+}
+STEPS = 80
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def recipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    directory = tmp_path_factory.mktemp(f"resume-{request.param}")
+    return write_recipe(directory, tiny_model_dir, sentences=200, epochs=10, save_every=2, evaluate_every=7,
+                        **SETTINGS[request.param])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path) -> RunDirectory:
+    ended = train(recipe, "--output", str(recipe.parent / "undisturbed"))
+    assert ended.status == 0, ended.err
+    run = RunDirectory(recipe.parent / "undisturbed" / "tiny")
+    assert list(run.logged("loss")) == list(range(10, STEPS + 1, 10))
+    return run
+
+
+def assert_same(run: RunDirectory, undisturbed: RunDirectory) -> None:
+    """The same weights bit for bit, the same figures, each step's lines once, nothing left behind."""
+    assert same_weights(run, undisturbed)
+    for key in ("loss", "grad_norm", "learning_rate", "negative_mse", "sts_dev_spearman_cosine"):
+        assert run.logged(key) == undisturbed.logged(key)
+    assert run.json("evaluation.json")["best_step"] == undisturbed.json("evaluation.json")["best_step"]
+    assert run.leftovers() == []
+
+
+# -- SIGKILL ---------------------------------------------------------------------------------------------------------
+
+
+def moments(seed: int) -> list[functools.partial[None]]:
+    """20 moments to be killed at: while labelling, while files are being written, and anywhere in a step."""
+    draw = random.Random(seed)
+    kills = [
+        functools.partial(hooks.kill_after_calls, "label_corpus", draw.randrange(1, 3000)),
+        functools.partial(hooks.kill_while_writing, "evaluation", draw.random()),
+        functools.partial(hooks.kill_while_writing, "00000", draw.random()),
+        functools.partial(hooks.kill_while_writing, "best", draw.random()),
+    ]
+    for number in range(20 - len(kills)):
+        anywhere = functools.partial(hooks.kill_after_calls, "train_step", draw.randrange(1, 60_000))
+        in_best = functools.partial(hooks.kill_while_writing, "best", draw.random())
+        in_last = functools.partial(hooks.kill_while_writing, "last", draw.random(), earlier=draw.randrange(1, 6))
+        kills.append([anywhere, in_last, anywhere, in_best][number % 4])
+    return kills
+
+
+def test_killed_twenty_times(recipe: Path, undisturbed: RunDirectory) -> None:
+    run = RunDirectory(recipe.parent / "runs" / "tiny")
+    half_written, reached = 0, set()
+    for kill in moments(seed=list(SETTINGS).index(recipe.parent.name.split("-")[1][:4])):
+        ended = train(recipe, "--resume", before=kill)
+        assert ended.status == -signal.SIGKILL, (kill, ended)
+        half_written += len(run.leftovers())
+        reached |= {line for line in ended.out.splitlines() if line.startswith("going on after step")}
+    assert half_written >= 5  # the kills did hit checkpoints while they were written
+    assert len(reached) >= 5, reached  # and the run went on in between
+    ended = train(recipe, "--resume")
+    assert ended.status == 0, ended.err
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.long
+def test_killed_by_another_at_any_time(recipe: Path, undisturbed: RunDirectory) -> None:
+    """The same from outside, at times that no one chose."""
+    draw = random.Random(0)
+    name = "outside"
+    for _ in range(20):
+        process = Forked(recipe, "--resume", "--name", name).process
+        process.join(draw.uniform(0.3, 1.2))
+        process.kill()
+        process.join()
+    ended = train(recipe, "--resume", "--name", name)
+    assert ended.status == 0, ended.err
+    assert_same(RunDirectory(recipe.parent / "runs" / name), undisturbed)
+
+
+# -- SIGTERM and Ctrl-C ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> tuple[Path, RunDirectory]:
+    """A recipe, and its run left alone."""
+    recipe = write_recipe(tmp_path_factory.mktemp("stop"), tiny_model_dir, dropout=0.1, epochs=3, save_every=1000)
+    assert train(recipe, "--output", str(recipe.parent / "undisturbed")).status == 0
+    return recipe, RunDirectory(recipe.parent / "undisturbed" / "tiny")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_stop_is_saved_and_says_how_to_go_on(plain: tuple[Path, RunDirectory], number: signal.Signals) -> None:
+    recipe, undisturbed = plain
+    ended = train(recipe, "--name", number.name, before=functools.partial(hooks.signal_at_step, number, 13))
+    run = RunDirectory(recipe.parent / "runs" / number.name)
+    command = f"python {TRAIN} {run.path}/recipe.toml --resume"
+    assert ended.status == 1
+    assert ended.error == f"error: stopped after step 13 of 30, which is saved; go on with: {command}"
+    assert not (run.path / "model").exists()
+    if number == signal.SIGTERM:  # the command as it is printed
+        subprocess.run(shlex.split(command), env=os.environ | ENVIRONMENT, check=True, capture_output=True, timeout=120)
+    else:
+        again = train(run.path / "recipe.toml", "--resume")
+        assert again.status == 0 and "going on after step 13 of 30" in again.out
+    assert_same(run, undisturbed)
+
+
+def test_a_second_signal_stops_at_once(plain: tuple[Path, RunDirectory]) -> None:
+    recipe, undisturbed = plain
+    before = functools.partial(hooks.signal_at_step, signal.SIGINT, 13, times=2)
+    ended = train(recipe, "--name", "twice", "--save-every", "10", before=before)
+    run = RunDirectory(recipe.parent / "runs" / "twice")
+    assert ended.status == 1
+    assert ended.error.startswith("error: stopped; what is finished is kept; go on with: python")
+    again = train(run.path / "recipe.toml", "--resume")
+    assert again.status == 0 and "going on after step 10 of 30" in again.out
+    assert_same(run, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_stop_while_labelling_keeps_the_finished_shards(
+    tmp_path: Path, tiny_model_dir: Path, number: signal.Signals
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_model_dir)
+    ended = train(recipe, before=functools.partial(hooks.signal_while_labelling, number))
+    assert ended.status == 1
+    assert ended.error == "error: stopped; what is finished is kept; go on with: the same command"
+    [shard] = (tmp_path / "runs" / "labels").rglob("*.safetensors")
+    written = shard.stat().st_mtime_ns
+    assert train(recipe).status == 0
+    assert shard.stat().st_mtime_ns == written
+    assert RunDirectory(tmp_path / "runs").leftovers() == []
+
+
+# -- what may go on --------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_stays_as_it_is(plain: tuple[Path, RunDirectory]) -> None:
+    recipe, undisturbed = plain
+    output = str(undisturbed.path.parent)
+    before = (undisturbed.path / "log.jsonl").read_text()
+    assert train(recipe, "--resume", "--output", output).status == 0
+    assert (undisturbed.path / "log.jsonl").read_text() == before
+    assert_same(RunDirectory(undisturbed.path), undisturbed)
+
+
+def test_resume_without_a_run_starts_one(plain: tuple[Path, RunDirectory]) -> None:
+    recipe, undisturbed = plain
+    assert train(recipe, "--resume", "--name", "new").status == 0
+    assert_same(RunDirectory(recipe.parent / "runs" / "new"), undisturbed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [["--learning-rate", "2e-3"], ["--epochs", "4"], ["--seed", "1"], ["--layers", "0,5"], ["--max-sentences", "100"]],
+    ids=lambda change: change[0],
+)
+def test_other_settings_are_refused(plain: tuple[Path, RunDirectory], change: list[str]) -> None:
+    recipe, undisturbed = plain
+    last = undisturbed.path / "checkpoints" / "last.safetensors"
+    before = last.read_bytes()
+    ended = train(recipe, "--resume", "--output", str(undisturbed.path.parent), *change)
+    assert ended.status == 2
+    assert ended.error == (
+        f"error: {last}: is of a run with other settings; give another --name, or run without --resume"
+    )
+    assert last.read_bytes() == before
+
+
+def test_labels_are_known_by_what_they_are_not_by_where(tmp_path: Path, tiny_model_dir: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_model_dir)
+    assert train(recipe, "--labels", str(tmp_path / "here")).status == 0
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    assert train(recipe, "--resume", "--labels", str(tmp_path / "there")).status == 0
+    other = tmp_path / "other.txt"
+    other.write_text((tmp_path / "text.txt").read_text().replace("The", "A", 1))
+    ended = train(recipe, "--resume", "--labels", str(tmp_path / "here"), "--sentences", str(other))
+    assert ended.status == 2 and "is of a run with other settings" in ended.error
