@@ -51,6 +51,7 @@ from evaluate import evaluate, evaluate_quickly, table
 from model import Embedder, PackedTokens
 from model.files import InputError, run_command, write_json, write_text
 from model.layers import choose_layers
+from model.memory import release_freed_memory
 from model.products import dtype_of, resolve_precision
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "minilm-3.toml"
@@ -212,6 +213,7 @@ def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe
                     "idle_share": float(np.mean(idle)),
                 }
                 run.log(line)
+                release_freed_memory()
                 bar.set_postfix_str(f"loss {line['loss']:.2e}, rate {rate:.1e}, {speed:.0f} sentences/s")
                 idle.clear()
                 seen, since = 0, time.perf_counter()

@@ -22,6 +22,7 @@ from distillation.run import remove_leftovers
 from distillation.sentences import Corpus
 from model import Embedder
 from model.files import InputError, RunError, load_tensors, read_json, save_tensors, sha256_of_tensors, write_json
+from model.memory import release_freed_memory
 
 SHARD = 16_384  # sentences of a shard
 WINDOW = 4  # shards shuffled together in an epoch: at 1024 dimensions, 134 MB of fp16 labels in memory
@@ -215,6 +216,7 @@ def label_shards(
             shard = label_sentences(teacher, sentences_of(name, corpus), progress.update)
             write_shard(directory / shard_name(name), shard, storage)
             count(shard.lengths, name)
+            release_freed_memory()
     return histogram
 
 

@@ -1,6 +1,7 @@
 """ONNX files: run by ONNX Runtime they embed as the model does; one that would not is never left behind."""
 
 import importlib.util
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_int8_is_near_and_its_weights_are_int8(exported: Path) -> None:
     embedder, path = load(exported), exported / "onnx" / "model_int8.onnx"
     found, _ = run_file(path, inputs_of(embedder, SENTENCES))
     cosines = F.cosine_similarity(torch.from_numpy(found), torch.as_tensor(embedder.encode(SENTENCES)))
-    assert cosines.min() > 0.99
+    assert cosines.mean() > 0.99 and cosines.min() > 0.97
     graph = onnx.load(path).graph
     products = 6 * embedder.bert.config.num_hidden_layers + (embedder.dense is not None)  # q, k, v, output, two of MLP
     assert Counter(node.op_type for node in graph.node)["MatMulInteger"] == products
@@ -154,7 +155,7 @@ def test_an_older_file_stays_where_the_new_one_is_wrong(tiny: Path, monkeypatch:
     monkeypatch.setattr(
         module, "run_onnx", lambda path, embedder: real(path, embedder) * mirror.get(path.name[1:11], 1.0)
     )
-    with pytest.raises(RunError, match=r"model_int8\.onnx: not written, .* cosine similarity of only -"):
+    with pytest.raises(RunError, match=r"model_int8\.onnx: not written, int8 embeddings are only -"):
         module.export(str(tiny))
     assert {path: path.read_bytes() for path in (tiny / "onnx").iterdir()} == before
 
@@ -195,8 +196,8 @@ def test_the_command(
     lines = printed.out.splitlines()
     assert len(lines) == 2 and printed.err == ""
     assert lines[0].startswith(f"{tmp_path / 'out' / 'model.onnx'}: ") and " MB, embeddings within " in lines[0]
-    assert (
-        lines[1].startswith(f"{tmp_path / 'out' / 'model_int8.onnx'}: ") and "cosine similarity of at least" in lines[1]
+    assert lines[1].startswith(f"{tmp_path / 'out' / 'model_int8.onnx'}: ") and re.search(
+        r" MB, mean cosine similarity (0.99..|1.0000)$", lines[1]
     )
     assert not (tiny / "onnx").exists()
     monkeypatch.setattr("sys.argv", ["export"])

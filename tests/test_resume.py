@@ -190,7 +190,7 @@ def test_labels_are_known_by_what_they_are_not_by_where(tmp_path: Path, tiny_mod
     assert train(recipe, "--labels", str(tmp_path / "here")).status == 0
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert train(recipe, "--resume", "--labels", str(tmp_path / "there")).status == 0
-    other = tmp_path / "other.txt"
-    other.write_text((tmp_path / "text.txt").read_text().replace("The", "A", 1))
-    ended = train(recipe, "--resume", "--labels", str(tmp_path / "here"), "--sentences", str(other))
+    text = tmp_path / "text.txt"
+    text.write_text(text.read_text().replace("The", "A", 1))
+    ended = train(recipe, "--resume", "--labels", str(tmp_path / "here"))
     assert ended.status == 2 and "is of a run with other settings" in ended.error

@@ -153,7 +153,10 @@ def test_an_unreachable_hub_says_what_was_tried(monkeypatch: pytest.MonkeyPatch)
 
 
 BAD_SENTENCES: list[tuple[str, str | bytes | None, str, str]] = [
-    ("missing.txt", None, "", "no such file"),
+    ("missing.txt", None, "", "missing.txt: no such file"),
+    ("mis sing", None, "", "mis sing: no such file"),
+    ("a/b/c", None, ":text", "a/b/c:text: no such file"),
+    ("name", None, "::::", "no such file"),
     ("missing", None, "/*.txt", "no file matches"),
     ("empty.txt", "", "", "no sentences in it"),
     ("blank.txt", " \n\n", "", "no sentences in it"),
@@ -256,9 +259,11 @@ def test_the_same_seed_gives_the_same_corpus_and_another_does_not(tmp_path: Path
 
 
 def test_the_split_is_part_of_the_fingerprint(tmp_path: Path, sources: list[str]) -> None:
-    corpora = [build_corpus(tmp_path / str(held_out), sources, None, held_out, 1) for held_out in (0, 50)]
-    assert corpora[0].evaluation() == []
-    assert corpora[0].fingerprint != corpora[1].fingerprint
+    corpus = build_corpus(tmp_path / "corpus", sources, None, 0, 1)
+    batches = [corpus.file.get_batch(index) for index in range(corpus.file.num_record_batches)]
+    assert corpus.evaluation() == []
+    assert module.fingerprint_of(batches, 500) == corpus.fingerprint
+    assert module.fingerprint_of(batches, 499) != corpus.fingerprint
 
 
 def test_in_order_uses_up_the_first_source_before_the_second(tmp_path: Path, sources: list[str]) -> None:

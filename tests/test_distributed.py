@@ -1,0 +1,210 @@
+"""Several processes: the same run as one, shared work, and what happens when one of them is lost, hangs or is stopped."""
+
+import functools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import hooks
+import numpy as np
+import pytest
+import torch
+from processes import TRAIN, Forked, Outcome, RunDirectory, launch, same_weights, train, wait_until, write_recipe
+from tiny import english_sentences
+
+from model import Embedder
+
+TEST_TEXT = english_sentences(30, seed=9)
+STEPS = 50
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """50 steps in shards of 16,384 sentences or, by `forked_ranks`, of 64."""
+    directory = tmp_path_factory.mktemp("distributed")
+    return write_recipe(directory, tiny_model_dir, sentences=240, batch_size=40, epochs=10, learning_rate=5e-4)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def forked_ranks(world: int, *arguments: str | Path, before: functools.partial[None] | None = None) -> list[Outcome]:
+    """Run train.py on so many ranks, with the environment that torchrun would give them, in forked processes."""
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        Forked(*arguments, before=before, environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(world)
+    ]
+    return [rank.outcome() for rank in ranks]
+
+
+def torchrun(*arguments: str | Path, options: tuple[str, ...] = ("--standalone", "--nproc-per-node", "2"),
+             **environment: str) -> subprocess.Popen[str]:  # fmt: skip
+    """Start `torchrun OPTIONS train.py ARGUMENTS`."""
+    call = [sys.executable, "-m", "torch.distributed.run", *options, TRAIN, *map(str, arguments)]
+    return launch(call, **{"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3"} | environment)
+
+
+def outcome(process: subprocess.Popen[str]) -> Outcome:
+    out, err = process.communicate(timeout=120)
+    return Outcome(process.returncode, out, err)
+
+
+def worker(process: subprocess.Popen[str], rank: int) -> int:
+    """Process number of one of torchrun's ranks."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    [found] = [int(child) for child in children if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text()]
+    return found
+
+
+def steps_logged(run: RunDirectory) -> int:
+    path = run.path / "log.jsonl"
+    steps = re.findall(r'"step": (\d+)', path.read_text()) if path.exists() else []
+    return int(steps[-1]) if steps else 0
+
+
+# -- the same run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def by_world(recipe: Path) -> dict[int, RunDirectory]:
+    """Runs that log every step, on 1, 2 and 4 ranks; their shards are small, so that all ranks label some."""
+    runs = {}
+    for world in (1, 2, 4):
+        output = recipe.parent / f"on {world}"
+        every_step = functools.partial(hooks.log_every_step, recipe.parent / f"shards-{world}")
+        ended = forked_ranks(world, recipe, "--output", str(output), before=every_step)
+        assert [each.status for each in ended] == [0] * world, [each.err for each in ended]
+        runs[world] = RunDirectory(output / "tiny")
+        for each in ended[1:]:
+            assert each.out == "" and each.err == ""  # only rank 0 prints
+    return runs
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_more_ranks_take_the_same_steps(by_world: dict[int, RunDirectory], world: int) -> None:
+    one, many = by_world[1], by_world[world]
+    assert list(one.logged("loss")) == list(range(1, STEPS + 1))
+    assert many.logged("loss") == pytest.approx(one.logged("loss"), abs=1e-5, rel=1e-3)
+    assert many.logged("grad_norm") == pytest.approx(one.logged("grad_norm"), abs=1e-4, rel=1e-2)
+    assert many.logged("learning_rate") == one.logged("learning_rate")
+    for key in ("negative_mse", "sts_dev_spearman_cosine"):  # measured by all ranks together
+        assert many.logged(key) == pytest.approx(one.logged(key), abs=1e-4, rel=1e-3)
+    ours, theirs = (Embedder.load(run.path / "model", "cpu", "fp32").encode(TEST_TEXT) for run in (many, one))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_each_shard_is_written_once_and_all_ranks_write(by_world: dict[int, RunDirectory], world: int) -> None:
+    lines = (by_world[world].path.parents[1] / f"shards-{world}").read_text().split()
+    names = [line.split(":")[1] for line in lines]
+    assert sorted(names) == ["00000", "00001", "00002", "00003", "evaluation"]
+    assert len({line.split(":")[0] for line in lines}) == world
+    shards = {
+        path.name: path.read_bytes() for path in (by_world[world].path.parent / "labels").rglob("*.safetensors")
+    }
+    assert sorted(name.removesuffix(".safetensors") for name in shards) == sorted(names)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_ranks_have_even_work(by_world: dict[int, RunDirectory], world: int) -> None:
+    shares = list(by_world[world].logged("idle_share").values())
+    assert 0 < np.mean(shares) < 0.05 and max(shares) < 0.2
+
+
+def test_dropout_differs_between_ranks_and_comes_back(recipe: Path) -> None:
+    runs = []
+    for name in ("dropout-a", "dropout-b"):
+        ended = forked_ranks(2, recipe, "--dropout", "0.1", "--epochs", "2", "--name", name)
+        assert [each.status for each in ended] == [0, 0]
+        runs.append(RunDirectory(recipe.parent / "runs" / name))
+    assert same_weights(*runs)
+
+
+def test_wrong_input_ends_all_ranks(recipe: Path) -> None:
+    ended = forked_ranks(2, recipe, "--batch-size", "1", "--name", "refused")
+    assert [each.status for each in ended] == [2, 2]
+    assert "can't be split over 2 ranks" in ended[0].error
+
+
+# -- torchrun --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path) -> RunDirectory:
+    """torchrun on two ranks, left alone."""
+    ended = outcome(torchrun(recipe, "--name", "undisturbed"))
+    assert ended.status == 0, ended.err
+    run = RunDirectory(recipe.parent / "runs" / "undisturbed")
+    assert ended.out.count("STS set") == 1 and ended.out.rstrip().endswith(str(run.path / "model"))
+    return run
+
+
+def test_torchrun_takes_the_same_steps(undisturbed: RunDirectory, by_world: dict[int, RunDirectory]) -> None:
+    losses = by_world[1].logged("loss")
+    assert list(undisturbed.logged("loss")) == [10, 20, 30, 40, 50]
+    assert undisturbed.logged("loss") == pytest.approx({step: losses[step] for step in (10, 20, 30, 40, 50)}, abs=1e-5)
+
+
+def test_a_killed_rank_is_restarted_and_nothing_is_lost(recipe: Path, undisturbed: RunDirectory) -> None:
+    run = RunDirectory(recipe.parent / "runs" / "killed")
+    options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "3")
+    process = torchrun(recipe, "--name", "killed", "--save-every", "3", options=options)
+    wait_until(lambda: steps_logged(run) >= 10)
+    os.kill(worker(process, rank=1), signal.SIGKILL)
+    ended = outcome(process)
+    assert ended.status == 0, ended.err
+    assert re.search(r"going on after step \d+ of 50", ended.out), ended.out
+    assert same_weights(run, undisturbed)
+    assert run.logged("loss") == undisturbed.logged("loss")
+    assert run.logged("negative_mse") == undisturbed.logged("negative_mse")
+    assert run.leftovers() == []
+
+
+def test_a_hung_rank_is_named_and_ended(recipe: Path) -> None:
+    run = RunDirectory(recipe.parent / "runs" / "hung")
+    process = torchrun(recipe, "--name", "hung", "--epochs", "100", "--timeout", "4")
+    wait_until(lambda: steps_logged(run) >= 10)
+    hung = worker(process, rank=1)
+    os.kill(hung, signal.SIGSTOP)
+    ended = outcome(process)
+    assert ended.status == 1
+    assert "error: rank 0 waited too long for rank 1, which does not answer; --resume goes on from the" in ended.err
+    assert not Path(f"/proc/{hung}").exists()
+    assert "Traceback" not in ended.err.split("error: rank 0")[0]
+
+
+def test_sigterm_saves_and_one_process_goes_on(recipe: Path, undisturbed: RunDirectory) -> None:
+    """Stopped on two ranks, gone on with on one: the same steps."""
+    run = RunDirectory(recipe.parent / "runs" / "stopped")
+    process = torchrun(recipe, "--name", "stopped", "--save-every", "1000")
+    wait_until(lambda: steps_logged(run) >= 10)
+    process.send_signal(signal.SIGTERM)
+    ended = outcome(process)
+    assert ended.status != 0
+    command = f"torchrun (options as before) {TRAIN} {run.path}/recipe.toml --resume"
+    [line] = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert re.fullmatch(rf"error: stopped after step \d+ of 50, which is saved; go on with: {re.escape(command)}", line)
+    assert train(run.path / "recipe.toml", "--resume").status == 0
+    assert run.logged("loss") == pytest.approx(undisturbed.logged("loss"), abs=1e-5)
+    for name, tensor in undisturbed.weights.items():
+        torch.testing.assert_close(run.weights[name], tensor, atol=1e-3, rtol=1e-3)
+
+
+def test_two_hosts_give_the_same_result(recipe: Path, undisturbed: RunDirectory) -> None:
+    """Two launchers that meet over the loopback, as two hosts would over their network."""
+    options = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "two-hosts",
+               "--rdzv-endpoint", f"localhost:{free_port()}")  # fmt: skip
+    hosts = [torchrun(recipe, "--name", "two-hosts", options=options) for _ in range(2)]
+    ended = [outcome(host) for host in hosts]
+    assert [each.status for each in ended] == [0, 0], [each.err for each in ended]
+    run = RunDirectory(recipe.parent / "runs" / "two-hosts")
+    assert same_weights(run, undisturbed)
+    assert sum("STS set" in each.out for each in ended) == 1
