@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from distillation.batches import rank_share
 from distillation.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
+from distillation.corpus import Corpus, build_corpus
 from distillation.labels import LabelledSentences, Labels, label_corpus
 from distillation.layer_search import search_layers
 from distillation.losses import LOSSES
@@ -46,7 +47,7 @@ from distillation.recipe import (
 )
 from distillation.rows import BatchRows
 from distillation.run import Run, locked, remove_leftovers
-from distillation.sentences import Corpus, StsPairs, build_corpus, read_sts
+from distillation.sentences import StsPairs, read_sts
 from evaluate import evaluate, evaluate_quickly, table
 from model import Embedder, PackedTokens
 from model.files import InputError, run_command, write_json, write_text

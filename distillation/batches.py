@@ -2,8 +2,8 @@
 
 The corpus is shuffled once, when it is built. An epoch then goes through it in windows of some shards, shuffles each
 window, and cuts it into batches. Within a pool of `POOL` batches sentences are sorted by length before the cut, so that
-a batch holds few distinct lengths and attention runs in few pieces; the batches are then shuffled again. What is left of
-randomness: which sentences meet in a pool is random, and so is the order of the steps; a batch's own sentences are
+a batch holds few distinct lengths and attention runs in few pieces; the batches are then shuffled again. What is left
+of randomness: which sentences meet in a pool is random, and so is the order of the steps; a batch's own sentences are
 neighbours in length within their pool.
 """
 

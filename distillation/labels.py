@@ -17,9 +17,9 @@ import torch
 from tqdm.auto import tqdm
 
 from distillation.batches import window_batches
+from distillation.corpus import Corpus
 from distillation.ranks import Ranks
 from distillation.run import remove_leftovers
-from distillation.sentences import Corpus
 from model import Embedder
 from model.files import InputError, RunError, load_tensors, read_json, save_tensors, sha256_of_tensors, write_json
 from model.memory import release_freed_memory

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -26,12 +27,14 @@ class Ranks:
         world: number of processes.
         device: what this process computes on.
         store: small values that all ranks can read, kept by torchrun; None where we are alone.
+        restarted: whether torchrun started the ranks before, and they ended; not every rank may know.
     """
 
     rank: int
     world: int
     device: torch.device
     store: dist.Store | None = None
+    restarted: bool = False
 
     @classmethod
     def start(cls, device: str, timeout_seconds: float) -> "Ranks":
@@ -62,11 +65,14 @@ class Ranks:
         backend, timeout = "nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
         try:
             store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+            name, restarted = meet(store, rank, world, timeout_seconds)
+            store = dist.PrefixStore(name, store)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
-        except (dist.DistError, RuntimeError) as error:
+        except RuntimeError as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise RunError(f"the {world} ranks did not find each other at {where} ({first_line(error)})") from None
-        return cls(rank, world, chosen, dist.PrefixStore("shortstack", store))
+        restarted |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        return cls(rank, world, chosen, dist.PrefixStore("shortstack", store), restarted)
 
     @property
     def is_main(self) -> bool:
@@ -141,3 +147,32 @@ class Ranks:
         """Leave the process group."""
         if self.world > 1:
             dist.destroy_process_group()
+
+
+def meet(store: dist.Store, rank: int, world: int, timeout_seconds: float) -> tuple[str, bool]:
+    """Agree with the other ranks on a name that no earlier start of them had.
+
+    After a restart torchrun's store still holds what the ranks wrote before it, such as addresses of processes that
+    are gone, and a rank that read those would wait for them. Under a new name there is nothing old.
+
+    Returns:
+        The name; and on rank 0 whether there was an earlier start.
+
+    Raises:
+        RuntimeError: some rank did not come in time.
+    """
+    mine = secrets.token_hex(8)
+    end = time.monotonic() + timeout_seconds
+    restarted = rank == 0 and store.check(["leader"])
+    if rank == 0:
+        store.set("leader", mine)
+    while time.monotonic() < end:
+        leader = mine if rank == 0 else store.get("leader").decode()  # perhaps one of before the restart
+        store.set(f"{leader} {rank}", mine)
+        if rank == 0 and store.check([f"{leader} {other}" for other in range(world)]):
+            came = [store.get(f"{leader} {other}").decode() for other in range(world)]
+            store.set(f"{leader} came", " ".join(came))
+        if store.check([f"{leader} came"]) and mine in store.get(f"{leader} came").decode().split():
+            return leader, restarted
+        time.sleep(POLL)
+    raise RuntimeError(f"rank {rank} waited {timeout_seconds:g} seconds for the others")

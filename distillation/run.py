@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import math
-import os
 import shutil
 import signal
 import sys
@@ -40,9 +39,8 @@ class Run:
         self._ranks = ranks
         self.in_steps = False
         self._stop_signal = 0
-        # torchrun starts all ranks again after one was lost; they go on where the run was. It counts on each host for
-        # itself, so one host may know of a restart that another does not.
-        self.resume = ranks.any(resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0)
+        # torchrun starts all ranks again after one was lost; they go on where the run was.
+        self.resume = ranks.any(resume or ranks.restarted)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note_signal)
 

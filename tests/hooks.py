@@ -97,6 +97,12 @@ def signal_at_step(number: int, step: int, times: int = 1) -> None:
     train.train_step = signalling
 
 
+def hang_at_step(rank: int, step: int) -> None:
+    """Let one rank hang in a step."""
+    if os.environ["RANK"] == str(rank):
+        signal_at_step(signal.SIGSTOP, step)
+
+
 def signal_while_labelling(number: int) -> None:
     """Send a signal to ourselves after the first shard was written."""
     real = labels.write_shard

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tiny import english_sentences
 
 from distillation import labels as module
+from distillation.corpus import Corpus, build_corpus
 from distillation.labels import (
     EVALUATION,
     LabelledSentences,
@@ -25,7 +26,6 @@ from distillation.labels import (
     write_shard,
 )
 from distillation.ranks import Ranks
-from distillation.sentences import Corpus, build_corpus
 from model import Embedder
 from model.files import InputError, RunError, load_tensors
 from model.pooling import Pooling

@@ -17,8 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distillation import sentences as module
-from distillation.sentences import build_corpus, read_retrieval, read_sentences, read_sts
+from distillation import corpus as corpus_module
+from distillation import sources as sources_module
+from distillation.corpus import build_corpus
+from distillation.sentences import read_retrieval, read_sentences, read_sts
 from model.files import InputError
 
 STS_BENCHMARK = (
@@ -205,7 +207,7 @@ def test_damaged_gzip_is_named(tmp_path: Path, damage: Callable[[bytes], bytes])
 
 
 def test_an_endless_line_or_field_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LINE_LIMIT", 1000)
+    monkeypatch.setattr(sources_module, "LINE_LIMIT", 1000)
     write(tmp_path / "a.txt", "x" * 1001)
     with pytest.raises(InputError, match=r"a\.txt:1: a line of more than 1,000 bytes"):
         list(read_sentences(str(tmp_path / "a.txt")))
@@ -237,8 +239,8 @@ def test_corpus_is_distinct_shuffled_and_disjoint(tmp_path: Path, sources: list[
 
 
 def test_rows_are_found_by_number(tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH_ROWS", 32)
-    monkeypatch.setattr(module, "GATHER_ROWS", 64)
+    monkeypatch.setattr(corpus_module, "BATCH_ROWS", 32)
+    monkeypatch.setattr(corpus_module, "GATHER_ROWS", 64)
     corpus = build_corpus(tmp_path / "corpus", sources, 400, 100, 42)
     training = corpus.sentences(0, 400)
     assert len(set(training)) == 400
@@ -262,8 +264,8 @@ def test_the_split_is_part_of_the_fingerprint(tmp_path: Path, sources: list[str]
     corpus = build_corpus(tmp_path / "corpus", sources, None, 0, 1)
     batches = [corpus.file.get_batch(index) for index in range(corpus.file.num_record_batches)]
     assert corpus.evaluation() == []
-    assert module.fingerprint_of(batches, 500) == corpus.fingerprint
-    assert module.fingerprint_of(batches, 499) != corpus.fingerprint
+    assert corpus_module.fingerprint_of(batches, 500) == corpus.fingerprint
+    assert corpus_module.fingerprint_of(batches, 499) != corpus.fingerprint
 
 
 def test_in_order_uses_up_the_first_source_before_the_second(tmp_path: Path, sources: list[str]) -> None:
@@ -320,7 +322,7 @@ def test_the_spool_goes_away_also_on_error_and_after_a_crash(tmp_path: Path, sou
 def test_a_finished_corpus_is_used_again(tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = build_corpus(tmp_path / "corpus", sources, None, 10, 7)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_spool", None)  # it would fail if it built anything
+        patch.setattr(corpus_module, "write_spool", None)  # it would fail if it built anything
         assert build_corpus(tmp_path / "corpus", sources, None, 10, 7) == corpus
     assert build_corpus(tmp_path / "corpus", sources, None, 10, 8) != corpus
     with open(sources[1], "a") as file:
@@ -360,7 +362,7 @@ def test_duplicates_are_found_whatever_their_hashes(monkeypatch: pytest.MonkeyPa
     for row in hashes.tolist():
         expected.append(tuple(row) not in seen)
         seen.add(tuple(row))
-    assert module.first_occurrences(hashes).tolist() == expected
+    assert corpus_module.first_occurrences(hashes).tolist() == expected
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
@@ -368,7 +370,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         import sys, tracemalloc
         from pathlib import Path
         import pyarrow as pa
-        from distillation import sentences
+        from distillation import corpus as sentences
         sentences.BATCH_ROWS, sentences.GATHER_ROWS = 256, 1024
         directory = Path(sys.argv[1])
         for count in (4_000, 24_000):
@@ -602,7 +604,7 @@ def test_any_bytes_as_retrieval(
 @fuzz
 @given(st.text(max_size=30))
 def test_any_text_as_a_source(source: str) -> None:
-    check_only_input_errors(lambda: module.parse_source(source, "train"))
+    check_only_input_errors(lambda: sources_module.parse_source(source, "train"))
 
 
 @fuzz

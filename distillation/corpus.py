@@ -1,0 +1,266 @@
+"""A corpus on disk: deduplicated, shuffled, split; read through a memory map, so that memory does not grow with it."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distillation.sentences import read_sentences
+from distillation.sources import parse_source
+from model.files import InputError, atomic_path, read_json, write_json
+
+BATCH_ROWS = 16_384  # rows of every record batch but the last, so that a row's batch is its index divided by this
+GATHER_ROWS = 8 * BATCH_ROWS  # rows brought together in memory at a time when the corpus is written
+SCHEMA = pa.schema([("sentence", pa.large_string())])
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Distinct sentences in shuffled order, in a memory-mapped Arrow file: `size` to train on, then the held-out ones.
+
+    `fingerprint` is the SHA-256 of all of them in order and of the split; `counts` says how many of the training
+    sentences came from each source.
+    """
+
+    path: Path
+    size: int
+    evaluation_size: int
+    fingerprint: str
+    counts: dict[str, int]
+
+    def __len__(self) -> int:
+        return self.size
+
+    @cached_property
+    def file(self) -> pa.RecordBatchFileReader:
+        """The open Arrow file."""
+        return pa.ipc.open_file(pa.memory_map(str(self.path)))
+
+    def sentences(self, start: int, stop: int) -> list[str]:
+        """Training sentences start to stop - 1."""
+        return self.take(np.arange(start, stop))
+
+    def take(self, indices: np.ndarray) -> list[str]:
+        """The training sentences at `indices` (n,), in their order.
+
+        Raises:
+            IndexError: an index outside 0 to size - 1.
+        """
+        if len(indices) and not 0 <= np.min(indices) <= np.max(indices) < self.size:
+            raise IndexError(f"training sentences are numbered 0 to {self.size - 1}")
+        return gather(self.file, np.asarray(indices)).to_pylist()
+
+    def evaluation(self) -> list[str]:
+        """The held-out sentences."""
+        return gather(self.file, np.arange(self.size, self.size + self.evaluation_size)).to_pylist()
+
+
+def build_corpus(
+    directory: Path,
+    sources: list[str],
+    max_sentences: int | None,
+    evaluation_sentences: int,
+    seed: int,
+    sampling: str = "mixed",
+) -> Corpus:
+    """Gather the distinct sentences of `sources` in `directory`, shuffled by `seed`, with some held out.
+
+    sampling="mixed" draws both parts at random from all sources together. sampling="in_order" holds out the same
+    number from each source and trains on all of the first source, then all of the second, and so on, the last one cut
+    at random where `max_sentences` is reached.
+
+    Memory: about 25 bytes a sentence read. A corpus that was built from the same files with the same settings is used
+    again when its fingerprint still holds.
+
+    Raises:
+        InputError: a source that cannot be read, or too few distinct sentences.
+    """
+    if sampling not in ("mixed", "in_order"):
+        raise InputError(f"sampling {sampling!r}: choose mixed or in_order")
+    if not sources:
+        raise InputError("no sentences: name at least one file, glob or dataset")
+    if evaluation_sentences < 0 or (max_sentences is not None and max_sentences < 1):
+        raise InputError(f"max_sentences {max_sentences}, evaluation_sentences {evaluation_sentences}: too small")
+    directory.mkdir(parents=True, exist_ok=True)
+    for stale in directory.glob(".spool.*"):
+        stale.unlink()
+    key = {
+        "sources": [[source, file_stamps(source)] for source in sources],
+        "settings": [max_sentences, evaluation_sentences, seed, sampling],
+    }
+    corpus = finished_corpus(directory, key)
+    if corpus is not None:
+        return corpus
+
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".spool.") as spool:
+        hashes, starts = write_spool(Path(spool.name), sources)
+        distinct = np.flatnonzero(first_occurrences(hashes))
+        del hashes
+        if len(distinct) < evaluation_sentences + 1:
+            raise InputError(
+                f"{', '.join(sources)}: {len(distinct):,} distinct sentences, but {evaluation_sentences:,} to hold out "
+                "and 1 to train on are needed; add text or lower evaluation_sentences"
+            )
+        rng = np.random.default_rng(seed)
+        training, evaluation = (choose_mixed if sampling == "mixed" else choose_in_order)(
+            distinct, starts, max_sentences, evaluation_sentences, rng
+        )
+        counts = dict.fromkeys(sources, 0)
+        for source, start, stop in zip(sources, starts[:-1], starts[1:], strict=True):
+            counts[source] += int(np.count_nonzero((training >= start) & (training < stop)))
+        path = directory / "sentences.arrow"
+        size = len(training)
+        with atomic_path(path) as temporary:
+            fingerprint = write_corpus(temporary, Path(spool.name), np.concatenate([training, evaluation]), size)
+    corpus = Corpus(path, size, len(evaluation), fingerprint, counts)
+    manifest = {"size": size, "evaluation_size": len(evaluation), "fingerprint": fingerprint, "counts": counts}
+    write_json(directory / "corpus.json", {"key": key, **manifest})
+    return corpus
+
+
+def file_stamps(source: str) -> list[list[Any]]:
+    """Name, size and time of change of a source's files; nothing for a Hub dataset, whose name has to do."""
+    parsed = parse_source(source, default_split="train")
+    files = parsed.files or sorted(path for path in Path(parsed.dataset).rglob("*") if path.is_file())
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def finished_corpus(directory: Path, key: dict[str, Any]) -> Corpus | None:
+    """The corpus in `directory`, if it is the one asked for and whole."""
+    try:
+        manifest = read_json(directory / "corpus.json")
+        if manifest.pop("key") != key:
+            return None
+        corpus = Corpus(directory / "sentences.arrow", **manifest)
+        batches = (corpus.file.get_batch(index) for index in range(corpus.file.num_record_batches))
+        whole = fingerprint_of(batches, corpus.size) == corpus.fingerprint
+        return corpus if whole else None
+    except (InputError, OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def write_spool(path: Path, sources: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Write every sentence of every source to an Arrow file.
+
+    Returns their 128-bit hashes (n, 2), uint64, and where each source starts, with the end as last (sources + 1,).
+    """
+    hashes = bytearray()
+    starts = [0]
+    batch: list[str] = []
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        for source in sources:
+            for sentence in read_sentences(source):
+                hashes += hashlib.blake2b(sentence.encode(), digest_size=16).digest()
+                batch.append(sentence)
+                if len(batch) == BATCH_ROWS:
+                    writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=SCHEMA))
+                    batch.clear()
+            starts.append(len(hashes) // 16)
+        if batch:
+            writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=SCHEMA))
+    return np.frombuffer(hashes, np.uint64).reshape(-1, 2), np.array(starts)
+
+
+def first_occurrences(hashes: np.ndarray) -> np.ndarray:
+    """Which rows of `hashes` (n, 2) are the first of their value: (n,) bool.
+
+    Sixteen times a sixteenth of the values, so that sorting needs little memory beside the hashes themselves.
+    """
+    first = np.zeros(len(hashes), dtype=bool)
+    part = (hashes[:, 0] >> np.uint64(60)).astype(np.uint8)
+    for value in range(16):
+        rows = np.flatnonzero(part == value)
+        high, low = hashes[rows, 0], hashes[rows, 1]
+        order = np.lexsort((low, high))  # stable: equal values stay in the order in which they appear
+        high, low = high[order], low[order]
+        new = np.ones(len(rows), dtype=bool)
+        new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+        first[rows[order[new]]] = True
+    return first
+
+
+def choose_mixed(
+    distinct: np.ndarray, starts: np.ndarray, max_sentences: int | None, evaluation_sentences: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Training and evaluation rows, at random from all sources."""
+    shuffled = rng.permutation(distinct)
+    return shuffled[evaluation_sentences:][:max_sentences], shuffled[:evaluation_sentences]
+
+
+def choose_in_order(
+    distinct: np.ndarray, starts: np.ndarray, max_sentences: int | None, evaluation_sentences: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Evaluation rows from every source alike; training rows from the first source, then the next, until enough."""
+    count = len(starts) - 1
+    bounds = np.searchsorted(distinct, starts)
+    training: list[np.ndarray] = []
+    evaluation: list[np.ndarray] = []
+    for index in range(count):
+        share = evaluation_sentences // count + (index < evaluation_sentences % count)
+        rows = rng.permutation(distinct[bounds[index] : bounds[index + 1]])
+        if len(rows) < share:
+            raise InputError(
+                f"source {index + 1} of {count} adds {len(rows):,} distinct sentences, but {share:,} are to be held "
+                "out of it; lower evaluation_sentences or leave the source out"
+            )
+        evaluation.append(rows[:share])
+        room = None if max_sentences is None else max_sentences - sum(len(part) for part in training)
+        training.append(rows[share:][:room])
+    if not any(len(part) for part in training):
+        raise InputError(f"all {evaluation_sentences:,} distinct sentences are held out; lower evaluation_sentences")
+    parts = np.concatenate(training), np.concatenate(evaluation)
+    for part in parts:
+        rng.shuffle(part)
+    return parts
+
+
+def write_corpus(path: Path, spool: Path, rows: np.ndarray, size: int) -> str:
+    """Write the spool's sentences at `rows`, the first `size` of them to train on; returns the fingerprint."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for start in range(0, len(rows), GATHER_ROWS):
+            sentences = gather(source, rows[start : start + GATHER_ROWS])
+            for offset in range(0, len(sentences), BATCH_ROWS):
+                batch = pa.record_batch([sentences[offset : offset + BATCH_ROWS]], schema=SCHEMA)
+                writer.write_batch(batch)
+                yield batch
+
+    with pa.memory_map(str(spool)) as mapped, pa.OSFile(str(path), "wb") as sink:
+        source = pa.ipc.open_file(mapped)
+        with pa.ipc.new_file(sink, SCHEMA) as writer:
+            return fingerprint_of(batches(), size)
+
+
+def gather(file: pa.RecordBatchFileReader, rows: np.ndarray) -> pa.Array:
+    """The sentences at `rows` of an Arrow file in batches of BATCH_ROWS, in the order of `rows`."""
+    order = np.argsort(rows, kind="stable")
+    ascending = rows[order]
+    ends = np.append(np.flatnonzero(np.diff(ascending // BATCH_ROWS)) + 1, len(rows))
+    pieces, start = [pa.array([], pa.large_string())], 0
+    for end in ends[ends > 0]:
+        batch = file.get_batch(int(ascending[start]) // BATCH_ROWS)
+        pieces.append(batch.column(0).take(pa.array(ascending[start:end] % BATCH_ROWS)))
+        start = end
+    return pa.concat_arrays(pieces).take(pa.array(np.argsort(order, kind="stable")))
+
+
+def fingerprint_of(batches: Iterable[pa.RecordBatch], size: int) -> str:
+    """SHA-256 over the sentences' lengths and bytes, batch by batch, and over where training ends, in hexadecimal."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        batch.validate()
+        column = batch.column(0)
+        _, offsets, data = column.buffers()
+        offsets = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+        digest.update(np.diff(offsets).tobytes())
+        digest.update(memoryview(data)[offsets[0] : offsets[-1]])
+    digest.update(str(size).encode())
+    return digest.hexdigest()

@@ -1,0 +1,278 @@
+"""Rows out of files and datasets: text lines, CSV, TSV, JSON lines, Parquet, gzip of these, and the Hub, all streamed.
+
+A source is a file, a glob, a directory or a Hub dataset, and may name its parts:
+
+    captions.txt    'captions/*.en.gz'    pairs.csv:premise,hypothesis    news.jsonl:text    wiki.parquet
+    sentence-transformers/all-nli:pair-score:train:sentence1,sentence2
+"""
+
+import csv
+import glob
+import gzip
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from model.files import InputError
+
+Row = dict[str, Any]
+LINE_LIMIT = 2**24  # bytes; a longer line is no text, and this bounds the memory that a damaged file can ask for
+DATA_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".gz")
+STS_BENCHMARK_COLUMNS = ["genre", "file", "year", "id", "score", "sentence1", "sentence2"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from: files, or a dataset (a Hub name or a local directory) with its config and split."""
+
+    files: list[Path]
+    dataset: str
+    config: str
+    split: str
+    columns: list[str]
+
+
+def parse_source(source: str, default_split: str) -> Source:
+    """Read a source: PATH[:COLUMN,...] for a file or a glob, NAME[:CONFIG[:SPLIT[:COLUMN,...]]] for a dataset.
+
+    A path that is there wins over a Hub name, also when it has colons in it. Empty parts stand for the default.
+
+    Raises:
+        InputError: no such file, a glob without a match, or too many parts.
+    """
+    parts = source.split(":")
+    for count in range(len(parts), 0, -1):
+        path, rest = ":".join(parts[:count]), parts[count:]
+        files = [path] if os.path.isfile(path) else []
+        if not files and re.search(r"[*?\[]", path) and "\0" not in path:
+            files = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
+        if files:
+            if len(rest) > 1:
+                raise InputError(f"{source}: a file takes column names only, as in {path}:sentence1,sentence2")
+            return Source([Path(file) for file in files], "", "", "", split_columns(rest[0] if rest else ""))
+        if os.path.isdir(path):
+            parts = [path, *rest]
+            break
+    name = parts[0]
+    if re.search(r"[*?\[]", name):
+        raise InputError(f"{source}: no file matches")
+    if not os.path.isdir(name) and (name.endswith(DATA_SUFFIXES) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
+        raise InputError(f"{source}: no such file")
+    if len(parts) > 4:
+        raise InputError(f"{source}: a dataset takes NAME:CONFIG:SPLIT:COLUMN,COLUMN at most")
+    config, split, columns = (*parts[1:], "", "", "")[:3]
+    return Source([], name, config, split or default_split, split_columns(columns))
+
+
+def split_columns(text: str) -> list[str]:
+    """'a,b' as ['a', 'b']."""
+    return [column for column in text.split(",") if column]
+
+
+def read_source(source: Source) -> Iterator[tuple[str, int, Row]]:
+    """Every row of a source with where it is: the file's or dataset's name and the line's or row's number from 1."""
+    if source.dataset:
+        for number, row in read_dataset(source):
+            yield source.dataset, number, row
+    for path in source.files:
+        for number, row in read_rows(path, source.columns):
+            yield str(path), number, row
+
+
+def read_dataset(source: Source) -> Iterator[tuple[int, Row]]:
+    """The rows of a Hub dataset or a local dataset directory, streamed; no code from the dataset is run.
+
+    Raises:
+        InputError: it cannot be reached or read.
+    """
+    from datasets import load_dataset  # here, because it takes seconds to import and local files do without it
+
+    try:
+        rows = load_dataset(source.dataset, source.config or None, split=source.split, streaming=True)
+        if source.columns and set(source.columns) <= set(rows.column_names or []):
+            rows = rows.select_columns(source.columns)  # Parquet then reads only these
+        yield from enumerate(rows, start=1)
+    except Exception as error:  # the library and all it stands on raise too many kinds to name
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        what = "directory" if os.path.isdir(source.dataset) else "no such file here, and the Hub dataset of this name"
+        raise InputError(
+            f"{source.dataset}: {what} (config {source.config or 'default'}, split {source.split}) cannot be read "
+            f"({reason}); check name and network, or pass local files"
+        ) from None
+
+
+def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[int, Row]]:
+    """The rows of one file by its name's ending, gzip or not; a text file's rows have one column, `text`.
+
+    Raises:
+        InputError: the file is missing, damaged or not UTF-8, with its line.
+    """
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    try:
+        if suffix == ".parquet":
+            yield from parquet_rows(path, columns)
+        elif suffix in (".csv", ".tsv"):
+            yield from table_rows(path, suffix)
+        elif suffix in (".json", ".jsonl", ".ndjson"):
+            yield from json_rows(path)
+        else:
+            for number, line in read_lines(path):
+                yield number, {"text": line}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a directory, not a file") from None
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """A file's bytes, decompressed where its name ends in .gz."""
+    return cast(IO[bytes], gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb"))
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 text file, numbered from 1, without the line break.
+
+    Raises:
+        InputError: not UTF-8, a NUL byte, an endless line, or damaged gzip.
+    """
+    with open_file(path) as file:
+        for number in itertools.count(1):
+            try:
+                raw = file.readline(LINE_LIMIT)
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise InputError(f"{path}:{number}: damaged gzip ({error}); fetch or write it again") from None
+            if not raw:
+                return
+            if len(raw) == LINE_LIMIT:
+                raise InputError(f"{path}:{number}: a line of more than {LINE_LIMIT:,} bytes; is this a text file?")
+            if b"\0" in raw:
+                raise InputError(f"{path}:{number}: a NUL byte, so no UTF-8 text; convert it (from UTF-16?) first")
+            try:
+                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def table_rows(path: Path, suffix: str) -> Iterator[tuple[int, Row]]:
+    """The rows of a CSV file (commas, standard quoting) or a TSV file (tabs, no quoting), with a header.
+
+    The STS Benchmark's files have tabs, no header and no quoting, whatever they are called; they are known by a first
+    line of at least seven columns with a number in the fifth.
+    """
+    lines = read_lines(path)
+    first = next(lines, None)
+    if first is None:
+        return
+    lines = itertools.chain([first], lines)
+    if is_sts_benchmark(first[1]):
+        for number, line in lines:
+            fields = line.split("\t")
+            if line.strip() and len(fields) < 7:
+                raise InputError(f"{path}:{number}: {len(fields)} columns, but the STS Benchmark's lines have 7")
+            if line.strip():
+                yield number, dict(zip(STS_BENCHMARK_COLUMNS, fields, strict=False))
+        return
+    header: list[str] = []
+    for number, fields in split_fields(path, lines, suffix):
+        if not header:
+            header = [name.strip() for name in fields]
+        elif len(fields) != len(header):
+            raise InputError(f"{path}:{number}: {len(fields)} columns, but the header has {len(header)}")
+        else:
+            yield number, dict(zip(header, fields, strict=True))
+
+
+def is_sts_benchmark(line: str) -> bool:
+    """Whether a line looks like the STS Benchmark's: genre, file, year, id, score, sentence1, sentence2."""
+    fields = line.split("\t")
+    return len(fields) >= 7 and parse_number(fields[4]) is not None
+
+
+def split_fields(path: Path, lines: Iterable[tuple[int, str]], suffix: str) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each line that is not blank, with the line where the record begins."""
+    if suffix == ".tsv":
+        yield from ((number, line.split("\t")) for number, line in lines if line.strip())
+        return
+    csv.field_size_limit(LINE_LIMIT)  # an unterminated quote stops here, not at the end of memory
+    reader = csv.reader((f"{line}\n" for _, line in lines), strict=True)
+    number = 1
+    try:
+        for fields in reader:
+            if any(field.strip() for field in fields):
+                yield number, fields
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}:{number}: not CSV ({error}); is a quotation mark left open?") from None
+
+
+def json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """The rows of a JSON-lines file: an object, a string, a list of strings, or [sentence, sentence, score] a line."""
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if "\\u" in line:
+                json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: not a JSON value in one line of text ({error})") from None
+        if isinstance(row, str):
+            row = {"text": row}
+        elif isinstance(row, list) and len(row) == 3 and not isinstance(row[2], str):
+            row = {"sentence1": row[0], "sentence2": row[1], "score": row[2]}
+        elif isinstance(row, list):
+            row = {f"sentence{index}": value for index, value in enumerate(row, start=1)}
+        if not isinstance(row, dict):
+            raise InputError(f"{path}:{number}: neither a JSON object nor a list nor a string")
+        yield number, row
+
+
+def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[int, Row]]:
+    """The rows of a Parquet file's text and number columns (only `columns`, where given), read piece by piece."""
+    with open_file(path) as file, tempfile.TemporaryFile() as plain:
+        number = 1
+        try:
+            if path.name.lower().endswith(".gz"):  # Parquet is read from its end, gzip cannot be
+                shutil.copyfileobj(file, plain)
+                file = plain
+            table = parquet.ParquetFile(file)
+            names = [field.name for field in table.schema_arrow if is_plain(field.type)]
+            wanted = [name for name in names if not columns or name in columns]
+            for batch in table.iter_batches(batch_size=1024, columns=wanted, use_threads=False):
+                for row in batch.to_pylist():
+                    yield number, row
+                    number += 1
+        except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error) as error:
+            raise InputError(f"{path}: not a Parquet file, or damaged after row {number - 1} ({error})") from None
+
+
+def is_plain(kind: pa.DataType) -> bool:
+    """Whether a column holds texts or numbers."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(
+        test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating)
+    )
+
+
+def parse_number(value: Any) -> float | None:
+    """A finite number from a number or its text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or "_" in str(value):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
