@@ -96,8 +96,8 @@ def peak_memory_mib(work: Callable[[], Any], device: torch.device) -> float:
 def encoder_flops(embedder: Embedder, lengths: np.ndarray) -> float:
     """Floating-point operations that the encoder's layers need for sentences of these lengths.
 
-    A layer's products cost 2 operations a weight and token, its attention 4 D a pair of tokens. With cls pooling the last
-    layer computes queries, keys and values for all tokens and the rest for the first only. Embeddings, norms and
+    A layer's products cost 2 operations a weight and token, its attention 4 D a pair of tokens. With cls pooling the
+    last layer computes queries, keys and values for all tokens and the rest for the first only. Embeddings, norms and
     activations are left out.
     """
     config = embedder.bert.config
@@ -230,7 +230,8 @@ def random_embedder(shape: str, layers: int, device: torch.device) -> Embedder:
     words |= {str(number): number for number in range(4, config.vocab_size)}
     rust = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     rust.pre_tokenizer = pre_tokenizers.Whitespace()
-    rust.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    rust.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=rust, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
     settings = Settings(pooling=Pooling.CLS, max_length=config.max_position_embeddings, origin=shape)
     return Embedder(bert, tokenizer, settings).eval().to(device)
@@ -247,7 +248,8 @@ def print_table(result: dict[str, Any]) -> None:
     """The rows as text."""
     tokens = result["workload"]["tokens"]["mean"]
     print(f"{result['device']['name']}, {result['workload']['sentences']:,} sentences of {tokens:.1f} tokens")
-    print(f"{'system':<30} {'precision':<9} {'layers':>6} {'sentences/s':>12} {'slowest..fastest':>18} {'of peak':>8} {'MiB':>6}")
+    heads = f"{'layers':>6} {'sentences/s':>12} {'slowest..fastest':>18} {'of peak':>8} {'MiB':>6}"
+    print(f"{'system':<30} {'precision':<9} {heads}")
     for row in result["rows"]:
         share = "" if row["fraction_of_peak"] is None else f"{row['fraction_of_peak']:.0%}"
         spread = f"{row['slowest']:.0f}..{row['fastest']:.0f}"
@@ -257,7 +259,8 @@ def print_table(result: dict[str, Any]) -> None:
         )
     for row in result["training"]:
         print(f"training: {row['system']:<40} {row['sentences_per_second']:>10.1f} sentences/s")
-    print(f"the student is {result['student_speedup']:.2f} times as fast; its layers promise {result['layer_ratio']:.2f}")
+    speedup, promise = result["student_speedup"], result["layer_ratio"]
+    print(f"the student is {speedup:.2f} times as fast; its layers promise {promise:.2f}")
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ of randomness: which sentences meet in a pool is random, and so is the order of 
 neighbours in length within their pool.
 """
 
-
 import numpy as np
 
 POOL = 16  # batches sorted together; 1 would make batches fully random, at the price of more, smaller attention calls

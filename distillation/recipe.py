@@ -34,7 +34,9 @@ class Recipe:
 
     name: str = setting("", "name of the run directory under OUTPUT; empty takes the recipe file's name")
     teacher: str = setting("assets/all-MiniLM-L6-v2", "teacher: a model directory or a Hub name, BERT architecture")
-    layers: list[int] | str = setting("even:3", "teacher layers to keep: 0,2,5, auto:3, even:3, first:3, last:3, ends:3, ...")
+    layers: list[int] | str = setting(
+        "even:3", "teacher layers to keep: 0,2,5, auto:3, even:3, first:3, last:3, ends:3..."
+    )
     pooling: str = setting("teacher", "pooling: teacher (as its own files say), cls or mean")
     sentences: list[str] = setting([], "text to train on: files, globs, Hub datasets NAME[:CONFIG[:SPLIT[:COLUMNS]]]")
     sampling: str = setting("mixed", "mixed draws from all sources; in_order uses up each before the next")

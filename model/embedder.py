@@ -1,8 +1,8 @@
 """Embedder: sentences in, vectors out. Tokenizer, encoder and pooling in one module, in the field's file layout.
 
-    embedder = Embedder.load("runs/minilm-3/model")
-    embeddings = embedder.encode(["one sentence", "another"])   # (2, dimensions) float32 numpy
-    similarities = embedder.similarity(embeddings, embeddings)  # (2, 2) cosine
+embedder = Embedder.load("runs/minilm-3/model")
+embeddings = embedder.encode(["one sentence", "another"])   # (2, dimensions) float32 numpy
+similarities = embedder.similarity(embeddings, embeddings)  # (2, 2) cosine
 """
 
 import copy
@@ -309,5 +309,3 @@ def unit_rows(vectors: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Rows divided by their L2 norm, as a torch tensor (n, d); one vector (d,) counts as one row."""
     rows = torch.atleast_2d(torch.as_tensor(vectors).float())
     return F.normalize(rows, dim=-1)
-
-

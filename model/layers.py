@@ -12,9 +12,7 @@ EVERY = {"every_second": 2, "every_third": 3, "every_fourth": 4}
 STRATEGIES = ("auto", "even", "first", "last", "ends", *EVERY)
 
 
-def choose_layers(
-    layers: str | list[int], total: int, search: Callable[[int], list[int]] | None = None
-) -> list[int]:
+def choose_layers(layers: str | list[int], total: int, search: Callable[[int], list[int]] | None = None) -> list[int]:
     """Teacher layers to keep, ascending, counted from 0.
 
     Args:

@@ -232,7 +232,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     if largest >= vocab_size:
         raise InputError(f"{folder}: the tokenizer numbers words up to {largest}, the model has {vocab_size}")
     if len(words) < 0.9 * vocab_size:  # some models have a few places to spare
-        raise InputError(f"{folder}: the tokenizer knows {len(words)} words, the model {vocab_size}; is a file cut off?")
+        raise InputError(f"{folder}: the tokenizer knows {len(words)} words, the model {vocab_size}, is a file cut?")
     if not empty:
         raise InputError(f"{folder}: the tokenizer puts no [CLS] and [SEP] around a text")
     return tokenizer

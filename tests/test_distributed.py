@@ -111,9 +111,7 @@ def test_each_shard_is_written_once_and_all_ranks_write(by_world: dict[int, RunD
     names = [line.split(":")[1] for line in lines]
     assert sorted(names) == ["00000", "00001", "00002", "00003", "evaluation"]
     assert len({line.split(":")[0] for line in lines}) == world
-    shards = {
-        path.name: path.read_bytes() for path in (by_world[world].path.parent / "labels").rglob("*.safetensors")
-    }
+    shards = {path.name: path.read_bytes() for path in (by_world[world].path.parent / "labels").rglob("*.safetensors")}
     assert sorted(name.removesuffix(".safetensors") for name in shards) == sorted(names)
 
 
