@@ -218,7 +218,7 @@ def random_embedder(shape: str, layers: int, device: torch.device) -> Embedder:
     from transformers import PreTrainedTokenizerFast
 
     if shape in SHAPES:
-        config = BertConfig(**SHAPES[shape], vocab_size=30522)
+        config = BertConfig.from_dict(SHAPES[shape])
     elif Path(shape).is_file():
         config = BertConfig.from_dict(read_json(shape))
     else:

@@ -73,7 +73,7 @@ def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:
 
 
 def train_step(
-    student: nn.Module,
+    student: Embedder | DistributedDataParallel,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     window: LabelledSentences,
@@ -93,7 +93,7 @@ def train_step(
         This rank's part of the batch's mean loss, and the gradient's L2 norm, which is not finite where the step had
         to be left out.
     """
-    embedder: Embedder = getattr(student, "module", student)
+    embedder: Embedder = student.module if isinstance(student, DistributedDataParallel) else student
     compute_type = dtype_of(recipe.precision)
     rows = BatchRows(embedder.bert.embeddings.word_embeddings.weight, [window.tokens[place] for place in batch])
     share = rank_share(batch, ranks.rank, ranks.world)
@@ -109,7 +109,8 @@ def train_step(
         labels_Bd = window.labels[torch.from_numpy(piece)].to(ranks.device, torch.float32)
 
         is_last = piece_number == recipe.gradient_accumulation - 1
-        with contextlib.nullcontext() if is_last or ranks.world == 1 else student.no_sync():
+        later = student.no_sync() if isinstance(student, DistributedDataParallel) and not is_last else None
+        with later or contextlib.nullcontext():  # ranks exchange gradients once a step
             with torch.autocast(ranks.device.type, compute_type, enabled=compute_type != torch.float32):
                 embeddings_Bd = student(tokens)
             losses_B = LOSSES[recipe.loss](embeddings_Bd.float(), labels_Bd)
@@ -120,7 +121,7 @@ def train_step(
     rows.average_over(ranks)
 
     scaler.unscale_(optimizer)
-    rows.vectors.grad.div_(scaler.get_scale())
+    rows.unscale(scaler.get_scale())
     parameters = [p for group in optimizer.param_groups for p in group["params"]] + [rows.vectors]
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm or math.inf))
     if math.isfinite(grad_norm):
@@ -256,7 +257,7 @@ def idle_share(window: LabelledSentences, batch: np.ndarray, world: int) -> floa
 
 def flat(figures: dict[str, Any]) -> dict[str, float]:
     """{"sts-dev": {"spearman_cosine": f}, ...} to {"sts_dev_spearman_cosine": f, ...}."""
-    result = {}
+    result: dict[str, float] = {}
     for name, value in figures.items():
         if isinstance(value, dict):
             result |= {metric_key(name, kind): figure for kind, figure in value.items()}

@@ -52,7 +52,7 @@ def save_checkpoint(
         recipe: fingerprint of the settings that must not change when the run goes on.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.state.items():
         tensors |= {f"optimizer.{key}.{names[parameter]}": value for key, value in state.items()}
     state = {"progress": dataclasses.asdict(progress), "scaler": scaler.state_dict(), "recipe": recipe}

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -36,8 +36,8 @@ def search_layers(teacher: Embedder, sentences: Sequence[str], count: int) -> li
     tokens = teacher.tokenize(sentences[:SAMPLE], teacher.prompt_text())
     whole = _embed_with(teacher, range(total), tokens)
 
-    def score(layers: Sequence[int]) -> float:
-        return agreement(_embed_with(teacher, layers, tokens), whole)
+    def score(layers: Iterable[int]) -> float:
+        return agreement(_embed_with(teacher, list(layers), tokens), whole)
 
     if math.comb(total, count) <= EXHAUSTIVE:
         return list(max(itertools.combinations(range(total), count), key=score))

@@ -40,6 +40,11 @@ class BatchRows:
         assert self.vectors.grad is not None
         ranks.sum(self.vectors.grad).div_(ranks.world)
 
+    def unscale(self, scale: float) -> None:
+        """Divide the gradient by the loss's scale, as `GradScaler.unscale_` does for the other weights."""
+        assert self.vectors.grad is not None
+        self.vectors.grad.div_(scale)
+
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """One AdamW step on these rows, with the optimizer's settings; its state for the table lives in `optimizer`.

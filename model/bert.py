@@ -148,7 +148,9 @@ def attention(qkv_N3HE: torch.Tensor, tokens: PackedTokens, queries: PackedToken
         longest = int(tokens.lengths[-1])
         if first_only:
             q = q[tokens.boundaries[:-1].long()]
-        return varlen_attn(q, k, v, queries.boundaries, tokens.boundaries, int(queries.lengths[-1]), longest)
+        out = varlen_attn(q, k, v, queries.boundaries, tokens.boundaries, int(queries.lengths[-1]), longest)
+        assert isinstance(out, torch.Tensor)  # a pair only where auxiliary output is asked for
+        return out
 
     _, _, H, E = qkv_N3HE.shape
     context = []
@@ -195,7 +197,8 @@ class DistilledBert(BertModel):
             student.pooler.load_state_dict(self.pooler.state_dict())
         for new, old in enumerate(layers):
             student.encoder.layer[new].load_state_dict(self.encoder.layer[old].state_dict())
-        return student.to(self.device)
+        torch.nn.Module.to(student, self.device)
+        return student
 
     def prepare(self, make: MakeProduct, dtype: torch.dtype) -> None:
         """Fix the weights' layout for inference: join, cast and repack them once instead of in every forward.

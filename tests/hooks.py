@@ -1,16 +1,23 @@
 """What tests do inside a run of train.py: small changes to it before it starts, each to bring about one event."""
 
 import itertools
+import math
 import os
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import train
-from distillation import labels
-from model import files
+from distillation import labels, losses
+from distillation.run import Run
+from model import Embedder, files
+
+__all__ = ["Embedder", "Run", "files"]  # also for `full_disk`, by name
 
 
 def small_shards(sentences: int, window: int = 4) -> None:
@@ -112,3 +119,82 @@ def signal_while_labelling(number: int) -> None:
         os.kill(os.getpid(), number)
 
     labels.write_shard = signalling
+
+
+# -- faults ----------------------------------------------------------------------------------------------------------
+
+
+def limit_file_size(size: int) -> None:
+    """From now on no file of this process can grow beyond so many bytes, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def full_disk(owner: str, name: str, call: int, size: int) -> None:
+    """Let the disk be full from the n-th call of `owner`.`name` on; `owner` is a module's or a class's name here."""
+    place = globals()[owner]
+    real, count = getattr(place, name), itertools.count(1)
+
+    def limited(*arguments: Any, **keywords: Any) -> Any:
+        if next(count) == call:
+            limit_file_size(size)
+        return real(*arguments, **keywords)
+
+    setattr(place, name, limited)
+
+
+def damage_after_labelling(name: str) -> None:
+    """Flip a bit of a shard between labelling and training."""
+    real = train.label_corpus
+
+    def damaged(*arguments: Any) -> labels.Labels:
+        found = real(*arguments)
+        flip_bit(found.directory / name)
+        return found
+
+    train.label_corpus = damaged
+
+
+def flip_bit(path: Path) -> None:
+    """Flip one bit of a file's last quarter, where the tensors are."""
+    content = bytearray(path.read_bytes())
+    content[-len(content) // 8] ^= 1
+    path.write_bytes(content)
+
+
+def nan_losses(first: int, last: int) -> None:
+    """Let the loss of some steps, counted from 1, be NaN."""
+    real, count = losses.LOSSES["mse"], itertools.count(1)
+
+    def mse(*arguments: torch.Tensor) -> torch.Tensor:
+        return real(*arguments) * (math.nan if first <= next(count) <= last else 1.0)
+
+    losses.LOSSES["mse"] = mse
+
+
+def raise_at_step(error: Exception, step: int) -> None:
+    """Raise an error in a step, counted from 1."""
+    real, count = train.train_step, itertools.count(1)
+
+    def failing(*arguments: Any) -> Any:
+        if next(count) == step:
+            raise error
+        return real(*arguments)
+
+    train.train_step = failing
+
+
+def become_nobody() -> None:
+    """Give up root's right to write everywhere."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+
+
+def slow_steps(seconds: float) -> None:
+    """Sleep before each step."""
+    real = train.train_step
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return real(*arguments)
+
+    train.train_step = slow

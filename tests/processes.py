@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ LIMIT = 120  # seconds; what takes longer hangs
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 ENVIRONMENT["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 
+printed = tempfile.TemporaryDirectory()  # where forked runs print to
 forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["train", "processes", "hooks"])
 
@@ -154,7 +156,7 @@ class Forked:
     """A run in a forked process.
 
     Args:
-        arguments: of train.py's command line, the recipe first; its output goes to files beside the recipe.
+        arguments: of train.py's command line.
         before: called in the process before train.main; a function that can be pickled.
         environment: variables to set.
     """
@@ -168,8 +170,7 @@ class Forked:
         environment: dict[str, str] | None = None,
     ) -> None:
         Forked.count += 1
-        folder = Path(arguments[0]).parent
-        self.files = [folder / f"process-{Forked.count}.{kind}" for kind in ("out", "err")]
+        self.files = [Path(printed.name) / f"{Forked.count}.{kind}" for kind in ("out", "err")]
         os.environ |= ENVIRONMENT  # the server's, which the first fork starts
         self.process = forks.Process(target=child, args=([*map(str, arguments)], self.files, environment or {}, before))
         self.process.start()

@@ -1,5 +1,6 @@
 """Evaluation: the figures of scipy and sentence-transformers, honest intervals, a command that knows its run."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -49,12 +50,10 @@ def peer(path: Path) -> SentenceTransformer:
 
 
 def make_pairs(name: str = "sts-dev", count: int = 60, seed: int = 0) -> StsPairs:
-    """Pairs among SENTENCES, some of which occur in several, with scores that know nothing of any model."""
+    """Distinct pairs of SENTENCES, many of which are in several, with scores that know nothing of any model."""
     generator = np.random.default_rng(seed)
-    first, second = generator.integers(len(SENTENCES), size=(2, count))
-    return StsPairs(
-        name, [SENTENCES[i] for i in first], [SENTENCES[i] for i in second], generator.integers(0, 6, count) / 1.0
-    )
+    pairs = generator.choice(list(itertools.combinations(SENTENCES, 2)), size=count, replace=False)
+    return StsPairs(name, pairs[:, 0].tolist(), pairs[:, 1].tolist(), generator.integers(0, 6, count) / 1.0)
 
 
 def pair_of_models(path: Path) -> tuple[Embedder, Embedder]:
@@ -131,6 +130,10 @@ def test_intervals_hold_the_estimate_and_narrow_with_more_pairs() -> None:
         widths.append(high - low)
     ratios = np.array(widths[:-1]) / widths[1:]
     assert (ratios > 1.5).all() and (ratios < 2.7).all()  # as 1 / sqrt(n): 2
+
+
+def test_an_interval_is_the_middle_95_percent() -> None:
+    assert interval(np.random.default_rng(0).permutation(1001).astype(float)) == [25, 975]
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -318,6 +318,12 @@ def test_an_epoch_has_every_sentence_once_and_can_be_taken_up_anywhere(
     assert steps_of(labels, batch_size, epoch, skip=skip) == steps[skip:]
 
 
+def test_every_epoch_has_the_same_number_of_steps(tmp_path: Path) -> None:
+    labels = numbered_labels(tmp_path / "labels", 33)  # two full shards and one sentence
+    steps = [len(steps_of(labels, 17, epoch)) for epoch in range(8)]
+    assert steps == 8 * [labels.steps_per_epoch(17)] == 8 * [3]
+
+
 @pytest.mark.parametrize("rows", [96, 90])  # all shards full, and a shorter last one
 def test_epochs_and_seeds_differ(tmp_path: Path, rows: int) -> None:
     labels = numbered_labels(tmp_path / "labels", rows)

@@ -32,7 +32,9 @@ def test_what_is_kept(layers: str | list[int], total: int, kept: list[int]) -> N
     assert choose_layers(layers, total) == kept
 
 
-@given(strategy=st.sampled_from(STRATEGIES), total=st.integers(1, 60), data=st.data())
+@given(
+    strategy=st.sampled_from([name for name in STRATEGIES if name != "auto"]), total=st.integers(1, 60), data=st.data()
+)
 def test_every_strategy_gives_ascending_layers_of_the_teacher(strategy: str, total: int, data: st.DataObject) -> None:
     if strategy in EVERY:
         kept = choose_layers(strategy, total)
@@ -46,6 +48,12 @@ def test_every_strategy_gives_ascending_layers_of_the_teacher(strategy: str, tot
         assert (kept[0], kept[-1]) == (0, total - 1)
         gaps = [after - before for before, after in zip(kept, kept[1:], strict=False)]
         assert max(gaps) - min(gaps) <= 1
+
+
+def test_auto_asks_the_search() -> None:
+    assert choose_layers("auto:2", 6, search=lambda count: [0, count + 1]) == [0, 3]
+    with pytest.raises(InputError, match="auto needs a teacher and text"):
+        choose_layers("auto:2", 6)
 
 
 def test_the_given_list_is_copied() -> None:
@@ -64,7 +72,7 @@ def test_the_given_list_is_copied() -> None:
         ([0.0, 1.5], "whole numbers"),
         (["0", "1"], "whole numbers"),
         ([True], "whole numbers"),
-        ("evne:3", "'evne:3' is neither a list of numbers nor one of even, first"),
+        ("evne:3", "'evne:3' is neither a list of numbers nor one of auto, even, first"),
         ("", "neither"),
         ("even", "needs a count from 1 to 6, such as even:2"),
         ("even:0", "needs a count"),

@@ -371,7 +371,7 @@ def test_tokenizer_that_numbers_words_beyond_the_model(model_copy: Path) -> None
     refused(model_copy, "numbers words up to 1000000")
 
 
-@pytest.mark.parametrize("keep", [0, 20, 0.5])
+@pytest.mark.parametrize("keep", [40, 0.5, 0.8])
 def test_a_vocabulary_that_is_cut_off(model_copy: Path, keep: float) -> None:
     """Otherwise most words would silently become [UNK]."""
     (model_copy / "tokenizer.json").unlink()

@@ -1,0 +1,306 @@
+"""What can go wrong around a run: each fault is told in one line, and nothing that was finished is lost.
+
+docs/reliability.md lists these tests with what the user sees.
+"""
+
+import functools
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import hooks
+import pytest
+import torch
+from processes import ROOT, Forked, RunDirectory, command, same_weights, train, wait_until, write_recipe
+from safetensors.torch import load_file, save_file
+
+from distillation.checkpoint import load_weights
+from model import Embedder
+
+STEPS = 20
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    return write_recipe(tmp_path, tiny_model_dir, epochs=2, save_every=5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> RunDirectory:
+    """The run of `recipe` without a fault."""
+    recipe = write_recipe(tmp_path_factory.mktemp("undisturbed"), tiny_model_dir, epochs=2, save_every=5)
+    assert train(recipe).status == 0
+    return RunDirectory(recipe.parent / "runs" / "tiny")
+
+
+def run_of(recipe: Path) -> RunDirectory:
+    return RunDirectory(recipe.parent / "runs" / "tiny")
+
+
+def only(paths: Iterator[Path]) -> Path:
+    [path] = paths
+    return path
+
+
+def assert_goes_on(recipe: Path, undisturbed: RunDirectory) -> None:
+    """The same command with --resume ends as if nothing had been."""
+    ended = train(recipe, "--resume")
+    assert ended.status == 0, ended.err
+    run = run_of(recipe)
+    assert same_weights(run, undisturbed)
+    assert run.logged("loss") == undisturbed.logged("loss")
+    assert run.logged("negative_mse") == undisturbed.logged("negative_mse")
+    assert RunDirectory(recipe.parent / "runs").leftovers() == []
+
+
+# -- a full disk -----------------------------------------------------------------------------------------------------
+
+FULL_DISK = "no space left to write; free some or choose another --output, then run again"
+
+
+def test_full_disk_while_reading_text(recipe: Path, undisturbed: RunDirectory) -> None:
+    ended = train(recipe, before=functools.partial(hooks.limit_file_size, 4096))
+    assert ended.status == 1 and ended.error.endswith(FULL_DISK)
+    assert str(recipe.parent / "runs" / "corpus") in ended.error
+    assert_goes_on(recipe, undisturbed)
+
+
+def test_full_disk_while_labelling(recipe: Path, undisturbed: RunDirectory) -> None:
+    ended = train(recipe, before=functools.partial(hooks.full_disk, "labels", "write_shard", call=2, size=4096))
+    shards = list((recipe.parent / "runs" / "labels").rglob("*.safetensors"))
+    assert [path.name for path in shards] == ["evaluation.safetensors"]  # finished before, and kept
+    assert ended.status == 1 and ended.error == f"error: {shards[0].parent}/00000.safetensors: {FULL_DISK}"
+    written = shards[0].stat().st_mtime_ns
+    assert_goes_on(recipe, undisturbed)
+    assert shards[0].stat().st_mtime_ns == written
+
+
+def test_full_disk_while_saving_a_checkpoint(recipe: Path, undisturbed: RunDirectory) -> None:
+    ended = train(recipe, before=functools.partial(hooks.full_disk, "train", "save_checkpoint", call=2, size=4096))
+    last = run_of(recipe).path / "checkpoints" / "last.safetensors"
+    assert ended.status == 1 and ended.error == f"error: {last}: {FULL_DISK}"
+    again = train(recipe, "--resume", "--name", "tiny", before=functools.partial(hooks.signal_at_step, signal.SIGTERM, 1))
+    assert "going on after step 5 of 20" in again.out  # the earlier checkpoint is whole
+    assert_goes_on(recipe, undisturbed)
+
+
+def test_full_disk_while_saving_the_best(recipe: Path, undisturbed: RunDirectory) -> None:
+    ended = train(recipe, before=functools.partial(hooks.full_disk, "train", "save_weights", call=2, size=4096))
+    best = run_of(recipe).path / "checkpoints" / "best.safetensors"
+    assert ended.status == 1 and ended.error == f"error: {best}: {FULL_DISK}"
+    load_file(best)
+    assert_goes_on(recipe, undisturbed)
+
+
+def test_full_disk_while_saving_the_model(recipe: Path, undisturbed: RunDirectory) -> None:
+    ended = train(recipe, before=functools.partial(hooks.full_disk, "Embedder", "save", call=1, size=4096))
+    model = run_of(recipe).path / "model"
+    assert ended.status == 1 and ended.error.startswith(f"error: {model}") and ended.error.endswith(FULL_DISK)
+    assert not model.exists()
+    assert_goes_on(recipe, undisturbed)
+
+
+def test_full_disk_while_logging(recipe: Path, undisturbed: RunDirectory) -> None:
+    ended = train(recipe, before=functools.partial(hooks.full_disk, "Run", "log", call=4, size=600))
+    log = run_of(recipe).path / "log.jsonl"
+    assert ended.status == 1 and ended.error == f"error: {log}: {FULL_DISK}"
+    assert log.stat().st_size == 600  # the last line is cut short
+    assert_goes_on(recipe, undisturbed)
+
+
+# -- damaged files ---------------------------------------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+DAMAGES = {"flipped bit": (hooks.flip_bit, "checksum does not match"), "truncated": (truncate, "truncated")}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["00000.safetensors", "evaluation.safetensors"])
+def test_a_damaged_shard_is_labelled_anew(recipe: Path, undisturbed: RunDirectory, name: str, damage: str) -> None:
+    assert train(recipe).status == 0
+    shard = only((recipe.parent / "runs" / "labels").rglob(name))
+    whole = shard.read_bytes()
+    apply, reason = DAMAGES[damage]
+    apply(shard)
+    assert shard.read_bytes() != whole
+    ended = train(recipe)
+    assert ended.status == 0
+    [line] = [line for line in ended.out.splitlines() if "labelling it anew" in line]
+    assert line.startswith(f"{shard}: {reason}")
+    assert shard.read_bytes() == whole
+    assert same_weights(run_of(recipe), undisturbed)
+
+
+def test_a_shard_that_is_damaged_during_the_run(recipe: Path, undisturbed: RunDirectory) -> None:
+    name = "00000.safetensors"
+    ended = train(recipe, before=functools.partial(hooks.damage_after_labelling, name))
+    shard = only((recipe.parent / "runs" / "labels").rglob(name))
+    assert ended.status == 2
+    assert ended.error == (
+        f"error: {shard}: checksum does not match, the file is damaged; run again with --resume: the shard is then "
+        "labelled anew"
+    )
+    assert_goes_on(recipe, undisturbed)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_refused(recipe: Path, undisturbed: RunDirectory, damage: str) -> None:
+    stopped = train(recipe, before=functools.partial(hooks.signal_at_step, signal.SIGTERM, 12))
+    assert stopped.status == 1
+    last = run_of(recipe).path / "checkpoints" / "last.safetensors"
+    apply, reason = DAMAGES[damage]
+    apply(last)
+    left = last.read_bytes()
+    ended = train(recipe, "--resume")
+    assert ended.status == 2
+    assert ended.error.startswith(f"error: {last}: {reason}") and ended.error.endswith("start again without --resume")
+    assert last.read_bytes() == left
+    assert train(recipe).status == 0  # the advice; the damaged run is moved aside
+    assert same_weights(run_of(recipe), undisturbed)
+    assert (recipe.parent / "runs" / "tiny.1" / "checkpoints" / "last.safetensors").read_bytes() == left
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "missing"])
+def test_damaged_best_weights_are_told_and_looked_for_again(recipe: Path, undisturbed: RunDirectory, damage: str) -> None:
+    stopped = train(recipe, before=functools.partial(hooks.signal_at_step, signal.SIGTERM, 12))
+    assert stopped.status == 1
+    best = run_of(recipe).path / "checkpoints" / "best.safetensors"
+    apply, reason = DAMAGES.get(damage, (os.unlink, "no such file"))
+    apply(best)
+    ended = train(recipe, "--resume")
+    assert ended.status == 0
+    [line] = [line for line in ended.out.splitlines() if "the best is looked for from here on" in line]
+    assert line.startswith(f"{best}: {reason}")
+    assert same_weights(run_of(recipe), undisturbed)  # whose best came after step 12
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_model_is_refused(
+    undisturbed: RunDirectory, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(undisturbed.path / "model", tmp_path / "model"))
+    apply, reason = DAMAGES[damage]
+    apply(model / "model.safetensors")
+    ended = train(write_recipe(tmp_path / "again", model, layers=[0]))
+    assert ended.status == 2 and ended.error.startswith(f"error: {model}/model.safetensors: {reason}")
+
+
+# -- numbers that are none -------------------------------------------------------------------------------------------
+
+
+def test_steps_with_nan_are_skipped_and_counted(recipe: Path) -> None:
+    ended = train(recipe, before=functools.partial(hooks.nan_losses, 5, 7))
+    assert ended.status == 0
+    assert "warning: 3 steps were skipped because their gradient was not finite" in ended.out
+    run = run_of(recipe)
+    assert run.logged("skipped_steps") == {10: 3, 20: 3}
+    assert all(tensor.isfinite().all() for tensor in run.weights.values())
+    assert run.logged("negative_mse")[20] > run.logged("negative_mse")[0]
+
+
+def test_too_many_nan_steps_stop_the_run_and_the_best_is_kept(recipe: Path, undisturbed: RunDirectory) -> None:
+    ended = train(recipe, "--max-skipped-steps", "3", before=functools.partial(hooks.nan_losses, 12, 1000))
+    run = run_of(recipe)
+    best = run.path / "checkpoints" / "best.safetensors"
+    assert ended.status == 1
+    assert ended.error == (
+        f"error: 3 steps in a row had a gradient that is not finite; the best weights (step 10) are in {best}; "
+        "lower --learning-rate or give --precision fp32"
+    )
+    teacher = Embedder.load(recipe.parent.parent / "nowhere" if False else undisturbed.path / "model", "cpu", "fp32")
+    load_weights(best, teacher)  # which has the student's shape
+    assert all(tensor.isfinite().all() for tensor in teacher.state_dict().values())
+    assert "NaN" not in (run.path / "log.jsonl").read_text()  # which is no JSON
+
+
+def test_nan_is_null_in_the_log(recipe: Path) -> None:
+    assert train(recipe, before=functools.partial(hooks.nan_losses, 10, 10)).status == 0
+    run = run_of(recipe)
+    assert run.logged("grad_norm")[10] is None and run.logged("loss")[10] is None
+    assert run.logged("loss")[20] is not None
+
+
+def test_a_teacher_that_gives_nan_is_refused(recipe: Path, model_copy: Path) -> None:
+    tensors = load_file(model_copy / "model.safetensors")
+    tensors["encoder.layer.5.output.LayerNorm.weight"][3] = torch.nan
+    save_file(tensors, model_copy / "model.safetensors", metadata={"format": "pt"})
+    ended = train(recipe, "--teacher", str(model_copy))
+    assert ended.status == 1
+    assert ended.error.startswith("error: the teacher's embedding of '")
+    assert ended.error.endswith("is not finite; try --precision fp32")
+    assert not list((recipe.parent / "runs").rglob("*.safetensors"))
+
+
+# -- places ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_read_only_place_is_named(tiny_model_dir: Path) -> None:
+    """As a user who may read everything and write nothing."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        place = Path(name)
+        recipe = write_recipe(place, Path(shutil.copytree(tiny_model_dir, place / "teacher")))
+        runs = place / "runs"
+        runs.mkdir()
+        for path in (place, runs):
+            path.chmod(0o555)
+        ended = train(recipe, before=hooks.become_nobody)
+        assert ended.status == 1
+        assert ended.error.startswith(f"error: {runs}/") and "not writable or readable (Permission denied)" in ended.error
+        assert not list(runs.iterdir())
+        place.chmod(0o755)
+
+
+def test_an_output_that_can_not_be_is_named(recipe: Path) -> None:
+    file = recipe.with_name("file")
+    file.touch()
+    ended = train(recipe, "--output", str(file / "runs"))
+    assert ended.status == 1 and ended.error == f"error: {file}/runs: Not a directory"
+
+
+def test_two_runs_in_one_directory(recipe: Path, undisturbed: RunDirectory) -> None:
+    first = Forked(recipe, before=functools.partial(hooks.slow_steps, 0.3))
+    log = run_of(recipe).path / "log.jsonl"
+    wait_until(lambda: log.exists() and log.stat().st_size)
+    for arguments in ([], ["--resume"]):
+        second = train(recipe, *arguments)
+        assert second.status == 2
+        assert second.error == (
+            f"error: {run_of(recipe).path}: another run is at work there; give this one another --name"
+        )
+    first.process.kill()  # and the lock is free
+    first.process.join()
+    assert_goes_on(recipe, undisturbed)
+
+
+def test_two_runs_on_one_corpus_at_the_same_time(recipe: Path, undisturbed: RunDirectory) -> None:
+    """They share text and labels, and neither spoils the other's."""
+    names = ("a", "b", "c")
+    started = [Forked(recipe, "--name", name) for name in names]
+    assert [each.outcome().status for each in started] == [0, 0, 0]
+    for name in names:
+        assert same_weights(RunDirectory(recipe.parent / "runs" / name), undisturbed)
+    assert RunDirectory(recipe.parent / "runs").leftovers() == []
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has"), MemoryError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_out_of_memory_names_the_settings(recipe: Path, undisturbed: RunDirectory, error: Exception) -> None:
+    ended = train(recipe, before=functools.partial(hooks.raise_at_step, error, 8))
+    assert ended.status == 1
+    assert ended.error.startswith(
+        "error: out of memory: lower --batch-size, raise --gradient-accumulation, or lower --max-length ("
+    )
+    assert_goes_on(recipe, undisturbed)
