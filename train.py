@@ -50,7 +50,7 @@ from distillation.run import Run, locked, remove_leftovers
 from distillation.sentences import StsPairs, read_sts
 from evaluate import evaluate, evaluate_quickly, table
 from model import Embedder, PackedTokens
-from model.files import InputError, run_command, write_json, write_text
+from model.files import InputError, errors_about, run_command, write_json, write_text
 from model.layers import choose_layers
 from model.memory import release_freed_memory
 from model.products import dtype_of, resolve_precision
@@ -354,7 +354,7 @@ def build_or_wait(recipe: Recipe, ranks: Ranks) -> Corpus:
     key = hashlib.sha256(repr((recipe.sentences, limits)).encode()).hexdigest()[:16]
     directory = Path(recipe.output) / "corpus" / key
     if ranks.is_main:
-        with locked(directory.with_name(f".{key}.lock")):
+        with locked(directory.with_name(f".{key}.lock")), errors_about(directory, directory):
             remove_leftovers(directory)
             build_corpus(directory, recipe.sentences, *limits)
     ranks.wait_for_main("corpus")

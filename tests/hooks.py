@@ -17,7 +17,7 @@ from distillation import labels, losses
 from distillation.run import Run
 from model import Embedder, files
 
-__all__ = ["Embedder", "Run", "files"]  # also for `full_disk`, by name
+__all__ = ["Embedder"]  # for `full_disk`, by name
 
 
 def small_shards(sentences: int, window: int = 4) -> None:
@@ -48,7 +48,8 @@ def measure_memory(path: Path, shard: int, window: int) -> None:
 
     def measured() -> None:
         main()
-        path.write_text(str(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+        unit = 1 if sys.platform == "darwin" else 1024
+        path.write_text(str(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
     train.main = measured
 
@@ -110,6 +111,23 @@ def hang_at_step(rank: int, step: int) -> None:
         signal_at_step(signal.SIGSTOP, step)
 
 
+def die_at_step(rank: int, step: int) -> None:
+    """Let one rank be killed in a step."""
+    if os.environ["RANK"] == str(rank):
+        signal_at_step(signal.SIGKILL, step)
+
+
+def blind_rank(rank: int, name: str) -> None:
+    """Let files of this name not be there for one rank, as on a host with a file system of its own."""
+    real = Path.exists
+
+    def exists(path: Path) -> bool:
+        return path.name != name and real(path)
+
+    if os.environ["RANK"] == str(rank):
+        Path.exists = exists
+
+
 def signal_while_labelling(number: int) -> None:
     """Send a signal to ourselves after the first shard was written."""
     real = labels.write_shard
@@ -140,6 +158,21 @@ def full_disk(owner: str, name: str, call: int, size: int) -> None:
         return real(*arguments, **keywords)
 
     setattr(place, name, limited)
+
+
+def full_disk_while_logging(call: int) -> None:
+    """Let the log's n-th line meet a full disk; what is printed meanwhile is shorter than the log is made here."""
+    real, count = Run.log, itertools.count(1)
+
+    def limited(run: Run, line: dict[str, Any]) -> None:
+        if next(count) == call:
+            path = run.directory / "log.jsonl"
+            with path.open("a") as file:
+                file.write(" " * 50_000 + "\n")
+            limit_file_size(path.stat().st_size + 10)
+        real(run, line)
+
+    Run.log = limited
 
 
 def damage_after_labelling(name: str) -> None:

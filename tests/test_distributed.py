@@ -61,11 +61,13 @@ def outcome(process: subprocess.Popen[str]) -> Outcome:
     return Outcome(process.returncode, out, err)
 
 
-def worker(process: subprocess.Popen[str], rank: int) -> int:
-    """Process number of one of torchrun's ranks."""
+def workers(process: subprocess.Popen[str], rank: int) -> list[int]:
+    """Process numbers of those of a launcher's children that are this rank."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    [found] = [int(child) for child in children if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text()]
-    return found
+    return [int(child) for child in children if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text()]
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds torchrun's ranks in Linux's /proc")
 
 
 def steps_logged(run: RunDirectory) -> int:
@@ -158,12 +160,15 @@ def test_torchrun_takes_the_same_steps(undisturbed: RunDirectory, recipe: Path) 
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_a_killed_rank_is_restarted_and_nothing_is_lost(recipe: Path, undisturbed: RunDirectory) -> None:
-    run = RunDirectory(recipe.parent / "runs" / "killed")
+@needs_proc
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.long)])
+def test_a_killed_rank_is_restarted_and_nothing_is_lost(recipe: Path, undisturbed: RunDirectory, rank: int) -> None:
+    run = RunDirectory(recipe.parent / "runs" / f"killed-{rank}")
     options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "3")
-    process = torchrun(recipe, "--name", "killed", "--save-every", "3", options=options)
+    process = torchrun(recipe, "--name", run.path.name, "--save-every", "3", options=options)
     wait_until(lambda: steps_logged(run) >= 10)
-    os.kill(worker(process, rank=1), signal.SIGKILL)
+    [found] = workers(process, rank)
+    os.kill(found, signal.SIGKILL)
     ended = outcome(process)
     assert ended.status == 0, ended.err
     assert re.search(r"going on after step \d+ of 50", ended.out), ended.out
@@ -183,12 +188,43 @@ def test_a_hung_rank_is_named(recipe: Path) -> None:
         assert each.error.startswith(f"error: rank {rank} waited too long for rank 1, which does not answer; --resume")
 
 
+def test_a_lost_rank_is_named(recipe: Path) -> None:
+    """Without a launcher that would end the others at once."""
+    ranks = start_ranks(2, recipe, "--name", "lost", before=functools.partial(hooks.die_at_step, rank=1, step=7))
+    ended = [rank.outcome() for rank in ranks]
+    assert ended[1].status == -signal.SIGKILL and ended[0].status == 1
+    assert ended[0].error.startswith("error: rank 0 lost rank 1, which does not answer; --resume goes on from the last")
+
+
+def test_ranks_that_do_not_come_are_told(recipe: Path) -> None:
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "RANK": "0"}
+    ended = Forked(recipe, "--name", "alone", "--timeout", "1", environment=shared).outcome()
+    assert ended.status == 1 and "error: the 2 ranks did not find each other at 127.0.0.1:" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("00000.safetensors", "rank 1 does not see it"), ("last.safetensors", "rank 1 does not see it")],
+    ids=["shard", "checkpoint"],
+)
+def test_a_file_system_that_is_not_shared_is_told(recipe: Path, name: str, message: str) -> None:
+    arguments = [recipe, "--name", f"unshared {name}".replace(" ", "-"), "--epochs", "1"]
+    if name.startswith("last"):
+        assert train(*arguments).status == 0
+        arguments.append("--resume")
+    ended = forked_ranks(2, *arguments, before=functools.partial(hooks.blind_rank, rank=1, name=name))
+    assert ended[1].status == 2
+    assert f"{name}:" in ended[1].error and message in ended[1].error and "shared" in ended[1].error or "share" in ended[1].error
+    assert ended[0].status != 0
+
+
+@needs_proc
 @pytest.mark.long
 def test_a_hung_rank_is_ended(recipe: Path) -> None:
     run = RunDirectory(recipe.parent / "runs" / "hung")
     process = torchrun(recipe, "--name", "hung", "--epochs", "100", "--timeout", "4")
     wait_until(lambda: steps_logged(run) >= 10)
-    hung = worker(process, rank=1)
+    [hung] = workers(process, rank=1)
     os.kill(hung, signal.SIGSTOP)
     ended = outcome(process)
     assert ended.status == 1
@@ -214,13 +250,33 @@ def test_sigterm_saves_and_one_process_goes_on(recipe: Path, undisturbed: RunDir
         torch.testing.assert_close(run.weights[name], tensor, atol=1e-3, rtol=1e-3)
 
 
-def test_two_hosts_give_the_same_result(recipe: Path, undisturbed: RunDirectory) -> None:
+def two_hosts(recipe: Path, name: str, *options: str) -> list[subprocess.Popen[str]]:
     """Two launchers that meet over the loopback, as two hosts would over their network."""
-    options = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "two-hosts",
+    options = (*options, "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", name,
                "--rdzv-endpoint", f"localhost:{free_port()}")  # fmt: skip
-    hosts = [torchrun(recipe, "--name", "two-hosts", options=options) for _ in range(2)]
-    ended = [outcome(host) for host in hosts]
+    return [torchrun(recipe, "--name", name, "--save-every", "3", options=options) for _ in range(2)]
+
+
+def test_two_hosts_give_the_same_result(recipe: Path, undisturbed: RunDirectory) -> None:
+    ended = [outcome(host) for host in two_hosts(recipe, "two-hosts")]
     assert [each.status for each in ended] == [0, 0], [each.err for each in ended]
     run = RunDirectory(recipe.parent / "runs" / "two-hosts")
     assert same_weights(run, undisturbed)
     assert sum("STS set" in each.out for each in ended) == 1
+
+
+@needs_proc
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_killed_on_one_of_two_hosts(recipe: Path, undisturbed: RunDirectory, rank: int) -> None:
+    """The other host's launcher does not count its restart; the run goes on nevertheless."""
+    run = RunDirectory(recipe.parent / "runs" / f"hosts-{rank}")
+    hosts = two_hosts(recipe, run.path.name, "--max-restarts", "3")
+    wait_until(lambda: steps_logged(run) >= 10)
+    [found] = [number for host in hosts for number in workers(host, rank)]
+    os.kill(found, signal.SIGKILL)
+    ended = [outcome(host) for host in hosts]
+    assert [each.status for each in ended] == [0, 0], [each.err for each in ended]
+    assert "going on after step" in ended[0].out + ended[1].out
+    assert same_weights(run, undisturbed)
+    assert run.logged("loss") == undisturbed.logged("loss")
