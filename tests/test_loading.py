@@ -377,7 +377,7 @@ def test_a_vocabulary_that_is_cut_off(model_copy: Path, keep: float) -> None:
     (model_copy / "tokenizer.json").unlink()
     whole = (model_copy / "vocab.txt").read_bytes()
     (model_copy / "vocab.txt").write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
-    refused(model_copy, f"words, the model {len(VOCABULARY)}; is a file cut off?")
+    refused(model_copy, f"words, the model {len(VOCABULARY)}, is a file cut?")
 
 
 def test_tokenizer_without_a_word_for_the_unknown(model_copy: Path) -> None:
