@@ -108,8 +108,10 @@ class Run:
         """
         found = self.resume and self.last.exists()
         if self._ranks.any(found) and not self._ranks.all(found):
-            where = "does not see it" if not found else "sees it, another does not"
-            raise InputError(f"{self.last}: rank {self._ranks.rank} {where}; --output must be shared by all hosts")
+            sees = "sees it, another does not" if found else "does not see it, another does"
+            raise InputError(
+                f"{self.last}: rank {self._ranks.rank} {sees}; --output must be on a file system that all hosts share"
+            )
         return found
 
     def best_is_whole(self) -> bool:

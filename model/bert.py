@@ -88,25 +88,36 @@ class LayerParts(NamedTuple):
     qkv: Product  # (N, D) -> (N, 3D): queries, keys and values in one
     attention_output: Product  # (N, D) -> (N, D)
     attention_norm: Product  # (N, D) -> (N, D)
-    intermediate: Product  # (N, D) -> (N, 4D)
+    intermediate: Product  # (N, D) -> (N, 4D), its activation applied
     output: Product  # (N, 4D) -> (N, D)
     output_norm: Product  # (N, D) -> (N, D)
 
 
-MakeProduct = Callable[[torch.Tensor, torch.Tensor | None], Product]
+# A weight, a bias and the name of an activation ("" for none), all three computed as one.
+MakeProduct = Callable[[torch.Tensor, torch.Tensor | None, str], Product]
 
 
-def plain_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+def plain_product(weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "") -> Product:
     """A product that autograd and autocast see: what training uses."""
-    return partial(F.linear, weight=weight, bias=bias)
+    product = partial(F.linear, weight=weight, bias=bias)
+    return then_activate(product, activation) if activation else product
 
 
-def layer_parts(layer: BertLayer, make: MakeProduct = plain_product, dtype: torch.dtype | None = None) -> LayerParts:
+def then_activate(product: Product, activation: str) -> Product:
+    """A product followed by one of transformers' activations."""
+    activate = ACT2FN[activation]
+    return lambda x_NI: activate(product(x_NI))
+
+
+def layer_parts(
+    layer: BertLayer, activation: str, make: MakeProduct = plain_product, dtype: torch.dtype | None = None
+) -> LayerParts:
     """The parts of a transformers BertLayer, its query, key and value weights joined into one.
 
     Args:
         layer: the layer.
-        make: lays out a weight and a bias as a product.
+        activation: the name of the one after the intermediate product.
+        make: lays out a weight, a bias and an activation as a product.
         dtype: what the layer norms are cast to; None leaves them.
     """
 
@@ -118,11 +129,11 @@ def layer_parts(layer: BertLayer, make: MakeProduct = plain_product, dtype: torc
     attention = layer.attention.self
     joined = (attention.query, attention.key, attention.value)
     return LayerParts(
-        qkv=make(torch.cat([part.weight for part in joined]), torch.cat([part.bias for part in joined])),
-        attention_output=make(layer.attention.output.dense.weight, layer.attention.output.dense.bias),
+        qkv=make(torch.cat([part.weight for part in joined]), torch.cat([part.bias for part in joined]), ""),
+        attention_output=make(layer.attention.output.dense.weight, layer.attention.output.dense.bias, ""),
         attention_norm=norm(layer.attention.output.LayerNorm),
-        intermediate=make(layer.intermediate.dense.weight, layer.intermediate.dense.bias),
-        output=make(layer.output.dense.weight, layer.output.dense.bias),
+        intermediate=make(layer.intermediate.dense.weight, layer.intermediate.dense.bias, activation),
+        output=make(layer.output.dense.weight, layer.output.dense.bias, ""),
         output_norm=norm(layer.output.LayerNorm),
     )
 
@@ -183,7 +194,6 @@ class DistilledBert(BertModel):
         super().__init__(config, add_pooling_layer=add_pooling_layer)
         if self.pooler is not None:
             self.pooler.requires_grad_(False)
-        self.activation = ACT2FN[config.hidden_act]
         self.dropout = 0.0  # probability, of attention weights too; acts in training mode only
         self.prepared: list[LayerParts] | None = None
         self.dtype_of_hidden = torch.float32
@@ -204,11 +214,11 @@ class DistilledBert(BertModel):
         """Fix the weights' layout for inference: join, cast and repack them once instead of in every forward.
 
         Args:
-            make: lays out a weight and a bias as a product.
+            make: lays out a weight, a bias and an activation as a product.
             dtype: the type of the vectors between products.
         """
         with torch.no_grad():
-            self.prepared = [layer_parts(layer, make, dtype) for layer in self.encoder.layer]
+            self.prepared = [layer_parts(layer, self.config.hidden_act, make, dtype) for layer in self.encoder.layer]
         self.dtype_of_hidden = dtype
 
     def forget_prepared(self) -> None:
@@ -260,7 +270,7 @@ class DistilledBert(BertModel):
             if keep_hidden is not None:
                 keep_hidden.append(hidden)
             rows = tokens.of_first_tokens if first_token_only and number == last else tokens
-            parts = self.prepared[number] if self.prepared else layer_parts(layer)
+            parts = self.prepared[number] if self.prepared else layer_parts(layer, self.config.hidden_act)
             hidden = self.run_layer(hidden, parts, tokens, rows)
         if keep_hidden is not None:
             keep_hidden.append(hidden)
@@ -282,8 +292,7 @@ class DistilledBert(BertModel):
         attended = F.dropout(parts.attention_output(context.flatten(1)), dropout, self.training)
         hidden = parts.attention_norm(hidden + attended)
 
-        inner = self.activation(parts.intermediate(hidden))
-        outer = F.dropout(parts.output(inner), dropout, self.training)
+        outer = F.dropout(parts.output(parts.intermediate(hidden)), dropout, self.training)
         return parts.output_norm(hidden + outer)
 
     def forward(  # type: ignore[override]

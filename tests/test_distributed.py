@@ -67,7 +67,7 @@ def workers(process: subprocess.Popen[str], rank: int) -> list[int]:
     return [int(child) for child in children if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text()]
 
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds torchrun's ranks in Linux's /proc")
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="finds torchrun's ranks in Linux's /proc")
 
 
 def steps_logged(run: RunDirectory) -> int:
@@ -202,19 +202,15 @@ def test_ranks_that_do_not_come_are_told(recipe: Path) -> None:
     assert ended.status == 1 and "error: the 2 ranks did not find each other at 127.0.0.1:" in ended.err
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("00000.safetensors", "rank 1 does not see it"), ("last.safetensors", "rank 1 does not see it")],
-    ids=["shard", "checkpoint"],
-)
-def test_a_file_system_that_is_not_shared_is_told(recipe: Path, name: str, message: str) -> None:
-    arguments = [recipe, "--name", f"unshared {name}".replace(" ", "-"), "--epochs", "1"]
+@pytest.mark.parametrize("name", ["00000.safetensors", "last.safetensors"])
+def test_a_file_system_that_is_not_shared_is_told(recipe: Path, name: str) -> None:
+    arguments = [recipe, "--name", f"unshared-{name}", "--epochs", "1"]
     if name.startswith("last"):
         assert train(*arguments).status == 0
         arguments.append("--resume")
     ended = forked_ranks(2, *arguments, before=functools.partial(hooks.blind_rank, rank=1, name=name))
     assert ended[1].status == 2
-    assert f"{name}:" in ended[1].error and message in ended[1].error and "shared" in ended[1].error or "share" in ended[1].error
+    assert f"{name}: " in ended[1].error and "rank 1 does not see it" in ended[1].error
     assert ended[0].status != 0
 
 
