@@ -13,7 +13,7 @@ import hooks
 import numpy as np
 import pytest
 import torch
-from processes import TRAIN, Forked, Outcome, RunDirectory, launch, same_weights, train, wait_until, write_recipe
+from processes import LIMIT, TRAIN, Forked, Outcome, RunDirectory, launch, same_weights, train, wait_until, write_recipe
 from tiny import english_sentences
 
 from model import Embedder
@@ -57,7 +57,7 @@ def torchrun(*arguments: str | Path, options: tuple[str, ...] = ("--standalone",
 
 
 def outcome(process: subprocess.Popen[str]) -> Outcome:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=LIMIT)
     return Outcome(process.returncode, out, err)
 
 
@@ -180,7 +180,7 @@ def test_a_killed_rank_is_restarted_and_nothing_is_lost(recipe: Path, undisturbe
 
 def test_a_hung_rank_is_named(recipe: Path) -> None:
     before = functools.partial(hooks.hang_at_step, rank=1, step=7)
-    ranks = start_ranks(3, recipe, "--name", "hangs", "--timeout", "3", before=before)
+    ranks = start_ranks(3, recipe, "--name", "hangs", "--timeout", "8", before=before)
     ended = [rank.outcome() for rank in (ranks[0], ranks[2])]
     ranks[1].process.kill()
     for rank, each in zip((0, 2), ended, strict=True):
@@ -218,7 +218,7 @@ def test_a_file_system_that_is_not_shared_is_told(recipe: Path, name: str) -> No
 @pytest.mark.long
 def test_a_hung_rank_is_ended(recipe: Path) -> None:
     run = RunDirectory(recipe.parent / "runs" / "hung")
-    process = torchrun(recipe, "--name", "hung", "--epochs", "100", "--timeout", "4")
+    process = torchrun(recipe, "--name", "hung", "--epochs", "100", "--timeout", "8")
     wait_until(lambda: steps_logged(run) >= 10)
     [hung] = workers(process, rank=1)
     os.kill(hung, signal.SIGSTOP)

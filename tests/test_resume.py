@@ -11,7 +11,7 @@ from pathlib import Path
 
 import hooks
 import pytest
-from processes import ENVIRONMENT, TRAIN, Forked, RunDirectory, same_weights, train, write_recipe
+from processes import ENVIRONMENT, LIMIT, TRAIN, Forked, RunDirectory, same_weights, train, write_recipe
 
 SETTINGS = {
     "fp32": {"precision": "fp32", "dropout": 0.1, "gradient_accumulation": 2},
@@ -116,7 +116,7 @@ def test_a_stop_is_saved_and_says_how_to_go_on(plain: tuple[Path, RunDirectory],
     assert ended.error == f"error: stopped after step 13 of 30, which is saved; go on with: {command}"
     assert not (run.path / "model").exists()
     if number == signal.SIGTERM:  # the command as it is printed
-        subprocess.run(shlex.split(command), env=os.environ | ENVIRONMENT, check=True, capture_output=True, timeout=120)
+        subprocess.run(shlex.split(command), env=os.environ | ENVIRONMENT, check=True, capture_output=True, timeout=LIMIT)
     else:
         again = train(run.path / "recipe.toml", "--resume")
         assert again.status == 0 and "going on after step 13 of 30" in again.out
