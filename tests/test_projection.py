@@ -8,7 +8,6 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tiny import english_sentences, make_bert_dir
 
-from distillation import projection
 from distillation.projection import project_teacher
 from model import Embedder
 from model.files import InputError, read_json
@@ -64,15 +63,6 @@ def test_teacher_and_student_are_saved_in_the_fields_layout(
     config = read_json(tmp_path / "1" / "2_Dense" / "config.json")
     assert config["in_features"] == teacher.bert.config.hidden_size
     assert config["out_features"] == 10 and config["bias"] is False
-
-
-def test_a_sample_of_the_text_is_enough(tiny_cls_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "SAMPLE", 20)
-    one, other = load(tiny_cls_dir), load(tiny_cls_dir)
-    project_teacher(one, SENTENCES, 8)
-    project_teacher(other, SENTENCES[:20], 8)
-    assert one.dense is not None and other.dense is not None
-    assert torch.equal(one.dense.weight, other.dense.weight)
 
 
 @pytest.mark.parametrize("dimensions", [32, 33, -1])

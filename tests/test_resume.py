@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import hooks
@@ -116,7 +117,8 @@ def test_a_stop_is_saved_and_says_how_to_go_on(plain: tuple[Path, RunDirectory],
     assert ended.error == f"error: stopped after step 13 of 30, which is saved; go on with: {command}"
     assert not (run.path / "model").exists()
     if number == signal.SIGTERM:  # the command as it is printed
-        subprocess.run(shlex.split(command), env=os.environ | ENVIRONMENT, check=True, capture_output=True, timeout=LIMIT)
+        printed = [sys.executable, *shlex.split(command)[1:]]  # with this Python: another may be first on the path
+        subprocess.run(printed, env=os.environ | ENVIRONMENT, check=True, capture_output=True, timeout=LIMIT)
     else:
         again = train(run.path / "recipe.toml", "--resume")
         assert again.status == 0 and "going on after step 13 of 30" in again.out

@@ -98,3 +98,10 @@ def test_alone_the_average_over_ranks_changes_nothing(table: nn.Parameter) -> No
     rows.vectors.sum().backward()
     rows.average_over(Ranks(0, 1, torch.device("cpu")))
     assert rows.vectors.grad is not None and (rows.vectors.grad == 1).all()
+
+
+def test_a_scaled_loss_gives_the_plain_ones_gradient_back(table: nn.Parameter) -> None:
+    rows = BatchRows(table, [np.array([1, 2])])
+    (1024 * rows.vectors.square().sum()).backward()
+    rows.unscale(1024.0)
+    torch.testing.assert_close(rows.vectors.grad, 2 * rows.vectors.detach())

@@ -1,0 +1,72 @@
+"""Layers chosen by trial: the best set is found, the teacher is left as it was, and recipes can ask for it."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import english_sentences
+
+from distillation import layer_search
+from distillation.layer_search import agreement, search_layers
+from model import Embedder
+from model.files import InputError
+from model.layers import choose_layers
+
+SENTENCES = english_sentences(60)
+
+
+def test_every_choice_is_tried_and_the_best_taken(tiny_model_dir: Path) -> None:
+    teacher = Embedder.load(tiny_model_dir, precision="fp32")
+    whole = torch.as_tensor(teacher.encode(SENTENCES))
+    scores = {
+        layers: agreement(torch.as_tensor(teacher.keep_layers(layers).encode(SENTENCES)), whole)
+        for layers in itertools.combinations(range(6), 2)
+    }
+    assert search_layers(teacher, SENTENCES, 2) == list(max(scores, key=lambda layers: scores[layers]))
+
+
+def test_too_many_choices_are_searched_by_leaving_layers_out(
+    tiny_cls_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_search, "EXHAUSTIVE", 1)
+    teacher = Embedder.load(tiny_cls_dir, precision="fp32")
+    whole = torch.as_tensor(teacher.encode(SENTENCES))
+    total = teacher.bert.config.num_hidden_layers
+
+    def without(layer: int) -> float:
+        kept = [other for other in range(total) if other != layer]
+        return agreement(torch.as_tensor(teacher.keep_layers(kept).encode(SENTENCES)), whole)
+
+    least_missed = max(range(total), key=without)
+    assert search_layers(teacher, SENTENCES, total - 1) == [layer for layer in range(total) if layer != least_missed]
+    assert len(search_layers(teacher, SENTENCES, 3)) == 3
+
+
+def test_all_layers_are_the_teacher_itself(tiny_model_dir: Path) -> None:
+    teacher = Embedder.load(tiny_model_dir, precision="fp32")
+    assert search_layers(teacher, SENTENCES, 6) == list(range(6))
+
+
+def test_the_teacher_is_left_as_it_was(tiny_model_dir: Path) -> None:
+    teacher = Embedder.load(tiny_model_dir, precision="fp32")
+    before = teacher.encode(SENTENCES)
+    search_layers(teacher, SENTENCES, 3)
+    assert np.array_equal(teacher.encode(SENTENCES), before)
+
+
+def test_agreement_is_1_for_a_rotation_and_less_for_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(50, 8, generator=generator)
+    rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator))
+    assert agreement(embeddings, embeddings @ rotation) == pytest.approx(1, abs=1e-5)
+    assert agreement(embeddings, torch.randn(50, 8, generator=generator)) < 0.5
+
+
+def test_recipes_ask_for_it_by_name() -> None:
+    assert choose_layers("auto:2", 6, search=lambda count: [1, 5][:count]) == [1, 5]
+    with pytest.raises(InputError, match="auto needs a teacher and text"):
+        choose_layers("auto:2", 6)
+    with pytest.raises(InputError, match="needs a count from 1 to 6"):
+        choose_layers("auto", 6, search=lambda count: [])
