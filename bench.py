@@ -1,196 +1,98 @@
 """How fast a student is: beside its teacher, beside other tools, and beside what the machine could do at best.
 
-    python bench.py runs/minilm-3/model                                # the teacher is the run's own
-    python bench.py MODEL --teacher T --precision fp32 int8 --peers    # and ONNX Runtime, sentence-transformers
-    python bench.py --shape bert-large --layers 24 8                   # random weights of a shape, no download
+    python bench.py runs/minilm-3/model                                     # the teacher is the run's own
+    python bench.py MODEL --teacher T --precision all --peers               # and sentence-transformers, ONNX Runtime
+    python bench.py --shape bert-large --layers 24,8                        # random weights of a shape, no download
+    python bench.py MODEL --teacher T --sweep --corpus-sizes 10000,100000   # curves: sweep.png, sweep.json
 
 Every system encodes the same sentences, tokenising included, in turn: A B C A B C ... The figure is the median of the
-repeats, which a machine that others use disturbs least, with the fastest and slowest beside it. GPUs are timed by CUDA
-events, CPUs by a monotonic clock. `fraction_of_peak` compares with this machine's own matrix products, of the model's
-shapes and in the same precision, measured in the same minute.
+turns, which a machine that others use disturbs least, with the slowest and fastest beside it. `fraction_of_peak`
+compares with this machine's own matrix products, of the model's shapes and in that precision, in the same turns.
 """
 
 import argparse
 import statistics
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import BertConfig
 
-from distillation.recipe import OneLineParser, read_recipe
+from distillation import peers
+from distillation.random_models import SHAPES, random_embedder, random_sentences, shape_config
+from distillation.recipe import OneLineParser, read_recipe, teacher_overrides
 from distillation.sentences import read_sentences
+from distillation.sweep import sweep
+from distillation.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
 from evaluate import run_directory
-from model import DistilledBert, Embedder
-from model.embedder import Settings
+from model import Embedder
 from model.files import InputError, read_json, run_command, write_json
 from model.loading import best_device
 from model.pooling import Pooling
-from model.products import cpu_has_bf16, dtype_of, make_product_for, resolve_precision
+from model.products import cpu_has_bf16, cpu_has_int8, resolve_precision
 
-SHAPES = {
-    "minilm-l6": {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12},
-    "bert-base": {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
-    "bert-large": {"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16},
-}
+ASSETS = Path(__file__).parent / "assets" / "sentences"
 
 
 @dataclass
 class System:
-    """One thing to time: what it is called, what it runs, and its seconds so far."""
+    """One thing to time: its name, the precision of its products, and what loads it."""
 
-    system: str
+    name: str
     precision: str
-    encode: Callable[[], Any]
-    embedder: Embedder | None = None
-    seconds: list[float] = field(default_factory=list)
+    make: Callable[[], Encoder]
+    encoder: Encoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.encoder = self.make()
 
 
-# -- timing ----------------------------------------------------------------------------------------------------------
+def encode_once(make: Callable[[], Encoder], sentences: Sequence[str], batch_size: int) -> None:
+    """Load and encode: what a system's memory is measured on."""
+    make().encode(sentences, prompt="", batch_size=batch_size)
 
 
-def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds that a piece of work takes, on the GPU's own clock where there is one."""
-    if device.type != "cuda":
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize(device)
-    begin.record()
-    work()
-    end.record()
-    torch.cuda.synchronize(device)
-    return begin.elapsed_time(end) / 1000
+def bench(systems: Sequence[System], sentences: list[str], repeats: int, batch_size: int) -> dict[str, Any]:
+    """Time systems, a teacher and a student of ours first among them; returns the content of bench.json."""
+    teacher, student = (system.encoder for system in systems[:2])
+    assert isinstance(teacher, Embedder) and isinstance(student, Embedder)
+    device, config = teacher.device, teacher.bert.config
+    lengths = np.array([len(tokens) for tokens in teacher.tokenize(sentences)])
 
+    encodings = [partial(system.encoder.encode, sentences, prompt="", batch_size=batch_size) for system in systems]
+    tokenizing = partial(teacher.tokenize, sentences)
+    peaks = {system.precision: 0.0 for system in systems}
+    products = [product for precision in peaks for product in products_of(config, precision, device)]
+    seconds = in_turn([*encodings, tokenizing, *(product.work for product in products)], repeats, device)
+    for product, times in zip(products, seconds[len(systems) + 1 :], strict=True):
+        peaks[product.precision] = max(peaks[product.precision], product.flops / statistics.median(times))
 
-def time_in_turn(systems: Sequence[System], repeats: int, device: torch.device) -> None:
-    """Run every system once to warm up, then all of them in turn, `repeats` times."""
-    for system in systems:
-        system.encode()
-    for _ in range(repeats):
-        for system in systems:
-            system.seconds.append(seconds_of(system.encode, device))
-
-
-def peak_memory_mib(work: Callable[[], Any], device: torch.device) -> float:
-    """Most memory in use during a piece of work, MiB: the GPU's allocations, or this process's resident set so far."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        work()
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # starts the kernel's record of the peak anew
-    work()
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-# -- what the hardware allows ----------------------------------------------------------------------------------------
-
-
-def encoder_flops(embedder: Embedder, lengths: np.ndarray) -> float:
-    """Floating-point operations that the encoder's layers need for sentences of these lengths.
-
-    A layer's products cost 2 operations a weight and token, its attention 4 D a pair of tokens. With cls pooling the
-    last layer computes queries, keys and values for all tokens and the rest for the first only. Embeddings, norms and
-    activations are left out.
-    """
-    config = embedder.bert.config
-    D, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    tokens, pairs = float(lengths.sum()), float((lengths.astype(float) ** 2).sum())
-    qkv, rest = 2 * 3 * D * D, 2 * (D * D + 2 * D * inner)
-    whole = tokens * (qkv + rest) + 4 * D * pairs
-    if embedder.settings.pooling is not Pooling.CLS:
-        return layers * whole
-    return (layers - 1) * whole + tokens * (qkv + 4 * D) + len(lengths) * rest
-
-
-def peak_flops(embedder: Embedder, precision: str, device: torch.device) -> float:
-    """Operations a second of this machine's matrix products in a precision: the best over the model's shapes."""
-    config = embedder.bert.config
-    make, dtype = make_product_for(precision, device), dtype_of(precision)
-    best = 0.0
-    for rows in (1024, 4096):
-        for inputs, outputs in (
-            (config.hidden_size, config.intermediate_size),
-            (config.intermediate_size, config.hidden_size),
-        ):
-            product = make(torch.randn(outputs, inputs, device=device), torch.zeros(outputs, device=device))
-            x_NI = torch.randn(rows, inputs, device=device, dtype=dtype)
-            with torch.inference_mode():
-                for _ in range(3):
-                    product(x_NI)
-                times = [seconds_of(lambda p=product, x=x_NI: p(x), device) for _ in range(15)]  # type: ignore[misc]
-            best = max(best, 2 * rows * inputs * outputs / statistics.median(times))
-    return best
-
-
-def describe_device(device: torch.device) -> dict[str, Any]:
-    """What it ran on."""
-    if device.type == "cuda":
-        return {"type": "cuda", "name": torch.cuda.get_device_name(device), "torch": torch.__version__}
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    wanted = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
-    found = torch.cpu.get_capabilities()
-    return {
-        "type": "cpu",
-        "name": names[0].split(":", 1)[1].strip() if names else "CPU",
-        "cores": len(names),
-        "threads": torch.get_num_threads(),
-        "instructions": [name for name in wanted if found.get(name)],
-        "torch": torch.__version__,
-    }
-
-
-# -- what is timed ---------------------------------------------------------------------------------------------------
-
-
-def row_of(system: System, lengths: np.ndarray, peaks: dict[str, float], device: torch.device) -> dict[str, Any]:
-    """A line of bench.json's `rows`."""
-    median = statistics.median(system.seconds)
-    row: dict[str, Any] = {
-        "system": system.system,
-        "precision": system.precision,
-        "layers": None,
-        "sentences_per_second": len(lengths) / median,
-        "slowest": len(lengths) / max(system.seconds),
-        "fastest": len(lengths) / min(system.seconds),
-        "tokens_per_second": float(lengths.sum()) / median,
-        "tflops": None,
-        "fraction_of_peak": None,
-        "peak_memory_mib": peak_memory_mib(system.encode, device),
-    }
-    if system.embedder is not None:
-        flops = encoder_flops(system.embedder, lengths)
-        row["layers"] = system.embedder.bert.config.num_hidden_layers
-        row["tflops"] = flops / median / 1e12
-        row["fraction_of_peak"] = flops / median / peaks[system.precision]
-    return row
-
-
-def bench(
-    teacher: Embedder, student: Embedder, sentences: list[str], precisions: Sequence[str], repeats: int, batch_size: int
-) -> dict[str, Any]:
-    """Time teacher and student; returns the content of bench.json."""
-    device = student.device
-    lengths = np.array([len(tokens) for tokens in student.tokenize(sentences)])
-    rows, peaks = [], {}
-    for precision in precisions:
-        peaks[precision] = peak_flops(student, precision, device)
-        systems = []
-        for name, embedder in (("teacher", teacher), ("student", student)):
-            embedder.use_precision(precision)
-            systems.append(
-                System(name, precision, lambda e=embedder: e.encode(sentences, batch_size=batch_size), embedder)  # type: ignore[misc]
-            )
-        time_in_turn(systems, repeats, device)
-        rows += [row_of(system, lengths, peaks, device) for system in systems]
-    first = {row["system"]: row for row in rows if row["precision"] == precisions[0]}
+    rows: list[dict[str, Any]] = []
+    for system, times in zip(systems, seconds, strict=False):
+        ours = system.encoder if isinstance(system.encoder, Embedder) else None
+        shape = ours.bert.config if ours else config
+        first_token_only = ours is not None and ours.settings.pooling is Pooling.CLS
+        median = statistics.median(times)
+        rate = encoder_flops(shape, lengths, first_token_only) / median
+        rows.append(
+            {
+                "system": system.name,
+                "precision": system.precision,
+                "layers": shape.num_hidden_layers,
+                "sentences_per_second": len(lengths) / median,
+                "slowest": len(lengths) / max(times),
+                "fastest": len(lengths) / min(times),
+                "tokens_per_second": float(lengths.sum()) / median,
+                "tflops": rate / 1e12,
+                "fraction_of_peak": rate / peaks[system.precision],
+                "peak_memory_mib": peak_memory_mib(partial(encode_once, system.make, sentences, batch_size)),
+            }
+        )
     return {
         "device": describe_device(device) | {"peak_tflops": {key: value / 1e12 for key, value in peaks.items()}},
         "workload": {
@@ -199,68 +101,109 @@ def bench(
             "batch_size": batch_size,
             "repeats": repeats,
             "real_token_fraction": 1.0,  # packed: no padding is ever computed
+            "tokenized_sentences_per_second": len(sentences) / statistics.median(seconds[len(systems)]),
             "timed": "encode, tokenising included; median of the repeats, systems in turn",
         },
         "rows": rows,
-        "student_speedup": first["student"]["sentences_per_second"] / first["teacher"]["sentences_per_second"],
-        "layer_ratio": first["teacher"]["layers"] / first["student"]["layers"],
+        "student_speedup": rows[1]["sentences_per_second"] / rows[0]["sentences_per_second"],
+        "layer_ratio": rows[0]["layers"] / rows[1]["layers"],
         "training": [],
     }
-
-
-def random_embedder(shape: str, layers: int, device: torch.device) -> Embedder:
-    """An embedder with random weights of a named shape or of a config.json, with a tokenizer of numbers as words.
-
-    Raises:
-        InputError: no such shape or file.
-    """
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    if shape in SHAPES:
-        config = BertConfig.from_dict(SHAPES[shape])
-    elif Path(shape).is_file():
-        config = BertConfig.from_dict(read_json(shape))
-    else:
-        raise InputError(f"--shape: {shape!r} is neither one of {', '.join(SHAPES)} nor a config.json")
-    config.num_hidden_layers = layers
-    torch.manual_seed(0)
-    bert = DistilledBert(config)
-    words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])}
-    words |= {str(number): number for number in range(4, config.vocab_size)}
-    rust = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    rust.pre_tokenizer = pre_tokenizers.Whitespace()
-    ends = [("[CLS]", 2), ("[SEP]", 3)]
-    rust.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rust, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
-    settings = Settings(pooling=Pooling.CLS, max_length=config.max_position_embeddings, origin=shape)
-    return Embedder(bert, tokenizer, settings).eval().to(device)
-
-
-def random_sentences(count: int, mean_tokens: int, vocabulary: int, seed: int = 0) -> list[str]:
-    """Sentences of numbers for `random_embedder`'s tokenizer: lengths spread around a mean, [CLS] and [SEP] counted."""
-    generator = np.random.default_rng(seed)
-    lengths = np.maximum(3, generator.poisson(mean_tokens, size=count)) - 2
-    return [" ".join(map(str, generator.integers(4, vocabulary, size=length))) for length in lengths]
 
 
 def print_table(result: dict[str, Any]) -> None:
     """The rows as text."""
     tokens = result["workload"]["tokens"]["mean"]
     print(f"{result['device']['name']}, {result['workload']['sentences']:,} sentences of {tokens:.1f} tokens")
-    heads = f"{'layers':>6} {'sentences/s':>12} {'slowest..fastest':>18} {'of peak':>8} {'MiB':>6}"
-    print(f"{'system':<30} {'precision':<9} {heads}")
+    heads = ("sentences/s", "slowest..fastest", "of peak", "MiB")
+    print(f"{'system':<39} {'precision':<9} {'layers':>6} {heads[0]:>12} {heads[1]:>17} {heads[2]:>8} {heads[3]:>6}")
     for row in result["rows"]:
-        share = "" if row["fraction_of_peak"] is None else f"{row['fraction_of_peak']:.0%}"
-        spread = f"{row['slowest']:.0f}..{row['fastest']:.0f}"
+        spread, memory = f"{row['slowest']:.0f}..{row['fastest']:.0f}", row["peak_memory_mib"]
         print(
-            f"{row['system']:<30} {row['precision']:<9} {row['layers'] or '':>6} {row['sentences_per_second']:>12.1f} "
-            f"{spread:>18} {share:>8} {row['peak_memory_mib'] or 0:>6.0f}"
+            f"{row['system']:<39} {row['precision']:<9} {row['layers']:>6} {row['sentences_per_second']:>12.1f} "
+            f"{spread:>17} {row['fraction_of_peak']:>8.0%} {'' if memory is None else f'{memory:.0f}':>6}"
         )
     for row in result["training"]:
-        print(f"training: {row['system']:<40} {row['sentences_per_second']:>10.1f} sentences/s")
-    speedup, promise = result["student_speedup"], result["layer_ratio"]
-    print(f"the student is {speedup:.2f} times as fast; its layers promise {promise:.2f}")
+        spread = f"{row['slowest']:.0f}..{row['fastest']:.0f}"
+        peak = result["device"]["peak_tflops"].get(row["precision"])
+        share = f"{row['tflops'] / peak:.0%}" if peak else ""
+        print(
+            f"{'training: ' + row['system']:<39} {row['precision']:<9} {row['layers']:>6} "
+            f"{row['sentences_per_second']:>12.1f} {spread:>17} {share:>8}"
+        )
+    speedup, ratio = result["student_speedup"], result["layer_ratio"]
+    print(f"the student is {speedup:.2f} times as fast; its layers promise {ratio:.2f}")
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def whole_numbers(text: str) -> list[int]:
+    """For argparse: "24,8" to [24, 8], each at least 1."""
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 1:
+        raise ValueError
+    return numbers
+
+
+def whole_number(text: str) -> int:
+    """For argparse: a number of at least 1."""
+    (number,) = whole_numbers(text)
+    return number
+
+
+def precisions_to_measure(names: Sequence[str], device: torch.device) -> list[str]:
+    """Precisions by name, "auto" resolved; "all" stands for those that the device has instructions for.
+
+    Raises:
+        InputError: one that it can't do.
+    """
+    if "all" in names:
+        if device.type == "cuda":
+            return ["fp32", "bf16", "fp16"]
+        return ["fp32", *(["bf16"] if cpu_has_bf16() else []), *(["int8"] if cpu_has_int8() else [])]
+    if "bf16" in names and device.type == "cpu" and not cpu_has_bf16():
+        print("note: this CPU has no bf16 instructions; bf16 will be many times slower than fp32", file=sys.stderr)
+    return list(dict.fromkeys(resolve_precision(name, device) for name in names))
+
+
+def teacher_and_student(
+    arguments: argparse.Namespace, run: Path | None, device: torch.device
+) -> list[partial[Embedder]]:
+    """What loads them, wanting a precision.
+
+    Raises:
+        InputError: nothing says which models.
+    """
+    if arguments.shape:
+        if arguments.model or arguments.peers:
+            raise InputError("--shape: takes no MODEL, and no --peers, which need the files of a model")
+        layers = shape_config(arguments.shape).num_hidden_layers
+        numbers = arguments.layers or [layers, max(1, layers // 3)]
+        if len(numbers) != 2:
+            raise InputError("--layers: give two numbers, the teacher's and the student's, such as 24,8")
+        return [partial(random_embedder, arguments.shape, number, device) for number in numbers]
+    if not arguments.model:
+        raise InputError("give MODEL, or --shape for random weights; see --help")
+    recipe = read_recipe(run / "recipe.toml") if run is not None else None
+    teacher = arguments.teacher or (recipe.teacher if recipe else None)
+    if teacher is None:
+        raise InputError(f"{arguments.model}: is not in a run's directory; name its teacher with --teacher")
+    overrides = teacher_overrides(recipe) if recipe and teacher == recipe.teacher else {}
+    return [partial(Embedder.load, teacher, device, **overrides), partial(Embedder.load, arguments.model, device)]
+
+
+def sentences_to_encode(arguments: argparse.Namespace, run: Path | None, embedder: Embedder) -> list[str]:
+    """The text that the flags name, else what the run held out, else the embedded default's, else random words."""
+    if arguments.sentences:
+        found = [sentence for source in arguments.sentences for sentence in read_sentences(source)]
+    elif run is not None and (run / "held_out.json").exists():
+        found = list(read_json(run / "held_out.json"))
+    elif not arguments.shape:
+        found = [sentence for path in sorted(ASSETS.glob("*.txt")) for sentence in read_sentences(str(path))]
+    else:
+        found = []
+    return found[: arguments.count] or random_sentences(embedder, arguments.count, arguments.mean_tokens)
 
 
 def main() -> None:
@@ -268,54 +211,45 @@ def main() -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="student: a directory or a Hub name")
     parser.add_argument("--teacher", metavar="T", help="directory or Hub name (default: the run's teacher)")
     parser.add_argument("--shape", help=f"random weights instead: {', '.join(SHAPES)}, or a config.json")
-    parser.add_argument("--layers", nargs=2, type=int, default=[24, 8], help="with --shape: of teacher and student")
-    parser.add_argument("--sentences", nargs="+", metavar="SOURCE", help="text (default: the run's held-out sentences)")
-    parser.add_argument("--count", type=int, default=1000, help="sentences to encode at most (default: 1000)")
-    parser.add_argument("--mean-tokens", type=int, default=16, help="with --shape: mean length (default: 16 tokens)")
-    parser.add_argument("--precision", nargs="+", default=["auto"], help="auto, fp32, bf16, fp16, int8 (default: auto)")
-    parser.add_argument("--batch-size", type=int, default=64, help="sentences computed at a time (default: 64)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed turns (default: 5)")
+    parser.add_argument("--layers", type=whole_numbers, help="with --shape: of teacher and student, such as 24,8")
+    parser.add_argument("--sentences", nargs="+", metavar="SOURCE", help="text (default: what the run held out)")
+    parser.add_argument("--count", type=whole_number, default=1000, help="sentences to encode at most (default: 1000)")
+    parser.add_argument("--mean-tokens", type=whole_number, default=16, help="of random sentences (default: 16)")
+    parser.add_argument("--precision", nargs="+", default=["auto"], help="auto, fp32, bf16, fp16, int8, or all of them")
+    parser.add_argument("--batch-size", type=whole_number, default=64, help="sentences at a time (default: 64)")
+    parser.add_argument("--repeats", type=whole_number, default=5, help="timed turns (default: 5)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("--output", type=Path, help="where to write bench.json (default: the run's directory)")
+    parser.add_argument("--output", type=Path, help="where to write (default: the run's directory, or here)")
+    parser.add_argument("--peers", action="store_true", help="also time other tools, and training beside theirs")
+    parser.add_argument("--steps", type=whole_number, default=100, help="with --peers: optimizer steps (default: 100)")
+    parser.add_argument("--sweep", action="store_true", help="also measure over layers, length, batch and corpus size")
+    parser.add_argument("--corpus-sizes", type=whole_numbers, default=[], help="with --sweep: such as 10000,100000")
     arguments = parser.parse_args()
-    if min(arguments.count, arguments.repeats, arguments.batch_size, *arguments.layers) < 1:
-        raise InputError("--count, --repeats, --batch-size and --layers must be at least 1")
 
     device = torch.device(arguments.device) if arguments.device else best_device()
+    precisions = precisions_to_measure(arguments.precision, device)
     run = run_directory(arguments.model) if arguments.model else None
-    if arguments.shape:
-        teacher, student = (random_embedder(arguments.shape, layers, device) for layers in arguments.layers)
-        sentences = random_sentences(arguments.count, arguments.mean_tokens, student.bert.config.vocab_size)
-    else:
-        if not arguments.model:
-            raise InputError("give MODEL, or --shape for random weights; see --help")
-        teacher_name = arguments.teacher or (read_recipe(run / "recipe.toml").teacher if run is not None else None)
-        if teacher_name is None:
-            raise InputError(f"{arguments.model}: is not in a run's directory; name its teacher with --teacher")
-        student, teacher = Embedder.load(arguments.model, device), Embedder.load(teacher_name, device)
-        sentences = bench_sentences(arguments.sentences, run)[: arguments.count]
-    precisions = list(dict.fromkeys(resolve_precision(name, device) for name in arguments.precision))
-    if "bf16" in precisions and device.type == "cpu" and not cpu_has_bf16():
-        print("note: this CPU has no bf16 instructions; expect bf16 to be many times slower than fp32", file=sys.stderr)
-
-    result = bench(teacher, student, sentences, precisions, arguments.repeats, arguments.batch_size)
     output = arguments.output or run or Path(".")
+    teacher, student = teacher_and_student(arguments, run, device)
+    systems = [
+        System(name, precision, partial(make, precision=precision))
+        for precision in precisions
+        for name, make in (("teacher", teacher), ("student", student))
+    ]
+    ours = systems[0].encoder
+    assert isinstance(ours, Embedder)
+    sentences = sentences_to_encode(arguments, run, ours)
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.peers:
+            systems += [System(*peer) for peer in peers.encoders(ours, precisions, Path(scratch))]
+        result = bench(systems, sentences, arguments.repeats, arguments.batch_size)
+    if arguments.peers:
+        result["training"] = peers.trainers(student, sentences, arguments.batch_size, arguments.steps, precisions)
     write_json(output / "bench.json", result)
     print_table(result)
     print(f"wrote {output / 'bench.json'}")
-
-
-def bench_sentences(sources: list[str] | None, run: Path | None) -> list[str]:
-    """The text to encode: what the flags name, or the sentences that the run held out.
-
-    Raises:
-        InputError: neither is there.
-    """
-    if sources:
-        return [sentence for source in sources for sentence in read_sentences(source)]
-    if run is None or not (run / "held_out.json").exists():
-        raise InputError("no text to encode: give --sentences SOURCE")
-    return list(read_json(run / "held_out.json"))
+    if arguments.sweep:
+        sweep(teacher, student, precisions[0], arguments.corpus_sizes, output)
 
 
 if __name__ == "__main__":

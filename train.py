@@ -384,7 +384,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = recipe_from_arguments(arguments, arguments.recipe)
     ranks = Ranks.start(recipe.device, recipe.timeout)
-    with ranks.losses_named():
+    with ranks.failing_together():
         run = Run(recipe, ranks, arguments.resume)
         with run.held():
             distil(recipe, ranks, run)

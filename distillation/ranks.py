@@ -4,15 +4,18 @@ import contextlib
 import os
 import secrets
 import signal
+import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
-from model.files import InputError, RunError, first_line
+from model.files import InputError, RunError, first_line, run_command
 
 ROLL_CALL = 5.0  # seconds that a rank which lost the others listens for who is still there
 POLL = 0.1  # seconds between looks into the store
@@ -108,25 +111,30 @@ class Ranks:
         return not self.any(not flag)
 
     @contextlib.contextmanager
-    def losses_named(self) -> Iterator[None]:
-        """Name the ranks that are gone or hang where an exchange in the block fails.
+    def failing_together(self) -> Iterator[None]:
+        """Let no rank wait for one that failed: an error in the block is told, and the process ends at once.
 
-        Raises:
-            RunError: in place of the exchange's own error.
+        An orderly exit would first wait for exchanges that were begun and can't end any more.
         """
         try:
             yield
-        except RuntimeError as error:
-            if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        except BaseException as error:
+            if self.world == 1:
                 raise
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to save: torchrun may end us at once
-            silent = self._roll_call()
-            who = f"rank {' and rank '.join(map(str, silent))}" if silent else "another rank"
-            what = "waited too long for" if "timed out" in str(error).lower() else "lost"
-            why = "which does not answer" if silent else "which failed first"
-            raise RunError(
-                f"rank {self.rank} {what} {who}, {why}; --resume goes on from the last checkpoint ({first_line(error)})"
-            ) from None
+            run_command_and_leave(self._explained(error))
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """The error itself; of an exchange that failed, one that names the ranks that are gone or hang."""
+        if not (isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))):
+            return error
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to save: torchrun may end us at once
+        silent = self._roll_call()
+        who = f"rank {' and rank '.join(map(str, silent))}" if silent else "another rank"
+        what = "waited too long for" if "timed out" in str(error).lower() else "lost"
+        why = "which does not answer" if silent else "which failed first"
+        return RunError(
+            f"rank {self.rank} {what} {who}, {why}; --resume goes on from the last checkpoint ({first_line(error)})"
+        )
 
     def _roll_call(self) -> list[int]:
         """The ranks that don't come here within a few seconds; none where there is nothing left to ask."""
@@ -147,6 +155,24 @@ class Ranks:
         """Leave the process group."""
         if self.world > 1:
             dist.destroy_process_group()
+
+
+def run_command_and_leave(error: BaseException) -> NoReturn:
+    """End this process as a command that raised `error` ends, but at once."""
+
+    def fail() -> None:
+        raise error
+
+    status: object = 1
+    try:
+        run_command(fail)
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 1)
 
 
 def meet(store: dist.Store, rank: int, world: int, timeout_seconds: float) -> tuple[str, bool]:

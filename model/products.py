@@ -15,8 +15,9 @@ from model.bert import MakeProduct, Product, plain_product, then_activate
 from model.files import InputError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-FUSED = {"gelu": ("gelu", [], "none"), "relu": ("relu", [], "")}  # activations that oneDNN applies to a product's output
-NOTHING: tuple[str, list[None], str] = ("none", [], "")
+PostOperation = tuple[str, list[None], str]  # what oneDNN does with a product's output: name, numbers, algorithm
+NOTHING: PostOperation = ("none", [], "")
+FUSED: dict[str, PostOperation] = {"gelu": ("gelu", [], "none"), "relu": ("relu", [], "")}
 SMALLEST = torch.finfo(torch.float32).tiny  # a scale for what is all 0
 
 
@@ -49,7 +50,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision == "int8" and device.type != "cpu":
         raise InputError("precision: int8 is for encoding on a CPU; take bf16 or fp16 on a GPU")
     if precision == "int8" and not cpu_has_int8():
-        raise InputError("precision: int8 needs a CPU with int8 instructions (VNNI or AMX) and torch's oneDNN; take fp32")
+        raise InputError(
+            "precision: int8 needs int8 instructions (VNNI, AMX), which this CPU or torch lacks; take fp32"
+        )
     if precision == "fp16" and device.type == "cpu":
         raise InputError("precision: fp16 needs a GPU; take bf16 or fp32 on a CPU")
     return precision
@@ -135,8 +138,9 @@ def quantised_product(weight: torch.Tensor, bias: torch.Tensor | None, activatio
 def quantise(x_NI: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """Round x / scale + zero_point to uint8, ties to even.
 
-    `torch.quantize_per_tensor` does it in one pass, four times as fast as arithmetic and a cast, which makes int8 encoding
-    a sixth faster. Its result is read as plain bytes, without a copy. torch plans to drop it; then arithmetic remains.
+    `torch.quantize_per_tensor` does it in one pass, four times as fast as arithmetic and a cast, which makes int8
+    encoding a sixth faster. Its result is read as plain bytes, without a copy. torch plans to drop it; then the
+    arithmetic remains.
     """
     if not hasattr(torch, "quantize_per_tensor"):
         return (x_NI / scale + zero_point).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,71 @@
+"""Embedders with random weights of any BERT shape, and random sentences for any tokenizer: what speed is measured on
+where there is no model or no text. Speed does not depend on what the numbers are."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, PreTrainedTokenizerFast
+
+from model import DistilledBert, Embedder
+from model.embedder import Settings
+from model.files import InputError, read_json
+from model.pooling import Pooling
+
+SHAPES = {
+    "minilm-l6": {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12},
+    "bert-base": {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+    "bert-large": {"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16},
+}
+
+
+def shape_config(shape: str) -> BertConfig:
+    """The config of a named shape or of a config.json.
+
+    Raises:
+        InputError: no such shape or file.
+    """
+    if shape in SHAPES:
+        return BertConfig(**SHAPES[shape])
+    if not Path(shape).is_file():
+        raise InputError(f"--shape: {shape!r} is neither one of {', '.join(SHAPES)} nor a config.json")
+    try:
+        return BertConfig.from_dict(read_json(shape))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{shape}: no BERT config ({error})") from None
+
+
+def random_embedder(shape: str, layers: int, device: torch.device | str, precision: str) -> Embedder:
+    """An embedder with random weights and cls pooling, with a tokenizer whose words are numbers.
+
+    Raises:
+        InputError: no such shape or file.
+    """
+    config = shape_config(shape)
+    config.num_hidden_layers = layers
+    torch.manual_seed(0)
+    bert = DistilledBert(config)
+    words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])}
+    words |= {str(number): number for number in range(4, config.vocab_size)}
+    rust = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    rust.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("[CLS]", words["[CLS]"]), ("[SEP]", words["[SEP]"])]
+    rust.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rust, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+    settings = Settings(pooling=Pooling.CLS, max_length=config.max_position_embeddings, origin=shape)
+    return Embedder(bert, tokenizer, settings).eval().to(device).use_precision(precision)
+
+
+def random_sentences(embedder: Embedder, count: int, mean_tokens: int, seed: int = 0) -> list[str]:
+    """Sentences of words drawn from a tokenizer's vocabulary, [CLS] and [SEP] counted in their lengths.
+
+    A tokenizer may cut a word it does not have as a whole, so that a sentence can come out longer.
+    """
+    vocabulary = embedder.tokenizer.get_vocab()
+    words = sorted(word for word in vocabulary if word.isdigit() or word.isalpha() and word.islower())
+    generator = np.random.default_rng(seed)
+    lengths = np.maximum(3, generator.poisson(mean_tokens, size=count)) - 2
+    ends = lengths.cumsum()
+    drawn = generator.integers(len(words), size=ends[-1])
+    return [" ".join(words[word] for word in part) for part in np.split(drawn, ends[:-1])]

@@ -1,0 +1,165 @@
+"""What measuring speed takes: clocks, systems timed in turn, memory, operation counts, and the machine's own limit."""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from transformers import BertConfig
+
+from distillation.labels import LabelledSentences
+from distillation.ranks import Ranks
+from distillation.recipe import Recipe
+from model import Embedder
+from model.products import dtype_of, make_product_for
+from train import train_step
+
+INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")  # those that decide the rate
+
+
+class Encoder(Protocol):
+    """What is timed: an Embedder, or another tool's model."""
+
+    def encode(self, sentences: Any, /, *, prompt: str, batch_size: int) -> Any: ...
+
+
+# -- time ------------------------------------------------------------------------------------------------------------
+
+
+def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds that a piece of work takes, on the GPU's own clock where there is one."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    begin.record()
+    work()
+    end.record()
+    torch.cuda.synchronize(device)
+    return begin.elapsed_time(end) / 1000
+
+
+def in_turn(works: Sequence[Callable[[], Any]], turns: int, device: torch.device) -> list[list[float]]:
+    """Do every work once to warm up, then all of them in turn: the seconds of its turns, for each work."""
+    for work in works:
+        work()
+    seconds: list[list[float]] = [[] for _ in works]
+    for _ in range(turns):
+        for work, times in zip(works, seconds, strict=True):
+            times.append(seconds_of(work, device))
+    return seconds
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+def peak_memory_mib(work: Callable[[], Any]) -> float | None:
+    """The peak memory, in MiB, of a process of its own that does this work, which must be picklable.
+
+    On a GPU its tensors, else the resident memory of the process, imported libraries included; None where the system
+    does not tell.
+    """
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        return pool.apply(memory_after, (work,))
+
+
+def memory_after(work: Callable[[], Any]) -> float | None:
+    """Do the work; then this process's peak so far."""
+    work()
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else None
+
+
+# -- operations ------------------------------------------------------------------------------------------------------
+
+
+def encoder_flops(config: BertConfig, lengths: np.ndarray, first_token_only: bool = False) -> float:
+    """Floating-point operations that the encoder's layers compute for sentences of these lengths, without padding.
+
+    A layer's products cost 2 operations a weight and token, its attention 4 D a pair of tokens. Where only first tokens
+    are wanted (cls pooling), our last layer computes keys and values for all tokens, and the rest only for the first:
+    that is counted as it is computed. Embeddings, norms and activations are left out.
+    """
+    D, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    tokens, pairs = float(lengths.sum()), float((lengths.astype(float) ** 2).sum())
+    qkv, rest = 2 * 3 * D * D, 2 * (D * D + 2 * D * inner)
+    whole = tokens * (qkv + rest) + 4 * D * pairs
+    if not first_token_only:
+        return layers * whole
+    return (layers - 1) * whole + tokens * (qkv + 4 * D) + len(lengths) * rest
+
+
+@dataclass
+class Products:
+    """Matrix products to time, and how many operations they are."""
+
+    precision: str
+    flops: float
+    work: Callable[[], Any]
+
+
+def products_of(config: BertConfig, precision: str, device: torch.device) -> list[Products]:
+    """Matrix products of a model's shapes, computed as encoding computes them: the limit of what it can reach."""
+    make, dtype = make_product_for(precision, device), dtype_of(precision)
+    D, inner = config.hidden_size, config.intermediate_size
+    found = []
+    for rows in (1024, 4096):
+        for inputs, outputs in ((D, inner), (inner, D)):
+            product = make(torch.randn(outputs, inputs, device=device), torch.zeros(outputs, device=device), "")
+            x_NI = torch.randn(rows, inputs, device=device, dtype=dtype)
+            flops = 2 * rows * inputs * outputs
+            calls = max(1, int((2e12 if device.type == "cuda" else 2e10) / flops))  # enough for the clock
+            found.append(Products(precision, calls * flops, partial(repeat, product, x_NI, calls)))
+    return found
+
+
+@torch.inference_mode()
+def repeat(product: Callable[[torch.Tensor], torch.Tensor], x_NI: torch.Tensor, calls: int) -> None:
+    """Compute a product some times."""
+    for _ in range(calls):
+        product(x_NI)
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """What was measured on."""
+    if device.type == "cuda":
+        return {"type": "cuda", "name": torch.cuda.get_device_name(device), "torch": torch.__version__}
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    found = torch.cpu.get_capabilities()
+    return {
+        "type": "cpu",
+        "name": names[0] if names else "CPU",
+        "cores": torch.get_num_threads() if not names else len(names),
+        "threads": torch.get_num_threads(),
+        "instructions": [name for name in INSTRUCTIONS if found.get(name)],
+        "torch": torch.__version__,
+    }
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+def training_step(
+    student: Embedder, batch_size: int, precision: str
+) -> Callable[[LabelledSentences, np.ndarray], tuple[torch.Tensor, float]]:
+    """A student made ready to train as train.py does it: gives the step to call with a window and a batch's places."""
+    recipe = Recipe(batch_size=batch_size, precision=precision, learning_rate=1e-5)
+    device = student.device
+    student.train()
+    student.bert.embeddings.word_embeddings.requires_grad_(False)
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    ranks = Ranks(0, 1, device)
+    return lambda window, batch: train_step(student, optimizer, scaler, window, batch, recipe, ranks)
