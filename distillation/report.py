@@ -1,6 +1,7 @@
 """What a run gave, for people: report.png (four panels), report.html (to explore) and the student's model card.
 
-python -m distillation.report runs/minilm-3
+    python -m distillation.report runs/minilm-3
+    python -m distillation.report runs/minilm-3 --push-to-hub OWNER/NAME    # and publish the student
 """
 
 import argparse
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from huggingface_hub import HfApi
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -19,7 +21,7 @@ from distillation.model_card import model_card
 from distillation.recipe import OneLineParser
 from distillation.report_page import report_page
 from distillation.run_files import RunFiles, SetResult
-from model.files import atomic_path, run_command, write_text
+from model.files import RunError, atomic_path, first_line, run_command, write_text
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; report.html too
 STUDENT, TEACHER, LOST, GAINED = "#0072b2", "#e69f00", "#d55e00", "#009e73"
@@ -236,10 +238,33 @@ def write_report(run: Path) -> None:
         print(f"wrote {path}")
 
 
+def push_to_hub(run: Path, name: str) -> None:
+    """Publish the student as a model of the Hugging Face Hub, with a card whose examples load it by that name.
+
+    Args:
+        run: the run directory.
+        name: OWNER/NAME, or NAME alone for the account that is logged in; made where it does not exist yet.
+
+    Raises:
+        RunError: the Hub can't be reached, or does not let us.
+    """
+    write_text(run / "model" / "README.md", model_card(RunFiles.read(run), name))
+    try:
+        repository = HfApi().create_repo(name, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository.repo_id, folder_path=run / "model", commit_message="Add the student")
+    except Exception as error:  # the Hub's errors, the network's, and of a name that can't be one
+        raise RunError(f"{name}: not pushed ({first_line(error)}); to log in: hf auth login") from None
+    print(f"pushed to {repository}")
+
+
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", type=Path, help="run directory, such as runs/minilm-3")
-    write_report(parser.parse_args().run)
+    parser.add_argument("--push-to-hub", metavar="NAME", help="publish the student as OWNER/NAME on the Hub")
+    arguments = parser.parse_args()
+    write_report(arguments.run)
+    if arguments.push_to_hub:
+        push_to_hub(arguments.run, arguments.push_to_hub)
 
 
 if __name__ == "__main__":

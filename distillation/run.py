@@ -17,6 +17,11 @@ from distillation.ranks import Ranks
 from distillation.recipe import Recipe
 from model.files import InputError, RunError, errors_about, write_text
 
+try:  # the extra [tensorboard]
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError:
+    SummaryWriter = None  # type: ignore[assignment, misc]
+
 STOP_CHECK_EVERY = 10  # steps between asking the other ranks whether one was told to stop
 
 
@@ -36,6 +41,7 @@ class Run:
         self.last = self.directory / "checkpoints/last.safetensors"
         self.best = self.directory / "checkpoints/best.safetensors"
         self._log = self.directory / "log.jsonl"
+        self._tensorboard: SummaryWriter | None = None
         self._ranks = ranks
         self.in_steps = False
         self._stop_signal = 0
@@ -125,8 +131,10 @@ class Run:
         return self._ranks.all(True)
 
     def cut_log(self, step: int) -> None:
-        """Drop log lines of steps after `step`, which will be taken again."""
+        """Drop log lines of steps after `step`, which will be taken again; TensorBoard is told to, where installed."""
         kept = []
+        if self._ranks.is_main and SummaryWriter is not None:
+            self._tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
         if self._ranks.is_main and self._log.exists():
             for line in self._log.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(json.JSONDecodeError, KeyError):  # a line that a crash cut short
@@ -135,11 +143,16 @@ class Run:
             write_text(self._log, "".join(kept))
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append one line to log.jsonl; NaN and infinity, which JSON does not know, become null."""
+        """Append one line to log.jsonl, and to TensorBoard's events; NaN and infinity, unknown to JSON, become null."""
         if self._ranks.is_main:
             line = {key: value if math.isfinite(value) else None for key, value in line.items()}
             with errors_about(self._log, self._log), open(self._log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+            if self._tensorboard is not None:
+                for key, value in line.items():
+                    if key != "step" and value is not None:
+                        self._tensorboard.add_scalar(key, value, line["step"])
+                self._tensorboard.flush()  # so that a run that is killed leaves whole curves
 
     def stop_wanted(self, step: int) -> bool:
         """Whether a rank was told to stop (SIGTERM or Ctrl-C): the same answer on every rank."""

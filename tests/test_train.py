@@ -80,6 +80,16 @@ def test_the_log(first: tuple[RunDirectory, str]) -> None:
     assert set(run.logged("idle_share").values()) == {0.0} and set(run.logged("skipped_steps").values()) == {0}
 
 
+def test_tensorboard_shows_what_the_log_says(first: tuple[RunDirectory, str]) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
+    )
+    events = accumulator.EventAccumulator(str(first[0].path / "tensorboard")).Reload()
+    for key in ("loss", "learning_rate", "sts_dev_spearman_cosine"):
+        logged = first[0].logged(key)
+        assert {event.step: event.value for event in events.Scalars(key)} == pytest.approx(logged, rel=1e-6)
+
+
 def test_the_student_is_a_model_of_the_field(first: tuple[RunDirectory, str]) -> None:
     path = str(first[0].path / "model")
     theirs = SentenceTransformer(path, device="cpu").encode(TEST_TEXT)
