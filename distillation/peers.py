@@ -187,11 +187,12 @@ def their_training(
     name: str, device: str, texts: list[str], labels: torch.Tensor, batch_size: int, precision: str
 ) -> Callable[[int], None]:
     """Trains for a number of steps by sentence-transformers' trainer with its MSELoss."""
-    from datasets import Dataset
     import sentence_transformers as st
+    from datasets import Dataset
+    from sentence_transformers.losses import MSELoss
 
     model = st.SentenceTransformer(name, device=device)
-    loss = st.losses.MSELoss(model)
+    loss = MSELoss(model)
     data = Dataset.from_dict({"sentence": texts, "label": labels.tolist()})
 
     def work(steps: int) -> None:

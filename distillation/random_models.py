@@ -2,6 +2,7 @@
 where there is no model or no text. Speed does not depend on what the numbers are."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from model.embedder import Settings
 from model.files import InputError, read_json
 from model.pooling import Pooling
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "minilm-l6": {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12},
     "bert-base": {"num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
     "bert-large": {"num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16},

@@ -74,9 +74,11 @@ def make_product_for(precision: str, device: torch.device) -> MakeProduct:
 
 def cast_product(dtype: torch.dtype) -> MakeProduct:
     """Weights cast once."""
-    return lambda weight, bias, activation="": plain_product(
-        weight.to(dtype), None if bias is None else bias.to(dtype), activation
-    )
+
+    def make(weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "") -> Product:
+        return plain_product(weight.to(dtype), None if bias is None else bias.to(dtype), activation)
+
+    return make
 
 
 def repacked_product(dtype: torch.dtype) -> MakeProduct:
