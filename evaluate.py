@@ -28,6 +28,7 @@ RESAMPLES = 1000  # of the bootstrap: the interval's ends are then good to about
 # Names of the prompts that go before a query and before a document, by the field's habit; the first that a model has.
 QUERY_PROMPTS, DOCUMENT_PROMPTS = ("query",), ("document", "passage", "corpus")
 SIMILARITIES = 2**25  # of queries and documents in memory at a time: 134 MB
+AGREEMENT_ROWS = 1000  # sentences whose every pair is compared: half a million pairs, a fraction of a second
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -105,6 +106,8 @@ def distance_to_teacher(student: torch.Tensor, teacher: torch.Tensor) -> dict[st
         negative_mse: -100 times the mean squared error over sentences and dimensions, as the field reports it.
         relative_error: MSE divided by the variance of the teacher's embeddings; 1 is no better than their mean.
         mean_cosine, p5_cosine: mean and 5th percentile of the cosine similarity between the two.
+        agreement: Spearman correlation of the similarities that the two see between sentences, over all pairs of the
+            first thousand: what ranking by the student keeps of ranking by the teacher. NaN below 3 sentences.
     """
     mse = (student - teacher).square().mean()
     variance = (teacher - teacher.mean(dim=0)).square().mean()
@@ -114,7 +117,17 @@ def distance_to_teacher(student: torch.Tensor, teacher: torch.Tensor) -> dict[st
         "relative_error": float(mse / variance),
         "mean_cosine": float(cosines.mean()),
         "p5_cosine": float(cosines.quantile(0.05)),
+        "agreement": agreement(student[:AGREEMENT_ROWS], teacher[:AGREEMENT_ROWS]),
     }
+
+
+def agreement(student: torch.Tensor, teacher: torch.Tensor) -> float:
+    """Spearman correlation of the cosine similarities within embeddings (n, d) with those within the teacher's."""
+    if len(student) < 3:
+        return float("nan")
+    first, second = np.triu_indices(len(student), k=1)
+    similarities = [Embedder.similarity(each, each).cpu().numpy()[first, second] for each in (student, teacher)]
+    return correlations(*similarities)["spearman_cosine"]
 
 
 def evaluate_quickly(
@@ -282,6 +295,7 @@ def table(figures: dict[str, Any]) -> str:
         mse, mean_cosine = figures["student"]["negative_mse"], sanity["mean_cosine"]
         lines += ["", f"negative MSE {mse:.4f} (relative error {sanity['relative_error']:.4f})"]
         lines.append(f"cosine to the teacher: mean {mean_cosine:.4f}, 5th percentile {sanity['p5_cosine']:.4f}")
+        lines.append(f"agreement with the teacher on which sentences are alike: {sanity['agreement']:.4f}")
     return "\n".join(lines)
 
 

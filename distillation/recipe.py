@@ -17,7 +17,7 @@ from model.files import InputError
 from model.layers import choose_layers
 from model.products import PRECISIONS
 
-RESERVED = ("negative_mse", "relative_error", "mean_cosine", "p5_cosine")  # figures beside those of the STS sets
+RESERVED = ("negative_mse", "relative_error", "mean_cosine", "p5_cosine", "agreement")  # figures beside those of the STS sets
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy")
 
 

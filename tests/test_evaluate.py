@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import (
@@ -176,6 +178,21 @@ def test_distance_by_hand() -> None:
     around = torch.stack([cosines, (1 - cosines.square()).sqrt()], dim=1)
     found = distance_to_teacher(around, torch.tensor([1.0, 0.0]).expand(101, 2))
     assert found["mean_cosine"] == pytest.approx(0, abs=1e-6) and found["p5_cosine"] == pytest.approx(-0.9)
+
+
+def test_agreement_is_of_the_order_of_similarities() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(30, 8, generator=generator)
+    assert distance_to_teacher(teacher @ torch.linalg.qr(torch.randn(8, 8, generator=generator))[0], teacher)[
+        "agreement"
+    ] == pytest.approx(1, abs=1e-3)  # a turned space is far from the teacher's, and ranks alike
+    other = torch.randn(30, 8, generator=generator)
+    assert abs(distance_to_teacher(other, teacher)["agreement"]) < 0.2
+    by_hand = [F.cosine_similarity(rows[:, None], rows[None], dim=2).numpy() for rows in (other, teacher)]
+    above = [[matrix[i, j] for i in range(30) for j in range(i + 1, 30)] for matrix in by_hand]
+    found = distance_to_teacher(other, teacher)["agreement"]
+    assert found == pytest.approx(stats.spearmanr(*above).statistic, abs=1e-6)
+    assert math.isnan(distance_to_teacher(teacher[:2], teacher[:2])["agreement"])
 
 
 def test_negative_mse_is_sentence_transformers(path: Path, tmp_path: Path) -> None:
@@ -358,7 +375,9 @@ def test_the_table_is_even(everything: tuple[dict[str, Any], dict[str, Any]]) ->
     assert len(lines[3]) == end
     assert any(line.split() == ["captions", "mrr@10", "ndcg@10", "recall@1", "recall@10"] for line in lines)
     assert sum(line.startswith("  asymmetric ") for line in lines) == 1
-    assert lines[-2].startswith("negative MSE -") and lines[-1].startswith("cosine to the teacher: mean ")
+    assert lines[-3].startswith("negative MSE -") and lines[-2].startswith("cosine to the teacher: mean ")
+    agreement = f"{figures['sanity']['agreement']:.4f}"
+    assert lines[-1] == f"agreement with the teacher on which sentences are alike: {agreement}"
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
