@@ -69,10 +69,6 @@ def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:
     warmup = math.ceil(recipe.warmup_ratio * total)
     if step < warmup:
         return recipe.learning_rate * (step + 1) / warmup
-    if recipe.schedule == "cosine":
-        return recipe.learning_rate * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
-    if recipe.schedule == "constant":
-        return recipe.learning_rate
     return recipe.learning_rate * (total - step) / max(1, total - warmup)
 
 
@@ -100,8 +96,6 @@ def train_step(
     embedder: Embedder = student.module if isinstance(student, DistributedDataParallel) else student
     compute_type = dtype_of(recipe.precision)
     rows = BatchRows(embedder.bert.embeddings.word_embeddings.weight, [window.tokens[place] for place in batch])
-    frozen = recipe.freeze == "embeddings"
-    rows.vectors.requires_grad_(not frozen)
     share = rank_share(batch, ranks.rank, ranks.world)
     total_loss = torch.zeros((), device=ranks.device)
     for piece_number in range(recipe.gradient_accumulation):
@@ -119,39 +113,24 @@ def train_step(
         with later or contextlib.nullcontext():  # ranks exchange gradients once a step
             with torch.autocast(ranks.device.type, compute_type, enabled=compute_type != torch.float32):
                 embeddings_Bd = student(tokens)
-                hidden = hidden_loss(embedder, tokens, sentences) if recipe.hidden_weight else None
             losses_B = LOSSES[recipe.loss](embeddings_Bd.float(), labels_Bd)
-            if hidden is not None:
-                losses_B = losses_B + recipe.hidden_weight * hidden
             # Ranks' gradients are averaged, so each rank's sum is divided by the batch and multiplied by their number.
             loss = losses_B.sum() * (counts * ranks.world / len(batch))
             scaler.scale(loss).backward()
         total_loss += loss.detach() / ranks.world
-    if not frozen:
-        rows.average_over(ranks)
-        rows.unscale(scaler.get_scale())
+    rows.average_over(ranks)
+
     scaler.unscale_(optimizer)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]] + ([] if frozen else [rows.vectors])
+    rows.unscale(scaler.get_scale())
+    parameters = [p for group in optimizer.param_groups for p in group["params"]] + [rows.vectors]
     grad_norm = float(nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm or math.inf))
     if math.isfinite(grad_norm):
         optimizer.step()
-        if not frozen:
-            rows.step(optimizer)
+        rows.step(optimizer)
     optimizer.zero_grad()
     if scaler.is_enabled():
         scaler.update(None if math.isfinite(grad_norm) else scaler.get_scale() / 2)
     return total_loss, grad_norm
-
-
-def hidden_loss(student: Embedder, tokens: PackedTokens, sentences: list[np.ndarray]) -> torch.Tensor:
-    """Trial: squared distance between the hidden states of copied layers and their sources', a mean over the batch."""
-    teacher, layers = student.hidden_teacher
-    ours, theirs = [], []
-    student.bert.encode_packed(tokens, keep_hidden=ours)
-    with torch.no_grad():
-        teacher.bert.encode_packed(PackedTokens.pack(sentences, student.device), keep_hidden=theirs)
-    pairs = [(ours[new + 1], theirs[old + 1]) for new, old in enumerate(layers)]
-    return torch.stack([(a.float() - b.float()).square().mean() for a, b in pairs]).mean()
 
 
 # -- the loop --------------------------------------------------------------------------------------------------------
@@ -170,8 +149,6 @@ def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe
     # The word embeddings are trained a batch's rows at a time, beside the optimizer; see distillation/rows.py.
     student.bert.embeddings.word_embeddings.requires_grad_(False)
     student.bert.dropout = recipe.dropout
-    if recipe.freeze == "embeddings":
-        student.bert.embeddings.requires_grad_(False)
     optimizer = torch.optim.AdamW(
         [p for p in student.parameters() if p.requires_grad],
         lr=recipe.learning_rate,
@@ -193,10 +170,6 @@ def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe
 
     def measure() -> None:
         """Evaluate, and keep the weights if they are the best so far."""
-        mine = {}
-        if recipe.average and progress.step:
-            mine = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-            student.load_state_dict({name: value / (1 - recipe.average**progress.step) if value.is_floating_point() else value for name, value in average.items()})
         student.eval().use_precision(recipe.precision)
         figures = flat(evaluate_quickly(student, held_out, sts, ranks))
         student.train()
@@ -206,14 +179,11 @@ def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe
             progress.best_metric, progress.best_step = figure, progress.step
             if ranks.is_main:
                 save_weights(run.best, student)
-        if mine:
-            student.load_state_dict(mine)
 
     def save() -> None:
         if ranks.is_main:
             save_checkpoint(run.last, student, optimizer, progress, scaler, settings)
 
-    average = {name: torch.zeros_like(tensor) for name, tensor in student.state_dict().items()} if recipe.average else {}
     student.train()
     if progress.best_step < 0:
         measure()  # the untrained student: what training has to improve on
@@ -229,8 +199,6 @@ def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe
                 torch.manual_seed(recipe.seed + 1_000_003 * (progress.step * ranks.world + ranks.rank))
             loss, grad_norm = train_step(wrapped, optimizer, scaler, window, batch, recipe, ranks)
             progress.count_step(math.isfinite(grad_norm))
-            for name, tensor in student.state_dict().items() if recipe.average else ():
-                average[name].lerp_(tensor, 1 - recipe.average) if tensor.is_floating_point() else average[name].copy_(tensor)
             seen += len(batch)
             idle.append(idle_share(window, batch, ranks.world))
 
@@ -332,8 +300,6 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
         teacher, corpus, labels_directory, Path(recipe.output) / "labels", recipe.label_precision, ranks
     )
     student = teacher.keep_layers(recipe.layers)
-    if recipe.hidden_weight:
-        object.__setattr__(student, "hidden_teacher", (teacher, recipe.layers))
     say(ranks, f"teacher {recipe.teacher}: {teacher.bert.config.num_hidden_layers} layers, {count(teacher)}")
     say(ranks, f"student: layers {', '.join(map(str, recipe.layers))}, {count(student)}")
     say(ranks, f"{len(corpus):,} sentences of {labels.tokens['mean']:.1f} tokens, in {recipe.precision}")

@@ -38,9 +38,4 @@ def similarity(student_Bd: torch.Tensor, teacher_Bd: torch.Tensor) -> torch.Tens
     return (student_Bd @ student_Bd.T - teacher_Bd @ teacher_Bd.T).square().mean(dim=1)
 
 
-def mse_and_similarity(student_Bd: torch.Tensor, teacher_Bd: torch.Tensor) -> torch.Tensor:
-    """Trial: both."""
-    return mse(student_Bd, teacher_Bd) + 0.1 * similarity(student_Bd, teacher_Bd)
-
-
-LOSSES: dict[str, Loss] = {"mse": mse, "cosine": cosine, "similarity": similarity, "mse_and_similarity": mse_and_similarity}
+LOSSES: dict[str, Loss] = {"mse": mse, "cosine": cosine, "similarity": similarity}

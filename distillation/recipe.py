@@ -17,7 +17,7 @@ from model.files import InputError
 from model.layers import choose_layers
 from model.products import PRECISIONS
 
-RESERVED = ("negative_mse", "relative_error", "mean_cosine", "p5_cosine", "agreement")  # figures beside those of the STS sets
+RESERVED = ("negative_mse", "relative_error", "mean_cosine", "p5_cosine", "agreement")  # beside the STS sets' figures
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy")
 
 
@@ -49,10 +49,6 @@ class Recipe:
     learning_rate: float = setting(1e-4, "peak learning rate")
     warmup_ratio: float = setting(0.1, "share of the steps in which the learning rate rises from 0")
     epochs: int = setting(1, "passes over the sentences")
-    schedule: str = setting("linear", "trial: after the warmup linear, cosine or constant")
-    freeze: str = setting("nothing", "trial: nothing or embeddings")
-    average: float = setting(0.0, "trial: decay of an exponential moving average of the weights, 0 for none")
-    hidden_weight: float = setting(0.0, "trial: weight of the distance between hidden states of copied layers")
     weight_decay: float = setting(0.0, "decoupled weight decay of AdamW")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this L2 norm, 0 for never")
     dropout: float = setting(0.0, "probability of dropout in the student while it trains")

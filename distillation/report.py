@@ -1,7 +1,7 @@
 """What a run gave, for people: report.png (four panels), report.html (to explore) and the student's model card.
 
-    python -m distillation.report runs/minilm-3
-    python -m distillation.report runs/minilm-3 --push-to-hub OWNER/NAME    # and publish the student
+python -m distillation.report runs/minilm-3
+python -m distillation.report runs/minilm-3 --push-to-hub OWNER/NAME    # and publish the student
 """
 
 import argparse
