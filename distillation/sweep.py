@@ -1,6 +1,5 @@
 """Speed as curves: over layers, sentence length and batch size; labelling and training over the size of the corpus."""
 
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -15,7 +14,14 @@ from distillation.corpus import build_corpus
 from distillation.labels import label_corpus
 from distillation.random_models import random_sentences
 from distillation.ranks import Ranks
-from distillation.timing import describe_device, encoder_flops, memory_after, seconds_of, training_step
+from distillation.timing import (
+    describe_device,
+    encoder_flops,
+    in_a_process_of_its_own,
+    memory_after,
+    seconds_of,
+    training_step,
+)
 from model import Embedder
 from model.files import atomic_path, write_json
 from model.pooling import Pooling
@@ -93,8 +99,8 @@ def corpus_cost(teacher: Load, student: Load, precision: str, size: int) -> dict
             for start in range(0, size + HELD_OUT, 10_000):
                 count = min(10_000, size + HELD_OUT - start)
                 file.write("\n".join(random_sentences(embedder, count, USUAL_LENGTH, seed=start)) + "\n")
-        with multiprocessing.get_context("forkserver").Pool(1) as pool:
-            return pool.apply(label_and_train, (teacher, student, precision, text))
+        with in_a_process_of_its_own() as process:
+            return process.submit(label_and_train, teacher, student, precision, text).result()
 
 
 def label_and_train(teacher: Load, student: Load, precision: str, text: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,8 +67,13 @@ def peak_memory_mib(work: Callable[[], Any]) -> float | None:
     On a GPU its tensors, else the resident memory of the process, imported libraries included; None where the system
     does not tell.
     """
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:
-        return pool.apply(memory_after, (work,))
+    with in_a_process_of_its_own() as process:
+        return process.submit(memory_after, work).result()
+
+
+def in_a_process_of_its_own() -> ProcessPoolExecutor:
+    """One other process, begun afresh: what it does leaves no trace in the memory of this one."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
 
 
 def memory_after(work: Callable[[], Any]) -> float | None:
