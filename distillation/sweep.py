@@ -24,8 +24,10 @@ from distillation.timing import (
 )
 from model import Embedder
 from model.files import atomic_path, write_json
+from model.memory import release_freed_memory
 from model.pooling import Pooling
 from model.products import resolve_precision
+from train import LOG_EVERY
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)  # tokens a sentence
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -114,8 +116,10 @@ def label_and_train(teacher: Load, student: Load, precision: str, text: Path) ->
     labelled = time.perf_counter()
     training = precision if precision != "int8" else resolve_precision("auto", ranks.device)
     step = training_step(student(precision="fp32"), USUAL_BATCH, training)
-    for window, batch in labels.epoch(USUAL_BATCH, seed=0, epoch=0):
+    for number, (window, batch) in enumerate(labels.epoch(USUAL_BATCH, seed=0, epoch=0), start=1):
         step(window, batch)
+        if number % LOG_EVERY == 0:  # as often as a run of train.py does
+            release_freed_memory()
     return {
         "sentences": len(corpus),
         "building_seconds": built - start,
