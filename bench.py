@@ -140,16 +140,14 @@ def print_table(result: dict[str, Any]) -> None:
 
 def whole_numbers(text: str) -> list[int]:
     """For argparse: "24,8" to [24, 8], each at least 1."""
-    numbers = [int(part) for part in text.split(",")]
-    if min(numbers) < 1:
-        raise ValueError
-    return numbers
+    return [whole_number(part) for part in text.split(",")]
 
 
 def whole_number(text: str) -> int:
     """For argparse: a number of at least 1."""
-    (number,) = whole_numbers(text)
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def precisions_to_measure(names: Sequence[str], device: torch.device) -> list[str]:

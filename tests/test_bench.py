@@ -2,14 +2,20 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny import english_sentences
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import bench
+from distillation import peers, sweep, timing
+from distillation.random_models import random_embedder, random_sentences, shape_config
+from distillation.timing import encoder_flops
 from model import Embedder
 from model.files import InputError
 
@@ -47,32 +53,86 @@ def test_bench_json_has_the_agreed_keys(
 
 
 def test_flops_of_one_layer_by_hand(tiny_model_dir: Path) -> None:
-    one = Embedder.load(tiny_model_dir, precision="fp32").keep_layers([0])
-    D, inner = one.bert.config.hidden_size, one.bert.config.intermediate_size
+    config = Embedder.load(tiny_model_dir, precision="fp32").keep_layers([0]).bert.config
+    D, inner = config.hidden_size, config.intermediate_size
     tokens, pairs = 3 + 5, 9 + 25
     products = 2 * tokens * (4 * D * D + 2 * D * inner)
-    assert bench.encoder_flops(one, np.array([3, 5])) == products + 4 * D * pairs
+    assert encoder_flops(config, np.array([3, 5])) == products + 4 * D * pairs
+    keys_and_values_too = 2 * tokens * 3 * D * D + 4 * D * tokens
+    assert encoder_flops(config, np.array([3, 5]), True) == keys_and_values_too + 2 * 2 * (D * D + 2 * D * inner)
 
 
-def test_flops_with_cls_pooling_leave_out_what_is_not_computed(tiny_cls_dir: Path) -> None:
-    cls = Embedder.load(tiny_cls_dir, precision="fp32")
-    lengths = np.array([4, 9, 30])
-    spared = bench.encoder_flops(cls, lengths)
-    mean = Embedder.load(tiny_cls_dir, precision="fp32", pooling="mean")
-    assert spared < bench.encoder_flops(mean, lengths)
+@pytest.mark.parametrize("first_token_only", [False, True])
+def test_flops_are_those_that_torch_counts(tiny_cls_dir: Path, first_token_only: bool) -> None:
+    embedder = Embedder.load(tiny_cls_dir, "cpu", "fp32", pooling="cls" if first_token_only else "mean")
+    embedder.bert.forget_prepared()  # plain products, which torch's counter knows
+    tokens = [np.arange(4, 4 + length, dtype=np.int32) for length in (4, 9, 30)]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        list(embedder.encode_tokens(tokens))
+    ours = encoder_flops(embedder.bert.config, np.array([4, 9, 30]), first_token_only)
+    assert counter.get_total_flops() == pytest.approx(ours, rel=1e-6)
 
 
 @pytest.mark.parametrize("layers", [5, 2])
 def test_shape_makes_an_embedder_that_reads_each_number_as_a_token(layers: int) -> None:
-    embedder = bench.random_embedder("minilm-l6", layers, torch.device("cpu"))
+    embedder = random_embedder("minilm-l6", layers, "cpu", "fp32")
     assert embedder.bert.config.num_hidden_layers == layers
     assert embedder.tokenize(["17 30000"])[0].tolist() == [2, 17, 30000, 3]
 
 
 def test_random_sentences_have_the_wanted_mean_length() -> None:
-    embedder = bench.random_embedder("minilm-l6", 1, torch.device("cpu"))
-    lengths = [len(tokens) for tokens in embedder.tokenize(bench.random_sentences(500, 16, 30522))]
+    embedder = random_embedder("bert-tiny", 1, "cpu", "fp32")
+    lengths = [len(tokens) for tokens in embedder.tokenize(random_sentences(embedder, 500, 16))]
     assert abs(np.mean(lengths) - 16) < 1
+
+
+def test_a_shape_may_be_a_config_file(tiny_cls_dir: Path) -> None:
+    assert shape_config(str(tiny_cls_dir / "config.json")).hidden_size == 48
+
+
+def test_systems_take_turns_and_warm_up_uncounted() -> None:
+    order: list[str] = []
+    seconds = timing.in_turn([lambda: order.append("a"), lambda: order.append("b")], 2, torch.device("cpu"))
+    assert order == ["a", "b", "a", "b", "a", "b"]
+    assert [len(times) for times in seconds] == [2, 2]
+
+
+def test_peers_embed_what_we_embed(tiny_cls_dir: Path, tmp_path: Path) -> None:
+    ours = Embedder.load(tiny_cls_dir, "cpu", "fp32")
+    text = english_sentences(20)
+    found = {(name, precision): make() for name, precision, make in peers.encoders(ours, ["fp32", "int8"], tmp_path)}
+    assert found.keys() >= {("sentence-transformers", "fp32"), ("ONNX Runtime", "fp32")}
+    for (name, precision), peer in found.items():
+        theirs = np.asarray(peer.encode(text, prompt="", batch_size=8))
+        np.testing.assert_allclose(theirs, ours.encode(text), atol=1e-4 if precision == "fp32" else 0.5, err_msg=name)
+
+
+def test_trainers_are_timed_on_the_same_work(tiny_cls_dir: Path) -> None:
+    pytest.importorskip("accelerate", reason="accelerate, which sentence-transformers' trainer needs, is missing")
+    load = partial(Embedder.load, tiny_cls_dir, "cpu")
+    rows = peers.trainers(load, english_sentences(40), batch_size=8, steps=2, precisions=["fp32"])
+    assert [(row["system"], row["precision"], row["layers"]) for row in rows] == [
+        ("ours", "fp32", 8),
+        ("sentence-transformers trainer", "fp32", 8),
+    ]
+    for row in rows:
+        assert 0 < row["slowest"] <= row["sentences_per_second"] <= row["fastest"]
+
+
+def test_a_sweep_writes_its_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "SECONDS", 0.001)
+    monkeypatch.setattr(sweep, "LENGTHS", (8, 16))
+    monkeypatch.setattr(sweep, "BATCH_SIZES", (1, 4))
+    teacher, student = (partial(random_embedder, "bert-tiny", layers, "cpu") for layers in (2, 1))
+    sweep.sweep(teacher, student, "fp32", [300], tmp_path)
+    curves = json.loads((tmp_path / "sweep.json").read_text())
+    assert [row["layers"] for row in curves["layers"]] == [1, 2]
+    assert [row["tokens"] for row in curves["tokens"]] == [8, 16]
+    assert [row["batch_size"] for row in curves["batch_size"]] == [1, 4]
+    (corpus,) = curves["corpus"]
+    assert corpus["sentences"] == 300
+    assert min(corpus["labelling_seconds"], corpus["training_seconds"], corpus["peak_memory_mib"]) > 0
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +142,7 @@ def test_random_sentences_have_the_wanted_mean_length() -> None:
         (["--shape", "bert-huge"], "bert-huge"),
         (["--shape", "minilm-l6", "--precision", "fp7"], "fp7"),
         (["--shape", "minilm-l6", "--repeats", "0"], "at least 1"),
-        (["no-such-model", "--teacher", "no-such-teacher"], "no-such-model"),
+        (["no-such-model", "--teacher", "no-such-teacher"], "no-such-teacher"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +150,6 @@ def test_wrong_arguments_are_named(arguments: list[str], message: str, monkeypat
         run_bench(monkeypatch, *arguments)
 
 
-def test_a_model_outside_a_run_needs_a_teacher_and_text(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_outside_a_run_needs_a_teacher(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="name its teacher"):
         run_bench(monkeypatch, tiny_model_dir)
-    with pytest.raises(InputError, match="give --sentences"):
-        run_bench(monkeypatch, tiny_model_dir, "--teacher", tiny_model_dir)
