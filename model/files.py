@@ -17,6 +17,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+FORMAT = {"format": "pt"}  # what transformers looks for in a safetensors file
+
 
 class InputError(ValueError):
     """A wrong argument or input: what is wrong, where, and what to do. Exit status 2."""
@@ -206,7 +208,7 @@ def save_tensors(path: Path | str, tensors: dict[str, torch.Tensor], state: Any 
     """Write tensors and a JSON value `state` as one safetensors file with a checksum, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state)
-    metadata = {"format": "pt", "state": text, "sha256": sha256_of_tensors(tensors, text)}
+    metadata = FORMAT | {"state": text, "sha256": sha256_of_tensors(tensors, text)}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -230,6 +232,10 @@ def load_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], Any]:
     except Exception as error:  # safetensors' own, and torch's for a type or shape it does not know
         reason = first_line(error)
         raise InputError(f"{path}: truncated or not a safetensors file ({reason}); fetch or write it again") from None
-    if ours and metadata["sha256"] != sha256_of_tensors(tensors, metadata["state"]):
+    whole = not ours or metadata == FORMAT | {
+        "state": metadata["state"],
+        "sha256": sha256_of_tensors(tensors, metadata["state"]),
+    }
+    if not whole:
         raise InputError(f"{path}: checksum does not match, the file is damaged; fetch or write it again")
     return tensors, state

@@ -4,7 +4,7 @@ Training uses `model.bert.plain_product`. Shapes: N tokens, I inputs, O outputs.
 
 torch has no public call for a product that reads repacked weights, applies the activation in the same pass, or
 multiplies int8 on a CPU. So this file calls, and is the only one that does, the oneDNN operators that torch's own
-compiler emits for such products: `mkldnn::_linear_pointwise` and `onednn::qlinear_pointwise`.
+compiler emits for such products, `mkldnn::_linear_pointwise` and `onednn::qlinear_pointwise`, and what packs for them.
 """
 
 import warnings
@@ -69,6 +69,8 @@ def make_product_for(precision: str, device: torch.device) -> MakeProduct:
         return quantised_product
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return cast_product(dtype_of(precision))
+    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # an AVX2 CPU: slow, but it computes
+        return cast_product(torch.bfloat16)
     return repacked_product(dtype_of(precision))
 
 
