@@ -34,6 +34,7 @@ from distillation.corpus import Corpus, build_corpus
 from distillation.labels import LabelledSentences, Labels, label_corpus
 from distillation.layer_search import search_layers
 from distillation.losses import LOSSES
+from distillation.memory import release_freed_memory
 from distillation.projection import project_teacher
 from distillation.ranks import Ranks
 from distillation.recipe import (
@@ -52,7 +53,6 @@ from evaluate import evaluate, evaluate_quickly, table
 from model import Embedder, PackedTokens
 from model.files import InputError, errors_about, run_command, write_json, write_text
 from model.layers import choose_layers
-from model.memory import release_freed_memory
 from model.products import dtype_of, resolve_precision
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "minilm-3.toml"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from distillation.memory import release_freed_memory
 from distillation.sentences import read_sentences
 from distillation.sources import parse_source
 from model.files import InputError, atomic_path, read_json, write_json
@@ -118,6 +119,7 @@ def build_corpus(
         size = len(training)
         with atomic_path(path) as temporary:
             fingerprint = write_corpus(temporary, Path(spool.name), np.concatenate([training, evaluation]), size)
+    release_freed_memory()
     corpus = Corpus(path, size, len(evaluation), fingerprint, counts)
     manifest = {"size": size, "evaluation_size": len(evaluation), "fingerprint": fingerprint, "counts": counts}
     write_json(directory / "corpus.json", {"key": key, **manifest})

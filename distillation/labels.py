@@ -18,11 +18,11 @@ from tqdm.auto import tqdm
 
 from distillation.batches import window_batches
 from distillation.corpus import Corpus
+from distillation.memory import release_freed_memory
 from distillation.ranks import Ranks
 from distillation.run import remove_leftovers
 from model import Embedder
 from model.files import InputError, RunError, load_tensors, read_json, save_tensors, sha256_of_tensors, write_json
-from model.memory import release_freed_memory
 
 SHARD = 16_384  # sentences of a shard
 WINDOW = 4  # shards shuffled together in an epoch: at 1024 dimensions, 134 MB of fp16 labels in memory

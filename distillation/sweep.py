@@ -12,6 +12,7 @@ import numpy as np
 
 from distillation.corpus import build_corpus
 from distillation.labels import label_corpus
+from distillation.memory import release_freed_memory
 from distillation.random_models import random_sentences
 from distillation.ranks import Ranks
 from distillation.timing import (
@@ -24,7 +25,6 @@ from distillation.timing import (
 )
 from model import Embedder
 from model.files import atomic_path, write_json
-from model.memory import release_freed_memory
 from model.pooling import Pooling
 from model.products import resolve_precision
 from train import LOG_EVERY

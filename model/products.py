@@ -7,6 +7,7 @@ multiplies int8 on a CPU. So this file calls, and is the only one that does, the
 compiler emits for such products, `mkldnn::_linear_pointwise` and `onednn::qlinear_pointwise`, and what packs for them.
 """
 
+import os
 import warnings
 
 import torch
@@ -19,6 +20,12 @@ PostOperation = tuple[str, list[None], str]  # what oneDNN does with a product's
 NOTHING: PostOperation = ("none", [], "")
 FUSED: dict[str, PostOperation] = {"gelu": ("gelu", [], "none"), "relu": ("relu", [], "")}
 SMALLEST = torch.finfo(torch.float32).tiny  # a scale for what is all 0
+
+# oneDNN compiles a kernel for every shape, and torch and oneDNN each keep the last 1,024 of them: 400 MB, hardly ever
+# used again, since packed batches differ in their number of tokens. A forward pass needs a dozen. Both read their limit
+# at the first product, so that setting it here is soon enough.
+for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(cache, "64")
 
 
 def cpu_has_bf16() -> bool:
