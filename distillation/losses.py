@@ -29,13 +29,4 @@ def cosine(student_Bd: torch.Tensor, teacher_Bd: torch.Tensor) -> torch.Tensor:
     return 1 - F.cosine_similarity(student_Bd, teacher_Bd, dim=1)
 
 
-def similarity(student_Bd: torch.Tensor, teacher_Bd: torch.Tensor) -> torch.Tensor:
-    """Squared difference of each sentence's cosine similarities to the others of its piece of the batch: (B,).
-
-    Source: Tung and Mori, "Similarity-Preserving Knowledge Distillation", 2019 (https://arxiv.org/abs/1907.09682).
-    """
-    student_Bd, teacher_Bd = F.normalize(student_Bd, dim=1), F.normalize(teacher_Bd, dim=1)
-    return (student_Bd @ student_Bd.T - teacher_Bd @ teacher_Bd.T).square().mean(dim=1)
-
-
-LOSSES: dict[str, Loss] = {"mse": mse, "cosine": cosine, "similarity": similarity}
+LOSSES: dict[str, Loss] = {"mse": mse, "cosine": cosine}
