@@ -22,10 +22,10 @@ FUSED: dict[str, PostOperation] = {"gelu": ("gelu", [], "none"), "relu": ("relu"
 SMALLEST = torch.finfo(torch.float32).tiny  # a scale for what is all 0
 
 # oneDNN compiles a kernel for every shape, and torch and oneDNN each keep the last 1,024 of them: 400 MB, hardly ever
-# used again, since packed batches differ in their number of tokens. A forward pass needs a dozen. Both read their limit
-# at the first product, so that setting it here is soon enough.
+# used again, since packed batches differ in their number of tokens. A forward pass needs a dozen; a quarter of it all
+# leaves room for other models in the process. Both read their limit at the first product, so here is soon enough.
 for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-    os.environ.setdefault(cache, "64")
+    os.environ.setdefault(cache, "256")
 
 
 def cpu_has_bf16() -> bool:
