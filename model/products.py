@@ -74,18 +74,27 @@ def make_product_for(precision: str, device: torch.device) -> MakeProduct:
     """How `DistilledBert.prepare` lays out weights for a precision on a device."""
     if precision == "int8":
         return quantised_product
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return cast_product(dtype_of(precision))
-    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # an AVX2 CPU: slow, but it computes
-        return cast_product(torch.bfloat16)
-    return repacked_product(dtype_of(precision))
+    if device.type == "cpu" and torch.backends.mkldnn.is_available() and repacking_pays(precision):
+        return repacked_product(dtype_of(precision))
+    return cast_product(dtype_of(precision))
+
+
+def repacking_pays(precision: str) -> bool:
+    """Whether oneDNN's products of repacked weights are the fastest that this CPU has.
+
+    With AVX512 they are, and MKL's run at half their rate on AMD's processors. With AVX2 alone MKL's are ahead by an
+    eighth, and an activation fused into oneDNN's product costs more than one on its own (docs/speed.md).
+    """
+    if precision == "bf16":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # without, it is slow, but it computes
+    return not torch.backends.mkl.is_available() or bool(torch.cpu.get_capabilities().get("avx512_f"))
 
 
 def cast_product(dtype: torch.dtype) -> MakeProduct:
     """Weights cast once."""
 
     def make(weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "") -> Product:
-        return plain_product(weight.to(dtype), None if bias is None else bias.to(dtype), activation)
+        return plain_product(weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype), activation)
 
     return make
 
@@ -93,9 +102,8 @@ def cast_product(dtype: torch.dtype) -> MakeProduct:
 def repacked_product(dtype: torch.dtype) -> MakeProduct:
     """Weights cast and blocked once in the order oneDNN's kernels read them.
 
-    Without this a CPU's fp32 product goes to the BLAS that torch was built with, which on some processors runs at
-    half of oneDNN's rate; in bf16 it saves a reordering on every call. An activation done on the product's output while
-    that is in cache saves writing and reading (N, O) numbers again.
+    It saves a reordering on every call. An activation done on the product's output while that is in cache saves writing
+    and reading (N, O) numbers again.
     """
 
     def make(weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "") -> Product:

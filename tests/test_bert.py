@@ -1,12 +1,14 @@
 """DistilledBert computes what transformers' BertModel computes, with and without padding, gradients included."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from tiny import make_bert
 from transformers import BertModel
 
-from model.bert import DistilledBert, PackedTokens, attention, positions_of
-from model.products import make_product_for
+from model.bert import DistilledBert, MakeProduct, PackedTokens, attention, positions_of
+from model.products import cast_product, make_product_for, repacked_product, repacking_pays
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 PADDINGS = ["none", "right", "left", "gaps", "mixed"]
@@ -248,14 +250,32 @@ def prepare(bert: DistilledBert, precision: str = "fp32") -> DistilledBert:
 
 
 @torch.no_grad()
-def test_prepared_weights_compute_the_same(theirs: BertModel) -> None:
+@pytest.mark.parametrize("make", [cast_product, repacked_product])  # which of them is taken depends on the CPU
+def test_prepared_weights_compute_the_same(theirs: BertModel, make: Callable[[torch.dtype], MakeProduct]) -> None:
     bert, inputs = ours_of(theirs), batch("right")
     wanted = bert(**inputs)
-    found = prepare(bert)(**inputs)
-    torch.testing.assert_close(found.last_hidden_state, wanted.last_hidden_state, **CLOSE)
+    bert.prepare(make(torch.float32), torch.float32)
+    torch.testing.assert_close(bert(**inputs).last_hidden_state, wanted.last_hidden_state, **CLOSE)
+
+
+@torch.no_grad()
+def test_bf16_weights_compute_nearly_the_same(theirs: BertModel) -> None:
+    bert, inputs = ours_of(theirs), batch("right")
+    wanted = bert(**inputs)
     half = prepare(bert, "bf16")(**inputs)
     torch.testing.assert_close(half.last_hidden_state.float(), wanted.last_hidden_state, atol=0.15, rtol=0.1)
     torch.testing.assert_close(half.pooler_output, wanted.pooler_output, atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("avx512", "mkl", "pays"), [(True, True, True), (True, False, True), (False, False, True), (False, True, False)]
+)
+def test_fp32_weights_are_repacked_but_where_mkl_is_faster(
+    monkeypatch: pytest.MonkeyPatch, avx512: bool, mkl: bool, pays: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_f": avx512})
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    assert repacking_pays("fp32") is pays
 
 
 def test_changed_weights_are_never_computed_with_the_prepared_old_ones(theirs: BertModel) -> None:
