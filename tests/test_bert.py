@@ -8,7 +8,7 @@ from tiny import make_bert
 from transformers import BertModel
 
 from model.bert import DistilledBert, MakeProduct, PackedTokens, attention, positions_of
-from model.products import cast_product, make_product_for, repacked_product, repacking_pays
+from model.products import cast_product, make_product_for, repacked_product
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 PADDINGS = ["none", "right", "left", "gaps", "mixed"]
@@ -265,17 +265,6 @@ def test_bf16_weights_compute_nearly_the_same(theirs: BertModel) -> None:
     half = prepare(bert, "bf16")(**inputs)
     torch.testing.assert_close(half.last_hidden_state.float(), wanted.last_hidden_state, atol=0.15, rtol=0.1)
     torch.testing.assert_close(half.pooler_output, wanted.pooler_output, atol=0.1, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("avx512", "mkl", "pays"), [(True, True, True), (True, False, True), (False, False, True), (False, True, False)]
-)
-def test_fp32_weights_are_repacked_but_where_mkl_is_faster(
-    monkeypatch: pytest.MonkeyPatch, avx512: bool, mkl: bool, pays: bool
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_f": avx512})
-    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
-    assert repacking_pays("fp32") is pays
 
 
 def test_changed_weights_are_never_computed_with_the_prepared_old_ones(theirs: BertModel) -> None:
