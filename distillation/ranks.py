@@ -54,8 +54,8 @@ class Ranks:
         world, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda" and world > 1:
-            device = f"cuda:{local_rank}"
+        if device == "cuda":
+            device = f"cuda:{local_rank}"  # torch.cuda.set_device takes no device without an index
         try:
             chosen = torch.device(device)
             torch.empty(0, device=chosen)
