@@ -14,7 +14,7 @@ distill: $(VENV)/installed
 	$(PY) -m distillation.report $(RUN)
 
 test: $(VENV)/installed-test
-	$(PY) -m pytest --cov=model --cov=distillation --cov=train --cov=evaluate --cov=bench
+	$(PY) -m pytest --cov=model --cov=distillation --cov=benchmark --cov=train --cov=evaluate --cov=bench
 
 test-long: $(VENV)/installed-test
 	HYPOTHESIS_PROFILE=long $(PY) -m pytest -m ""

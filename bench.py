@@ -23,16 +23,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from distillation import peers
-from distillation.random_models import SHAPES, random_embedder, random_sentences, shape_config
-from distillation.recipe import OneLineParser, read_recipe, teacher_overrides
-from distillation.sentences import read_sentences
-from distillation.sweep import sweep
-from distillation.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
+from benchmark import peers
+from benchmark.random_models import SHAPES, random_embedder, random_sentences, shape_config
+from benchmark.sweep import sweep
+from benchmark.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
+from distillation.command_line import OneLineParser, run_command
+from distillation.data.sentences import read_sentences
+from distillation.recipe import read_recipe, teacher_overrides
 from evaluate import run_directory
 from model import Embedder
-from model.files import InputError, read_json, run_command, write_json
-from model.loading import best_device
+from model.directory import best_device
+from model.files import InputError, read_json, write_json
 from model.pooling import Pooling
 from model.products import cpu_has_bf16, cpu_has_int8, resolve_precision
 

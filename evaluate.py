@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from distillation.labels import LabelledSentences
+from distillation.command_line import OneLineParser, named_sources, run_command
+from distillation.data.labels import LabelledSentences
+from distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, read_sentences, read_sts
 from distillation.ranks import Ranks
-from distillation.recipe import OneLineParser, named_sources, read_recipe, teacher_overrides
-from distillation.sentences import RetrievalSet, StsPairs, read_retrieval, read_sentences, read_sts
+from distillation.recipe import read_recipe, teacher_overrides
 from model import Embedder
-from model.files import InputError, read_json, run_command, write_json
+from model.files import InputError, read_json, write_json
 
 RESAMPLES = 1000  # of the bootstrap: the interval's ends are then good to about a tenth of its width
 # Names of the prompts that go before a query and before a document, by the field's habit; the first that a model has.

@@ -28,30 +28,23 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from distillation.batches import rank_share
 from distillation.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
-from distillation.corpus import Corpus, build_corpus
-from distillation.labels import LabelledSentences, Labels, label_corpus
+from distillation.command_line import OneLineParser, add_recipe_flags, end_at_once, recipe_from_arguments, run_command
+from distillation.data.batches import rank_share
+from distillation.data.corpus import Corpus, build_corpus
+from distillation.data.labels import LabelledSentences, Labels, label_corpus
+from distillation.data.sentences import StsPairs, read_sts
 from distillation.layer_search import search_layers
 from distillation.losses import LOSSES
 from distillation.memory import release_freed_memory
 from distillation.projection import project_teacher
 from distillation.ranks import Ranks
-from distillation.recipe import (
-    OneLineParser,
-    Recipe,
-    add_recipe_flags,
-    metric_key,
-    recipe_from_arguments,
-    recipe_text,
-    teacher_overrides,
-)
+from distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides
 from distillation.rows import BatchRows
-from distillation.run import Run, locked, remove_leftovers
-from distillation.sentences import StsPairs, read_sts
+from distillation.run import Run
 from evaluate import evaluate, evaluate_quickly, table
 from model import Embedder, PackedTokens
-from model.files import InputError, errors_about, run_command, write_json, write_text
+from model.files import InputError, errors_about, locked, remove_leftovers, write_json, write_text
 from model.layers import choose_layers
 from model.products import dtype_of, resolve_precision
 
@@ -384,7 +377,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = recipe_from_arguments(arguments, arguments.recipe)
     ranks = Ranks.start(recipe.device, recipe.timeout)
-    with ranks.failing_together():
+    with ranks.failing_together(end_at_once):
         run = Run(recipe, ranks, arguments.resume)
         with run.held():
             distil(recipe, ranks, run)

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertModel
 
-from distillation.recipe import OneLineParser
+from distillation.command_line import OneLineParser, run_command
 from model import Embedder
-from model.files import InputError, RunError, atomic_path, run_command
+from model.files import InputError, RunError, atomic_path
 from model.pooling import Pooling
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -4,10 +4,8 @@ import contextlib
 import os
 import secrets
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
@@ -15,7 +13,7 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from model.files import InputError, RunError, first_line, run_command
+from model.files import InputError, RunError, first_line
 
 ROLL_CALL = 5.0  # seconds that a rank which lost the others listens for who is still there
 POLL = 0.1  # seconds between looks into the store
@@ -111,8 +109,8 @@ class Ranks:
         return not self.any(not flag)
 
     @contextlib.contextmanager
-    def failing_together(self) -> Iterator[None]:
-        """Let no rank wait for one that failed: an error in the block is told, and the process ends at once.
+    def failing_together(self, end: Callable[[BaseException], NoReturn]) -> Iterator[None]:
+        """Let no rank wait for one that failed: an error in the block goes to `end`, which ends the process at once.
 
         An orderly exit would first wait for exchanges that were begun and can't end any more.
         """
@@ -121,7 +119,7 @@ class Ranks:
         except BaseException as error:
             if self.world == 1:
                 raise
-            run_command_and_leave(self._explained(error))
+            end(self._explained(error))
 
     def _explained(self, error: BaseException) -> BaseException:
         """The error itself; of an exchange that failed, one that names the ranks that are gone or hang."""
@@ -155,24 +153,6 @@ class Ranks:
         """Leave the process group."""
         if self.world > 1:
             dist.destroy_process_group()
-
-
-def run_command_and_leave(error: BaseException) -> NoReturn:
-    """End this process as a command that raised `error` ends, but at once."""
-
-    def fail() -> None:
-        raise error
-
-    status: object = 1
-    try:
-        run_command(fail)
-    except SystemExit as end:
-        status = end.code
-    except BaseException:
-        traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status if isinstance(status, int) else 1)
 
 
 def meet(store: dist.Store, rank: int, world: int, timeout_seconds: float) -> tuple[str, bool]:

@@ -1,6 +1,5 @@
 """A recipe: every setting of a run, in one dataclass; read from TOML, overridden by flags of the same names."""
 
-import argparse
 import dataclasses
 import difflib
 import json
@@ -10,7 +9,7 @@ import tomllib
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, get_type_hints
 
 from distillation.losses import LOSSES
 from model.files import InputError
@@ -208,75 +207,3 @@ def toml_value(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{toml_value(key)} = {toml_value(item)}" for key, item in value.items()) + " }"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-# -- the command line ------------------------------------------------------------------------------------------------
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse, but a wrong argument is one line and status 2, like any other wrong input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
-def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """Add one flag for each recipe field."""
-    types = get_type_hints(Recipe)
-    defaults = Recipe()
-    group = parser.add_argument_group("recipe fields, which override the recipe file")
-    for item in dataclasses.fields(Recipe):
-        flag, kind = "--" + item.name.replace("_", "-"), types[item.name]
-        default = getattr(defaults, item.name)
-        text = item.metadata["help"].replace("%", "%%") + ("" if default in ("", [], {}) else f" (default: {default})")
-        if kind in (list[str], dict[str, str]):
-            metavar = "SOURCE" if kind == list[str] else "NAME=SOURCE"
-            group.add_argument(flag, nargs="+", action="extend", metavar=metavar, help=text)
-        else:
-            group.add_argument(flag, type=kind if kind in (int, float) else str, metavar=item.name.upper(), help=text)
-
-
-def recipe_from_arguments(arguments: argparse.Namespace, recipe_path: str) -> Recipe:
-    """The recipe file with the flags' values over it, checked.
-
-    Raises:
-        InputError: anything wrong in the file or the flags.
-    """
-    recipe = read_recipe(recipe_path)
-    for item in dataclasses.fields(Recipe):
-        value = getattr(arguments, item.name)
-        if value is None:
-            continue
-        if item.name == "sts":
-            value = named_sources(value, "--sts")
-        if item.name == "layers" and re.fullmatch(r"[\d,\s-]+", value):
-            value = layer_numbers(value)
-        set_field(recipe, item.name, value, "--" + item.name.replace("_", "-"))
-    recipe.check()
-    return recipe
-
-
-def layer_numbers(text: str) -> list[int]:
-    """ "0,2,5" to [0, 2, 5]."""
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise InputError(f"--layers: {text!r} is not a list of numbers such as 0,2,5") from None
-
-
-def named_sources(values: list[str], flag: str) -> dict[str, str]:
-    """["sts-dev=PATH", ...], given with `flag`, to {"sts-dev": "PATH", ...}.
-
-    Raises:
-        InputError: not of that form, a name that can't be used, or one given twice.
-    """
-    sources: dict[str, str] = {}
-    for value in values:
-        name, _, source = value.partition("=")
-        if not source:
-            raise InputError(f"{flag}: {value!r} is not of the form NAME=SOURCE")
-        check_set_name(name, flag)
-        if name in sources:
-            raise InputError(f"{flag}: the name {name!r} is given twice")
-        sources[name] = source
-    return sources

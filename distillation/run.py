@@ -1,21 +1,17 @@
 """The run directory: one run at a time, nothing of an earlier run lost, a whole log, a stop that can be undone."""
 
 import contextlib
-import fcntl
 import json
 import math
-import shutil
 import signal
 import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 from distillation.checkpoint import read_weights
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
-from model.files import InputError, RunError, errors_about, write_text
+from model.files import InputError, RunError, errors_about, locked, remove_leftovers, write_text
 
 try:  # the extra [tensorboard]
     from torch.utils.tensorboard import SummaryWriter
@@ -159,40 +155,3 @@ class Run:
         if self._ranks.world > 1:
             return step % STOP_CHECK_EVERY == 0 and self._ranks.any(self._stop_signal != 0)
         return self._stop_signal != 0
-
-
-@contextlib.contextmanager
-def locked(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Hold a lock file for as long as the block lasts; the system lets go of it when the process ends, however it ends.
-
-    Args:
-        path: the lock file.
-        busy: what to say where another process holds it; None waits for it.
-
-    Raises:
-        InputError: `busy`.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise InputError(str(busy)) from None
-        yield
-
-
-def remove_leftovers(directory: Path, older_than: float = 0.0) -> None:
-    """Remove the temporary files that killed processes left.
-
-    Args:
-        directory: where; unless the caller holds its lock, others may be at work in it.
-        older_than: seconds since a file was last written to, which keeps those of others safe.
-    """
-    for path in directory.glob(".*.tmp"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime < older_than:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink()

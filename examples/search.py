@@ -11,11 +11,12 @@ import textwrap
 import time
 from itertools import zip_longest
 
-from distillation.recipe import OneLineParser, read_recipe, teacher_overrides
-from distillation.sentences import read_sentences
+from distillation.command_line import OneLineParser, run_command
+from distillation.data.sentences import read_sentences
+from distillation.recipe import read_recipe, teacher_overrides
 from evaluate import run_directory
 from model import Embedder
-from model.files import InputError, run_command
+from model.files import InputError
 
 
 def search(embedder: Embedder, sentences: list[str], query: str, top: int) -> tuple[list[tuple[float, str]], str]:

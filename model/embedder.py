@@ -7,7 +7,6 @@ similarities = embedder.similarity(embeddings, embeddings)  # (2, 2) cosine
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +18,16 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from model import loading
-from model.bert import DistilledBert, PackedTokens
+from model.bert import DistilledBert
+from model.directory import Parts, Settings, best_device, read_model, write_model
 from model.files import InputError, first_line
 from model.pooling import Pooling, pool
 from model.products import dtype_of, make_product_for, resolve_precision
+from model.tokens import PackedTokens
 
 CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every batch with equal lengths, little memory
 OUTPUT_PRECISIONS = ("float32", "binary", "ubinary")
 TOKENS_PER_BATCH = 16_384  # long sentences make smaller batches, so that activations stay within memory
-
-
-@dataclass
-class Settings:
-    """What surrounds the encoder, as the model directory tells it.
-
-    Attributes:
-        pooling: cls or mean.
-        normalize: whether embeddings are divided by their L2 norm.
-        max_length: tokens of a sentence that are read, [CLS] and [SEP] included; the rest is cut off.
-        lowercase: lower the text before the tokenizer does its own part.
-        prompts: texts to put before a sentence, by name, such as {"query": "Represent this sentence: "}.
-        default_prompt_name: the prompt of `encode` where none is named.
-        similarity_fn_name: the similarity other tools should use by default; handed on.
-        origin: the name or directory the model was loaded from.
-        notes: defaults that were taken because the directory said nothing.
-    """
-
-    pooling: Pooling = Pooling.MEAN
-    normalize: bool = False
-    max_length: int = 512
-    lowercase: bool = False
-    prompts: dict[str, str] = field(default_factory=dict)
-    default_prompt_name: str | None = None
-    similarity_fn_name: str = "cosine"
-    origin: str = ""
-    notes: list[str] = field(default_factory=list)
 
 
 class Embedder(nn.Module):
@@ -106,7 +79,7 @@ class Embedder(nn.Module):
         Raises:
             InputError: no such model, a damaged file, an architecture other than BERT, or a max_length beyond it.
         """
-        embedder = loading.load_embedder(cls, Settings, str(path))
+        embedder = cls(*read_model(str(path)))
         if pooling is not None:
             if pooling not in list(Pooling):
                 raise InputError(f"pooling: {pooling!r} is not one of {', '.join(Pooling)}")
@@ -114,7 +87,7 @@ class Embedder(nn.Module):
         if max_length is not None:
             embedder.set_max_length(max_length)
         try:
-            embedder.eval().to(device or loading.best_device())
+            embedder.eval().to(device or best_device())
         except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without that device
             raise InputError(f"device: {device!r} can't be used ({first_line(error)})") from None
         return embedder.use_precision(precision)
@@ -126,7 +99,8 @@ class Embedder(nn.Module):
             path: the directory; one already there is replaced.
             model_card: README.md's text; None leaves a short one.
         """
-        loading.save_embedder(self, Path(path), model_card)
+        parts = Parts(self.bert, self.tokenizer, self.settings, self.dense, self.dense_activation)
+        write_model(parts, Path(path), model_card)
 
     def use_precision(self, precision: str) -> "Embedder":
         """Lay out the weights for encoding in this precision; see `load`. Returns self."""

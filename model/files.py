@@ -1,19 +1,19 @@
 """Files that are whole or not there, and the two errors that end a command with one line."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -26,51 +26,6 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run that could not go on: what happened and how to continue. Exit status 1."""
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Run a script's `main` and turn what users can mend into one line on stderr and an exit status."""
-    try:
-        main()
-    except InputError as error:
-        status, message = 2, str(error)
-    except RunError as error:
-        status, message = 1, str(error)
-    except KeyboardInterrupt:
-        status, message = 130, "interrupted"
-    except OSError as error:
-        status, message = 1, explain_os_error(error)
-    except (RuntimeError, MemoryError) as error:
-        explained = explain_runtime_error(error)
-        if explained is None:
-            raise
-        status, message = 1, explained
-    else:
-        return
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    sys.exit(status)
-
-
-def explain_os_error(error: OSError) -> str:
-    """Say which file an operating-system error is about and what frees the way."""
-    where = error.filename or "a file"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{where}: no space left to write; free some or choose another --output, then run again"
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return f"{where}: not writable or readable ({error.strerror}); choose another --output or mend the permissions"
-    return f"{where}: {error.strerror or error}"
-
-
-def explain_runtime_error(error: Exception) -> str | None:
-    """The line for an error that a setting can mend; None for any other."""
-    text = str(error)
-    memory_errors = (torch.OutOfMemoryError, MemoryError)
-    if isinstance(error, memory_errors) or "can't allocate memory" in text or "out of memory" in text:
-        return (
-            "out of memory: lower --batch-size, raise --gradient-accumulation, or lower --max-length "
-            f"({first_line(error)})"
-        )
-    return None
 
 
 def first_line(error: BaseException) -> str:
@@ -186,6 +141,42 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     flush_to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock file while the block runs. The system releases it when the process ends, however it ends.
+
+    Args:
+        path: the lock file.
+        busy: what to say where another process holds it; None waits for it.
+
+    Raises:
+        InputError: `busy`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=-1 if busy is None else 0):
+            yield
+    except Timeout:
+        raise InputError(str(busy)) from None
+
+
+def remove_leftovers(directory: Path, older_than: float = 0.0) -> None:
+    """Remove the temporary files that killed processes left.
+
+    Args:
+        directory: where; unless the caller holds its lock, others may be at work in it.
+        older_than: seconds since a file was last written to, which keeps those of others safe.
+    """
+    for path in directory.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime < older_than:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def sha256_of_file(path: Path | str) -> str:

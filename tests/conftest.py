@@ -56,7 +56,7 @@ def minilm_dir() -> Path:
     directory = ROOT / "assets" / "all-MiniLM-L6-v2"
     if not (directory / "model.safetensors").exists():
         try:
-            from distillation.prepare import prepare
+            from distillation.prepare.fetch import prepare
 
             prepare(ROOT / "assets")
         except Exception as error:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 import train
-from distillation import labels, losses
+from distillation import losses
+from distillation.data import labels
 from distillation.run import Run
 from model import Embedder, files
 

@@ -144,7 +144,7 @@ def child(arguments: Sequence[str], files: Sequence[Path], environment: dict[str
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own would be a system's semaphore, which a killed process leaves behind
     import train
-    from model.files import run_command
+    from distillation.command_line import run_command
 
     sys.argv = [TRAIN, *arguments]
     if before is not None:

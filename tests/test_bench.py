@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench
-from distillation import peers, sweep, timing
-from distillation.random_models import random_embedder, random_sentences, shape_config
-from distillation.timing import encoder_flops
+from benchmark import peers, sweep, timing
+from benchmark.random_models import random_embedder, random_sentences, shape_config
+from benchmark.timing import encoder_flops
 from model import Embedder
 from model.files import InputError
 

@@ -7,8 +7,9 @@ import torch
 from tiny import make_bert
 from transformers import BertModel
 
-from model.bert import DistilledBert, MakeProduct, PackedTokens, attention, positions_of
+from model.bert import DistilledBert, MakeProduct, attention
 from model.products import cast_product, make_product_for, repacked_product
+from model.tokens import PackedTokens, positions_of
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 PADDINGS = ["none", "right", "left", "gaps", "mixed"]

@@ -15,9 +15,9 @@ from tiny import AWKWARD, edit, english_sentences, make_bert_dir
 from transformers import AutoModel, AutoTokenizer
 
 from model import Embedder
-from model.bert import PackedTokens
 from model.files import InputError
 from model.pooling import Pooling
+from model.tokens import PackedTokens
 
 SENTENCES = AWKWARD + english_sentences(60)
 

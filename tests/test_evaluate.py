@@ -21,9 +21,10 @@ from sentence_transformers.sentence_transformer.evaluation import (
 from tiny import english_sentences, make_bert_dir
 
 import evaluate as module
-from distillation.labels import label_sentences
+from distillation.command_line import run_command
+from distillation.data.labels import label_sentences
+from distillation.data.sentences import RetrievalSet, StsPairs
 from distillation.recipe import Recipe, recipe_text
-from distillation.sentences import RetrievalSet, StsPairs
 from evaluate import (
     RESAMPLES,
     bootstrap_spearman,
@@ -38,7 +39,7 @@ from evaluate import (
     table,
 )
 from model import Embedder
-from model.files import read_json, run_command
+from model.files import read_json
 
 SENTENCES = english_sentences(80)
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny import english_sentences, make_bert_dir
 
+from distillation.command_line import run_command
 from distillation.recipe import Recipe, recipe_text
 from model import Embedder
-from model.files import run_command
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SENTENCES = english_sentences(50)

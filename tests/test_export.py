@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from tiny import AWKWARD, english_sentences, make_bert_dir
 
+from distillation.command_line import run_command
 from model import Embedder
-from model.files import InputError, RunError, run_command
+from model.files import InputError, RunError
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[onnx]'")

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model import files
+from distillation.command_line import run_command
 from model.files import (
     InputError,
     RunError,
@@ -114,7 +114,7 @@ def test_a_read_only_place_is_named(tmp_path: Path) -> None:
 
     def write() -> None:
         os.seteuid(65534)
-        files.run_command(lambda: write_text(tmp_path / "place" / "a.txt", "new"))
+        run_command(lambda: write_text(tmp_path / "place" / "a.txt", "new"))
 
     assert in_child(write, tmp_path / "errors") == 1
     line = (tmp_path / "errors").read_text(encoding="utf-8")
@@ -191,7 +191,7 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
 
         def write(action: Callable[[], None] = action) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-            files.run_command(action)
+            run_command(action)
 
         assert in_child(write, tmp_path / "errors") == 1
         line = (tmp_path / "errors").read_text(encoding="utf-8")
@@ -398,7 +398,7 @@ def test_errors_that_users_can_mend_are_one_line(
         raise error
 
     with pytest.raises(SystemExit) as caught:
-        files.run_command(main)
+        run_command(main)
     assert caught.value.code == status
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(line) and err.count("\n") == 1
@@ -410,10 +410,10 @@ def test_bugs_keep_their_traceback(error: Exception) -> None:
         raise error
 
     with pytest.raises(type(error), match="a bug"):
-        files.run_command(main)
+        run_command(main)
 
 
 def test_a_command_that_ends_well_returns() -> None:
     done: list[int] = []
-    files.run_command(lambda: done.append(1))
+    run_command(lambda: done.append(1))
     assert done == [1]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny import english_sentences
 
-from distillation import labels as module
-from distillation.corpus import Corpus, build_corpus
-from distillation.labels import (
+from distillation.data import labels as module
+from distillation.data.corpus import Corpus, build_corpus
+from distillation.data.labels import (
     EVALUATION,
     LabelledSentences,
     Labels,

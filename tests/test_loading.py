@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import SPECIAL, VOCABULARY, edit, make_bert_dir, write
 
+from distillation.command_line import run_command
 from model import Embedder
-from model.files import InputError, run_command
+from model.files import InputError
 
 TEXTS = ["", "The dog sees the cat.", "naïve 猫 😀", "the old man reads a long letter " * 20]
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from distillation.model_card import base_model_of, hub_name, markdown, model_card
-from distillation.run_files import RunFiles
+from distillation.report.card import base_model_of, hub_name, markdown, model_card
+from distillation.report.run_files import RunFiles
 
 HOSTILE = (
     "| a <img src=x onerror=alert(1)> [link](javascript:1) ![i](u) **bold** _it_ `code` ~~x~~ $m$ &amp; \\| "

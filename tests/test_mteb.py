@@ -7,7 +7,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from tiny import english_sentences
 
-from distillation.sentences import StsPairs
+from distillation.data.sentences import StsPairs
 from evaluate import correlations, sts_similarities
 from model import Embedder
 

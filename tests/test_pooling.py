@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.bert import PackedTokens, positions_of
 from model.pooling import Pooling, pool
+from model.tokens import PackedTokens, positions_of
 
 
 def by_hand(hidden: torch.Tensor, lengths: list[int], pooling: Pooling) -> torch.Tensor:

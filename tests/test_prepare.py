@@ -13,10 +13,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from distillation import prepare as module
-from distillation.prepare import Wheel, prepare
-from distillation.prose import HOLE, articles, clauses_of, distinct_sentences, is_prose, paragraphs, split_sentences
-from distillation.sentences import read_sentences, read_sts
+from distillation.data.sentences import read_sentences, read_sts
+from distillation.prepare import fetch as module
+from distillation.prepare.fetch import Wheel, prepare
+from distillation.prepare.prose import (
+    HOLE,
+    articles,
+    clauses_of,
+    distinct_sentences,
+    is_prose,
+    paragraphs,
+    split_sentences,
+)
 from model.files import RunError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 from test_report import make_run
 
-from distillation.report import main, push_to_hub
+from distillation.report.__main__ import main, push_to_hub
 from model.files import RunError
 
 

@@ -12,18 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import train
-from distillation.recipe import (
-    OneLineParser,
-    Recipe,
-    add_recipe_flags,
-    metric_key,
-    named_sources,
-    read_recipe,
-    recipe_from_arguments,
-    recipe_text,
-    teacher_overrides,
-)
-from model.files import InputError, run_command
+from distillation.command_line import OneLineParser, add_recipe_flags, named_sources, recipe_from_arguments, run_command
+from distillation.recipe import Recipe, metric_key, read_recipe, recipe_text, teacher_overrides
+from model.files import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))

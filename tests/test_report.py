@@ -18,10 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from distillation.report import figure, main, shown_set, table, write_report
-from distillation.report_page import TEMPLATE, report_page, series
-from distillation.run_files import RunFiles, clean
-from model.files import InputError, run_command
+from distillation.command_line import run_command
+from distillation.report.__main__ import main, table, write_report
+from distillation.report.figure import figure, shown_set
+from distillation.report.page import TEMPLATE, report_page, series
+from distillation.report.run_files import RunFiles, clean
+from model.files import InputError
 
 HOSTILE = (
     "</script><script>document.documentElement.dataset.broken = 1</script><!--<script> & \u2028 “é” \\u003c \ud800"

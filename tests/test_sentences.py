@@ -17,10 +17,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from distillation import corpus as corpus_module
-from distillation import sources as sources_module
-from distillation.corpus import build_corpus
-from distillation.sentences import read_retrieval, read_sentences, read_sts
+from distillation.data import corpus as corpus_module
+from distillation.data import sources as sources_module
+from distillation.data.corpus import build_corpus
+from distillation.data.sentences import read_retrieval, read_sentences, read_sts
 from model.files import InputError
 
 STS_BENCHMARK = (
@@ -370,7 +370,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         import sys, tracemalloc
         from pathlib import Path
         import pyarrow as pa
-        from distillation import corpus as sentences
+        from distillation.data import corpus as sentences
         sentences.BATCH_ROWS, sentences.GATHER_ROWS = 256, 1024
         directory = Path(sys.argv[1])
         for count in (4_000, 24_000):

@@ -19,8 +19,8 @@ from sentence_transformers import SentenceTransformer
 from tiny import edit, english_sentences, make_bert_dir
 
 import train as module
-from distillation.batches import window_batches
-from distillation.labels import LabelledSentences
+from distillation.data.batches import window_batches
+from distillation.data.labels import LabelledSentences
 from distillation.losses import LOSSES
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe, read_recipe

@@ -10,12 +10,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from distillation.corpus import build_corpus
-from distillation.labels import label_corpus
-from distillation.memory import release_freed_memory
-from distillation.random_models import random_sentences
-from distillation.ranks import Ranks
-from distillation.timing import (
+from benchmark.random_models import random_sentences
+from benchmark.timing import (
     describe_device,
     encoder_flops,
     in_a_process_of_its_own,
@@ -23,6 +19,10 @@ from distillation.timing import (
     seconds_of,
     training_step,
 )
+from distillation.data.corpus import build_corpus
+from distillation.data.labels import label_corpus
+from distillation.memory import release_freed_memory
+from distillation.ranks import Ranks
 from model import Embedder
 from model.files import atomic_path, write_json
 from model.pooling import Pooling

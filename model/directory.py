@@ -1,8 +1,12 @@
-"""Model directories, read and written: config, weights, tokenizer, pooling and prompts in the field's layout."""
+"""Model directories: config, weights, tokenizer, pooling and prompts in the field's layout.
+
+`read_model` returns the parts of a model, and `Embedder.load` builds one from them; `write_model` takes the same parts.
+"""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -23,12 +27,46 @@ from model.files import (
 )
 from model.pooling import Pooling
 
-if TYPE_CHECKING:
-    from model.embedder import Embedder, Settings
-
 HUB_FILES = ["*.json", "*.txt", "*/config.json", "*/model.safetensors", "*/pytorch_model.bin"]  # no ONNX and the like
 MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # each at most once, in this order
 DENSE_ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU")
+
+
+@dataclass
+class Settings:
+    """What surrounds the encoder, as the model directory tells it.
+
+    Attributes:
+        pooling: cls or mean.
+        normalize: whether embeddings are divided by their L2 norm.
+        max_length: tokens of a sentence that are read, [CLS] and [SEP] included; the rest is cut off.
+        lowercase: lower the text before the tokenizer does its own part.
+        prompts: texts to put before a sentence, by name, such as {"query": "Represent this sentence: "}.
+        default_prompt_name: the prompt of `encode` where none is named.
+        similarity_fn_name: the similarity other tools should use by default; handed on.
+        origin: the name or directory the model was loaded from.
+        notes: defaults that were taken because the directory said nothing.
+    """
+
+    pooling: Pooling = Pooling.MEAN
+    normalize: bool = False
+    max_length: int = 512
+    lowercase: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    similarity_fn_name: str = "cosine"
+    origin: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+class Parts(NamedTuple):
+    """What a model directory holds, ready to build an Embedder from."""
+
+    bert: DistilledBert
+    tokenizer: PreTrainedTokenizerFast
+    settings: Settings
+    dense: nn.Linear | None
+    dense_activation: str
 
 
 def best_device() -> torch.device:
@@ -59,10 +97,10 @@ def local_directory(name: str) -> Path:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def load_embedder(embedder_class: type["Embedder"], settings_class: type["Settings"], name: str) -> "Embedder":
-    """Read a model directory or Hub name; see `Embedder.load`."""
+def read_model(name: str) -> Parts:
+    """Read a model directory or Hub name; see `Embedder.load` for what it raises."""
     directory = local_directory(name)
-    settings = settings_class(origin=name)
+    settings = Settings(origin=name)
     try:
         modules = read_modules(directory)
         folder = modules["Transformer"]
@@ -73,7 +111,7 @@ def load_embedder(embedder_class: type["Embedder"], settings_class: type["Settin
         dense, activation = read_dense(modules, bert.config.hidden_size)
     except OSError as error:  # no permission, a directory where a file should be, a name that is too long
         raise InputError(f"{error.filename or directory}: can't be read ({error.strerror or error})") from None
-    return embedder_class(bert, tokenizer, settings, dense, activation)
+    return Parts(bert, tokenizer, settings, dense, activation)
 
 
 def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
@@ -238,7 +276,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def read_pooling(modules: dict[str, Path], settings: "Settings") -> None:
+def read_pooling(modules: dict[str, Path], settings: Settings) -> None:
     """Set pooling and normalisation from modules.json and the pooling module's config.
 
     Raises:
@@ -262,7 +300,7 @@ def read_pooling(modules: dict[str, Path], settings: "Settings") -> None:
 
 
 def read_lengths_and_prompts(
-    directory: Path, folder: Path, settings: "Settings", config: BertConfig, tokenizer: PreTrainedTokenizerFast
+    directory: Path, folder: Path, settings: Settings, config: BertConfig, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Set maximum length, lower-casing, prompts and similarity from the sentence-transformers config files.
 
@@ -332,19 +370,19 @@ def inside(directory: Path, name: str) -> Path:
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
-def save_embedder(embedder: "Embedder", path: Path, model_card: str | None) -> None:
+def write_model(parts: Parts, path: Path, model_card: str | None) -> None:
     """Write a model directory, whole or not at all; see `Embedder.save`."""
     if path.exists() and not (path / "config.json").exists() and (path.is_file() or any(path.iterdir())):
         raise InputError(f"{path}: is there and no model, so it is not replaced; choose another place to save to")
-    settings, bert = embedder.settings, embedder.bert
+    bert, tokenizer, settings, dense, activation = parts
     with atomic_directory(path) as directory:
         config: dict[str, Any] = json.loads(bert.config.to_json_string(use_diff=False))
         write_json(directory / "config.json", config | {"architectures": ["BertModel"], "dtype": "float32"})
         save_tensors(directory / "model.safetensors", bert.state_dict())
-        embedder.tokenizer.model_max_length = settings.max_length
-        embedder.tokenizer.save_pretrained(directory)
+        tokenizer.model_max_length = settings.max_length
+        tokenizer.save_pretrained(directory)
         modules = ["Transformer", "Pooling"]
-        modules += ["Dense"] if embedder.dense is not None else []
+        modules += ["Dense"] if dense is not None else []
         modules += ["Normalize"] if settings.normalize else []
         folders = ["", *(f"{number}_{kind}" for number, kind in enumerate(modules) if number)]
         types = [f"sentence_transformers.models.{kind}" for kind in modules]
@@ -352,8 +390,8 @@ def save_embedder(embedder: "Embedder", path: Path, model_card: str | None) -> N
         write_json(directory / "modules.json", rows)
         write_json(directory / "sentence_bert_config.json", sentence_bert_config(settings))
         write_json(directory / "1_Pooling" / "config.json", pooling_config(settings, bert.config.hidden_size))
-        if embedder.dense is not None:
-            save_dense(embedder, directory / "2_Dense")
+        if dense is not None:
+            write_dense(dense, activation, directory / "2_Dense")
         if settings.normalize:
             write_json(directory / f"{modules.index('Normalize')}_Normalize" / "config.json", {})
         write_json(
@@ -368,11 +406,11 @@ def save_embedder(embedder: "Embedder", path: Path, model_card: str | None) -> N
         write_text(directory / "README.md", model_card or f"# A BERT sentence embedder from {settings.origin}\n")
 
 
-def sentence_bert_config(settings: "Settings") -> dict[str, Any]:
+def sentence_bert_config(settings: Settings) -> dict[str, Any]:
     return {"max_seq_length": settings.max_length, "do_lower_case": settings.lowercase}
 
 
-def pooling_config(settings: "Settings", hidden_size: int) -> dict[str, Any]:
+def pooling_config(settings: Settings, hidden_size: int) -> dict[str, Any]:
     return {
         "word_embedding_dimension": hidden_size,
         "pooling_mode_cls_token": settings.pooling is Pooling.CLS,
@@ -383,9 +421,7 @@ def pooling_config(settings: "Settings", hidden_size: int) -> dict[str, Any]:
     }
 
 
-def save_dense(embedder: "Embedder", folder: Path) -> None:
-    dense, activation = embedder.dense, embedder.dense_activation
-    assert dense is not None
+def write_dense(dense: nn.Linear, activation: str, folder: Path) -> None:
     module = "linear" if activation == "Identity" else "activation"
     config = {
         "in_features": dense.in_features,

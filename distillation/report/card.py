@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
-from distillation.run_files import RunFiles, SetResult
-from distillation.sources import DATA_SUFFIXES
+from distillation.data.sources import DATA_SUFFIXES
+from distillation.report.run_files import RunFiles, SetResult
 
 DEFAULT_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"  # the embedded default: English, Apache-2.0
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "distillation", "knowledge-distillation"]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import BertConfig
 
-from distillation.labels import LabelledSentences
+from distillation.data.labels import LabelledSentences
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
 from model import Embedder

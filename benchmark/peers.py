@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from distillation.batches import window_batches
+from benchmark.timing import Encoder, encoder_flops, training_step
+from distillation.data.batches import window_batches
+from distillation.data.labels import LabelledSentences
 from distillation.export import write_fp32, write_int8
-from distillation.labels import LabelledSentences
-from distillation.timing import Encoder, encoder_flops, training_step
 from model import Embedder
 from model.files import RunError
 from model.products import resolve_precision

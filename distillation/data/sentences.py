@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from distillation.sources import parse_number, parse_source, read_lines, read_rows, read_source
+from distillation.data.sources import parse_number, parse_source, read_lines, read_rows, read_source
 from model.files import InputError
 
 TEXT_COLUMN = re.compile(

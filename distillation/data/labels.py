@@ -16,13 +16,21 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from distillation.batches import window_batches
-from distillation.corpus import Corpus
+from distillation.data.batches import window_batches
+from distillation.data.corpus import Corpus
 from distillation.memory import release_freed_memory
 from distillation.ranks import Ranks
-from distillation.run import remove_leftovers
 from model import Embedder
-from model.files import InputError, RunError, load_tensors, read_json, save_tensors, sha256_of_tensors, write_json
+from model.files import (
+    InputError,
+    RunError,
+    load_tensors,
+    read_json,
+    remove_leftovers,
+    save_tensors,
+    sha256_of_tensors,
+    write_json,
+)
 
 SHARD = 16_384  # sentences of a shard
 WINDOW = 4  # shards shuffled together in an epoch: at 1024 dimensions, 134 MB of fp16 labels in memory

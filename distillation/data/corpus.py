@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from distillation.data.sentences import read_sentences
+from distillation.data.sources import parse_source
 from distillation.memory import release_freed_memory
-from distillation.sentences import read_sentences
-from distillation.sources import parse_source
 from model.files import InputError, atomic_path, read_json, write_json
 
 BATCH_ROWS = 16_384  # rows of every record batch but the last, so that a row's batch is its index divided by this

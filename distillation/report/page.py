@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from distillation.recipe import metric_key
-from distillation.run_files import RunFiles
+from distillation.report.run_files import RunFiles
 
-TEMPLATE = Path(__file__).with_name("report.html")
+TEMPLATE = Path(__file__).with_name("page.html")
 PLACE = "RUN_DATA"  # in the template, where the data goes
 PAIRS_PER_SET = 3000
 BYTES_OF_PAIRS = 1_400_000  # all sets together; with the rest the page stays below 2 MB

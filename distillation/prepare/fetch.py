@@ -9,7 +9,6 @@ similarity. They are downloaded by exact version, accepted only with the SHA-256
 files, and never installed.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -18,17 +17,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from distillation.prose import articles, clauses_of, distinct_sentences, paragraphs
-from model.files import (
-    InputError,
-    RunError,
-    atomic_directory,
-    read_json,
-    run_command,
-    sha256_of_file,
-    write_json,
-    write_text,
-)
+from distillation.prepare.prose import articles, clauses_of, distinct_sentences, paragraphs
+from model.files import InputError, RunError, atomic_directory, read_json, sha256_of_file, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -246,14 +236,3 @@ def word_pairs(text: str) -> list[str]:
     """Word pairs with their human similarity, as TSV with our header instead of the comments."""
     rows = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return ["sentence1\tsentence2\tscore", *rows]
-
-
-def main() -> None:
-    """Read the command line and prepare."""
-    parser = argparse.ArgumentParser(prog="python -m distillation.prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("--assets", type=Path, default=Path("assets"), metavar="DIR", help="where to (default: assets)")
-    prepare(parser.parse_args().assets)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -1,0 +1,153 @@
+"""What every command shares: flags for recipe fields, and errors as one line with an exit status."""
+
+import argparse
+import dataclasses
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn, get_type_hints
+
+import torch
+
+from distillation.recipe import Recipe, check_set_name, read_recipe, set_field
+from model.files import InputError, RunError, first_line
+
+# -- errors ----------------------------------------------------------------------------------------------------------
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a script's `main` and turn what users can mend into one line on stderr and an exit status."""
+    try:
+        main()
+    except InputError as error:
+        status, message = 2, str(error)
+    except RunError as error:
+        status, message = 1, str(error)
+    except KeyboardInterrupt:
+        status, message = 130, "interrupted"
+    except OSError as error:
+        status, message = 1, explain_os_error(error)
+    except (RuntimeError, MemoryError) as error:
+        explained = explain_runtime_error(error)
+        if explained is None:
+            raise
+        status, message = 1, explained
+    else:
+        return
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def end_at_once(error: BaseException) -> NoReturn:
+    """Report an error as `run_command` does and end the process at once, without any clean-up."""
+
+    def fail() -> None:
+        raise error
+
+    status: object = 1
+    try:
+        run_command(fail)
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 1)
+
+
+def explain_os_error(error: OSError) -> str:
+    """Say which file an operating-system error is about and what frees the way."""
+    where = error.filename or "a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{where}: no space left to write; free some or choose another --output, then run again"
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return f"{where}: not writable or readable ({error.strerror}); choose another --output or mend the permissions"
+    return f"{where}: {error.strerror or error}"
+
+
+def explain_runtime_error(error: Exception) -> str | None:
+    """The line for an error that a setting can mend; None for any other."""
+    text = str(error)
+    memory_errors = (torch.OutOfMemoryError, MemoryError)
+    if isinstance(error, memory_errors) or "can't allocate memory" in text or "out of memory" in text:
+        return (
+            "out of memory: lower --batch-size, raise --gradient-accumulation, or lower --max-length "
+            f"({first_line(error)})"
+        )
+    return None
+
+
+# -- flags -----------------------------------------------------------------------------------------------------------
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, but a wrong argument is one line and status 2, like any other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """Add one flag for each recipe field."""
+    types = get_type_hints(Recipe)
+    defaults = Recipe()
+    group = parser.add_argument_group("recipe fields, which override the recipe file")
+    for item in dataclasses.fields(Recipe):
+        flag, kind = "--" + item.name.replace("_", "-"), types[item.name]
+        default = getattr(defaults, item.name)
+        text = item.metadata["help"].replace("%", "%%") + ("" if default in ("", [], {}) else f" (default: {default})")
+        if kind in (list[str], dict[str, str]):
+            metavar = "SOURCE" if kind == list[str] else "NAME=SOURCE"
+            group.add_argument(flag, nargs="+", action="extend", metavar=metavar, help=text)
+        else:
+            group.add_argument(flag, type=kind if kind in (int, float) else str, metavar=item.name.upper(), help=text)
+
+
+def recipe_from_arguments(arguments: argparse.Namespace, recipe_path: str) -> Recipe:
+    """The recipe file with the flags' values over it, checked.
+
+    Raises:
+        InputError: anything wrong in the file or the flags.
+    """
+    recipe = read_recipe(recipe_path)
+    for item in dataclasses.fields(Recipe):
+        value = getattr(arguments, item.name)
+        if value is None:
+            continue
+        if item.name == "sts":
+            value = named_sources(value, "--sts")
+        if item.name == "layers" and re.fullmatch(r"[\d,\s-]+", value):
+            value = layer_numbers(value)
+        set_field(recipe, item.name, value, "--" + item.name.replace("_", "-"))
+    recipe.check()
+    return recipe
+
+
+def layer_numbers(text: str) -> list[int]:
+    """ "0,2,5" to [0, 2, 5]."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"--layers: {text!r} is not a list of numbers such as 0,2,5") from None
+
+
+def named_sources(values: list[str], flag: str) -> dict[str, str]:
+    """["sts-dev=PATH", ...], given with `flag`, to {"sts-dev": "PATH", ...}.
+
+    Raises:
+        InputError: not of that form, a name that can't be used, or one given twice.
+    """
+    sources: dict[str, str] = {}
+    for value in values:
+        name, _, source = value.partition("=")
+        if not source:
+            raise InputError(f"{flag}: {value!r} is not of the form NAME=SOURCE")
+        check_set_name(name, flag)
+        if name in sources:
+            raise InputError(f"{flag}: the name {name!r} is given twice")
+        sources[name] = source
+    return sources

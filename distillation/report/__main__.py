@@ -1,0 +1,80 @@
+"""What a run gave, for people: report.png (four panels), report.html (to explore) and the student's model card.
+
+python -m distillation.report runs/minilm-3
+python -m distillation.report runs/minilm-3 --push-to-hub OWNER/NAME    # and publish the student
+"""
+
+import argparse
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from distillation.command_line import OneLineParser, run_command
+from distillation.report.card import model_card
+from distillation.report.figure import figure, format_number, shorten
+from distillation.report.page import report_page
+from distillation.report.run_files import RunFiles
+from model.files import RunError, atomic_path, first_line, write_text
+
+
+def table(files: RunFiles) -> str:
+    """The run in a few lines: Spearman of student and teacher per set, their mean, and the speed."""
+    lines = [files.headline, f"{'Spearman':<22} {'student':>8} {'teacher':>8} {'kept':>7}"]
+    for row in files.rows:
+        kept = "–" if row.kept is None else f"{row.kept:.1%}"
+        student, teacher = format_number(row.student), format_number(row.teacher)
+        lines.append(f"{shorten(row.name):<22} {student:>8} {teacher:>8} {kept:>7}")
+    for speed in files.speeds:
+        what, times = f"sentences/s, {speed.precision}", f"{speed.student / speed.teacher:.2f}x"
+        lines.append(f"{what:<22} {speed.student:>8,.0f} {speed.teacher:>8,.0f} {times:>7}")
+    return "\n".join(lines)
+
+
+def write_report(run: Path) -> None:
+    """Write report.png, report.html and model/README.md in a run directory, and print a short table.
+
+    Raises:
+        InputError: no run directory, a file of it is damaged, or the student was not evaluated yet.
+    """
+    files = RunFiles.read(run)
+    picture, page, card = run / "report.png", run / "report.html", run / "model" / "README.md"
+    with atomic_path(picture) as temporary:
+        figure(files).savefig(temporary, format="png")
+    write_text(page, report_page(files))
+    write_text(card, model_card(files))
+    print(table(files))
+    for path in (picture, page, card):
+        print(f"wrote {path}")
+
+
+def push_to_hub(run: Path, name: str) -> None:
+    """Publish the student as a model of the Hugging Face Hub, with a card whose examples load it by that name.
+
+    Args:
+        run: the run directory.
+        name: OWNER/NAME, or NAME alone for the account that is logged in; made where it does not exist yet.
+
+    Raises:
+        RunError: the Hub can't be reached, or does not let us.
+    """
+    write_text(run / "model" / "README.md", model_card(RunFiles.read(run), name))
+    try:
+        repository = HfApi().create_repo(name, exist_ok=True)
+        HfApi().upload_folder(repo_id=repository.repo_id, folder_path=run / "model", commit_message="Add the student")
+    except Exception as error:  # the Hub's errors, the network's, and of a name that can't be one
+        raise RunError(f"{name}: not pushed ({first_line(error)}); to log in: hf auth login") from None
+    print(f"pushed to {repository}")
+
+
+def main() -> None:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", metavar="RUN", type=Path, help="run directory, such as runs/minilm-3")
+    parser.add_argument("--push-to-hub", metavar="NAME", help="publish the student as OWNER/NAME on the Hub")
+    arguments = parser.parse_args()
+    write_report(arguments.run)
+    if arguments.push_to_hub:
+        push_to_hub(arguments.run, arguments.push_to_hub)
+
+
+if __name__ == "__main__":
+    run_command(main)
