@@ -292,7 +292,8 @@ def test_two_runs_on_one_corpus_at_the_same_time(recipe: Path, undisturbed: RunD
 
 def test_no_pickle_is_read_but_the_weights_of_a_teacher() -> None:
     """Labels, checkpoints and models of ours are safetensors; a .bin teacher is read with weights_only=True."""
-    sources = [*ROOT.glob("*.py"), *ROOT.glob("model/*.py"), *ROOT.glob("distillation/**/*.py"), *ROOT.glob("benchmark/*.py")]
+    packages = ("model", "distillation", "benchmark")
+    sources = [*ROOT.glob("*.py"), *(path for package in packages for path in ROOT.glob(f"{package}/**/*.py"))]
     found = [line.strip() for path in sources for line in path.read_text().splitlines() if "torch.load(" in line]
     assert found == ['tensors = torch.load(pickled, map_location="cpu", weights_only=True)']
     assert not any(f"{word} pickle" in path.read_text() for path in sources for word in ("import", "from"))
