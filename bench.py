@@ -36,6 +36,7 @@ from model.directory import best_device
 from model.files import InputError, read_json, write_json
 from model.pooling import Pooling
 from model.products import cpu_has_bf16, cpu_has_int8, resolve_precision
+from train import train_step
 
 ASSETS = Path(__file__).parent / "assets" / "sentences"
 
@@ -243,12 +244,14 @@ def main() -> None:
             systems += [System(*peer) for peer in peers.encoders(ours, precisions, Path(scratch))]
         result = bench(systems, sentences, arguments.repeats, arguments.batch_size)
     if arguments.peers:
-        result["training"] = peers.trainers(student, sentences, arguments.batch_size, arguments.steps, precisions)
+        result["training"] = peers.trainers(
+            train_step, student, sentences, arguments.batch_size, arguments.steps, precisions
+        )
     write_json(output / "bench.json", result)
     print_table(result)
     print(f"wrote {output / 'bench.json'}")
     if arguments.sweep:
-        sweep(teacher, student, precisions[0], arguments.corpus_sizes, output)
+        sweep(teacher, student, train_step, precisions[0], arguments.corpus_sizes, output)
 
 
 if __name__ == "__main__":

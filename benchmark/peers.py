@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmark.timing import Encoder, encoder_flops, training_step
+from benchmark.timing import Encoder, TrainStep, encoder_flops, training_step
 from distillation.data.batches import window_batches
 from distillation.data.labels import LabelledSentences
 from distillation.export import write_fp32, write_int8
@@ -113,7 +113,12 @@ class OnnxEncoder:
 
 
 def trainers(
-    load: Callable[..., Embedder], sentences: Sequence[str], batch_size: int, steps: int, precisions: Sequence[str]
+    train_step: TrainStep,
+    load: Callable[..., Embedder],
+    sentences: Sequence[str],
+    batch_size: int,
+    steps: int,
+    precisions: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Train the student by our step and by sentence-transformers' trainer, in turn: rows for bench.json.
 
@@ -121,6 +126,7 @@ def trainers(
     within it: ours ahead of the loop, as a run of train.py does once, theirs batch by batch.
 
     Args:
+        train_step: train.py's.
         load: loads the student, given device and precision.
         sentences: what is trained on, again and again.
         batch_size: sentences of a step.
@@ -133,7 +139,10 @@ def trainers(
     batch_size = min(batch_size, len(texts))
     labels = torch.nn.functional.normalize(torch.randn(len(texts), student.dimensions), dim=1)
     kinds = [precision for precision in precisions if precision != "int8"] or [resolve_precision("auto", device)]
-    works = [("ours", kind, our_training(load(precision="fp32"), texts, labels, batch_size, kind)) for kind in kinds]
+    works = [
+        ("ours", kind, our_training(train_step, load(precision="fp32"), texts, labels, batch_size, kind))
+        for kind in kinds
+    ]
     if installed("sentence-transformers' trainer", "sentence_transformers", "accelerate"):
         for kind in dict.fromkeys(["fp32", *kinds]):
             work = their_training(student.settings.origin, str(device), texts, labels, batch_size, kind)
@@ -169,10 +178,10 @@ def trainers(
 
 
 def our_training(
-    student: Embedder, texts: list[str], labels: torch.Tensor, batch_size: int, precision: str
+    train_step: TrainStep, student: Embedder, texts: list[str], labels: torch.Tensor, batch_size: int, precision: str
 ) -> Callable[[int], None]:
     """Trains for a number of steps by train.py's step."""
-    step = training_step(student, batch_size, precision)
+    step = training_step(student, batch_size, precision, train_step)
 
     def work(steps: int) -> None:
         window = LabelledSentences(student.tokenize(texts), labels)

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmark.random_models import random_sentences
 from benchmark.timing import (
+    TrainStep,
     describe_device,
     encoder_flops,
     in_a_process_of_its_own,
@@ -23,11 +24,11 @@ from distillation.data.corpus import build_corpus
 from distillation.data.labels import label_corpus
 from distillation.memory import release_freed_memory
 from distillation.ranks import Ranks
+from distillation.recipe import Recipe
 from model import Embedder
 from model.files import atomic_path, write_json
 from model.pooling import Pooling
 from model.products import resolve_precision
-from train import LOG_EVERY
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)  # tokens a sentence
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -39,11 +40,14 @@ SECONDS = 0.5  # about how long a turn takes
 Load = Callable[..., Embedder]  # given a precision
 
 
-def sweep(teacher: Load, student: Load, precision: str, corpus_sizes: list[int], output: Path) -> None:
+def sweep(
+    teacher: Load, student: Load, train_step: TrainStep, precision: str, corpus_sizes: list[int], output: Path
+) -> None:
     """Measure everything; writes sweep.json and sweep.png.
 
     Args:
         teacher, student: load them.
+        train_step: train.py's.
         precision: of encoding.
         corpus_sizes: sentences of the corpora to label and train on for an epoch; none to leave that out.
         output: directory to write to.
@@ -61,7 +65,7 @@ def sweep(teacher: Load, student: Load, precision: str, corpus_sizes: list[int],
         ],
         "tokens": [{"tokens": length} | rate_of(embedder, length) for length in LENGTHS if length <= longest],
         "batch_size": [{"batch_size": size} | rate_of(embedder, batch_size=size) for size in BATCH_SIZES],
-        "corpus": [corpus_cost(teacher, student, precision, size) for size in corpus_sizes],
+        "corpus": [corpus_cost(teacher, student, train_step, precision, size) for size in corpus_sizes],
     }
     write_json(output / "sweep.json", result)
     draw(result, output / "sweep.png")
@@ -92,7 +96,7 @@ def rate_of(embedder: Embedder, length: int = USUAL_LENGTH, batch_size: int = US
 # -- the cost of a corpus --------------------------------------------------------------------------------------------
 
 
-def corpus_cost(teacher: Load, student: Load, precision: str, size: int) -> dict[str, Any]:
+def corpus_cost(teacher: Load, student: Load, train_step: TrainStep, precision: str, size: int) -> dict[str, Any]:
     """Label a corpus of random sentences and train on it for an epoch, in a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch) / "text.txt"
@@ -102,10 +106,10 @@ def corpus_cost(teacher: Load, student: Load, precision: str, size: int) -> dict
                 count = min(10_000, size + HELD_OUT - start)
                 file.write("\n".join(random_sentences(embedder, count, USUAL_LENGTH, seed=start)) + "\n")
         with in_a_process_of_its_own() as process:
-            return process.submit(label_and_train, teacher, student, precision, text).result()
+            return process.submit(label_and_train, teacher, student, train_step, precision, text).result()
 
 
-def label_and_train(teacher: Load, student: Load, precision: str, text: Path) -> dict[str, Any]:
+def label_and_train(teacher: Load, student: Load, train_step: TrainStep, precision: str, text: Path) -> dict[str, Any]:
     """The seconds that labelling and training take, and this process's peak memory."""
     labeller = teacher(precision=precision)
     ranks = Ranks(0, 1, labeller.device)
@@ -115,10 +119,10 @@ def label_and_train(teacher: Load, student: Load, precision: str, text: Path) ->
     labels = label_corpus(labeller, corpus, None, text.parent / "labels", "fp16", ranks)
     labelled = time.perf_counter()
     training = precision if precision != "int8" else resolve_precision("auto", ranks.device)
-    step = training_step(student(precision="fp32"), USUAL_BATCH, training)
+    step = training_step(student(precision="fp32"), USUAL_BATCH, training, train_step)
     for number, (window, batch) in enumerate(labels.epoch(USUAL_BATCH, seed=0, epoch=0), start=1):
         step(window, batch)
-        if number % LOG_EVERY == 0:  # as often as a run of train.py does
+        if number % Recipe.log_every == 0:  # as often as a run of train.py does
             release_freed_memory()
     return {
         "sentences": len(corpus),

@@ -14,11 +14,11 @@ import torch
 from transformers import BertConfig
 
 from distillation.data.labels import LabelledSentences
+from distillation.optimizer import StudentOptimizer
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
 from model import Embedder
 from model.products import dtype_of, make_product_for
-from train import train_step
 
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")  # those that decide the rate
 
@@ -155,17 +155,14 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 
 # -- training --------------------------------------------------------------------------------------------------------
 
+TrainStep = Callable[..., torch.Tensor]  # train.py's train_step
+Step = Callable[[LabelledSentences, np.ndarray], torch.Tensor]
 
-def training_step(
-    student: Embedder, batch_size: int, precision: str
-) -> Callable[[LabelledSentences, np.ndarray], tuple[torch.Tensor, float]]:
-    """A student made ready to train as train.py does it: gives the step to call with a window and a batch's places."""
+
+def training_step(student: Embedder, batch_size: int, precision: str, train_step: TrainStep) -> Step:
+    """A student made ready to train as train.py does it: gives the step to call with a window and a batch's indices."""
     recipe = Recipe(batch_size=batch_size, precision=precision, learning_rate=1e-5)
-    device = student.device
+    ranks = Ranks(0, 1, student.device)
     student.train()
-    student.bert.embeddings.word_embeddings.requires_grad_(False)
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    ranks = Ranks(0, 1, device)
-    return lambda window, batch: train_step(student, optimizer, scaler, window, batch, recipe, ranks)
+    optimizer = StudentOptimizer(student, recipe, ranks)
+    return lambda window, batch: train_step(student, optimizer, window, batch, recipe, ranks)

@@ -5,6 +5,7 @@ functions of the recipe's seed and the step's number.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from distillation.optimizer import StudentOptimizer
+from distillation.ranks import Ranks
 from model.files import InputError, load_tensors, save_tensors
 
 
@@ -31,11 +34,76 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
 
-    def count_step(self, finite: bool) -> None:
-        """Count a step; one whose gradient was not finite was left out."""
-        self.step += 1
-        self.skipped += not finite
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+    def is_due(self, every: int, total: int) -> bool:
+        """Whether what happens every so many steps, and after the last of `total`, happens now."""
+        return self.step % every == 0 or self.step == total
+
+
+class Checkpoints:
+    """A run's two files: the last checkpoint, to resume from, and the weights of the best step so far.
+
+    Attributes:
+        last, best: the files.
+    """
+
+    def __init__(
+        self, run_directory: Path, student: nn.Module, optimizer: StudentOptimizer, settings: str, ranks: Ranks
+    ) -> None:
+        self.last = run_directory / "checkpoints/last.safetensors"
+        self.best = run_directory / "checkpoints/best.safetensors"
+        self._student, self._optimizer, self._settings, self._ranks = student, optimizer, settings, ranks
+
+    def resume(self) -> Progress:
+        """Load the last checkpoint, if there is one; returns how far the run is.
+
+        Raises:
+            InputError: it is corrupt or of a run with other settings; some ranks see it, others don't.
+        """
+        found = self.last.exists()
+        if self._ranks.any(found) and not self._ranks.all(found):
+            sees = "sees it, another does not" if found else "does not see it, another does"
+            raise InputError(
+                f"{self.last}: rank {self._ranks.rank} {sees}; --output must be on a file system that all hosts share"
+            )
+        if not found:
+            return Progress()
+        progress = load_checkpoint(
+            self.last, self._student, self._optimizer.adamw, self._optimizer.scaler, self._settings
+        )
+        self._optimizer.skips.copy_(torch.tensor([progress.skipped, progress.skipped_in_a_row]))
+        if self._ranks.is_main:
+            print(f"resuming after step {progress.step}", flush=True)
+        if not self._best_is_whole():
+            progress.best_step, progress.best_metric = -1, -math.inf
+        return progress
+
+    def _best_is_whole(self) -> bool:
+        """Whether the best weights so far are there and undamaged, on every rank; says so where they are not."""
+        try:
+            read_weights(self.best)
+        except InputError as error:
+            if self._ranks.is_main:
+                print(f"{str(error).partition('; ')[0]}; the best is looked for from here on")
+            return self._ranks.all(False)
+        return self._ranks.all(True)
+
+    def save(self, progress: Progress) -> None:
+        """Write the checkpoint to resume from."""
+        progress.skipped, progress.skipped_in_a_row = self._optimizer.skips.tolist()
+        if self._ranks.is_main:
+            adamw, scaler = self._optimizer.adamw, self._optimizer.scaler
+            save_checkpoint(self.last, self._student, adamw, progress, scaler, self._settings)
+
+    def keep_best(self, progress: Progress, metric: float) -> None:
+        """Keep the student's weights if `metric` is the highest so far."""
+        if progress.best_step < 0 or math.isnan(progress.best_metric) or metric > progress.best_metric:
+            progress.best_metric, progress.best_step = metric, progress.step
+            if self._ranks.is_main:
+                save_weights(self.best, self._student)
+
+    def load_best(self) -> None:
+        """Give the student the best step's weights."""
+        load_weights(self.best, self._student)
 
 
 def save_checkpoint(
@@ -80,8 +148,7 @@ def load_checkpoint(
     names = {name: parameter for name, parameter in model.named_parameters()}
     for full_name, tensor in part(tensors, "optimizer.").items():
         key, _, name = full_name.partition(".")
-        place = "cpu" if key == "step" and not is_fused(optimizer) else names[name].device
-        optimizer.state[names[name]][key] = tensor.clone().to(place)
+        optimizer.state[names[name]][key] = tensor.clone().to(names[name].device)
     if state["scaler"]:
         scaler.load_state_dict(state["scaler"])
     return Progress(**state["progress"])
@@ -111,10 +178,6 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if state != "weights":  # without our checksum
         raise InputError(f"{path}: no weights of ours")
     return tensors
-
-
-def is_fused(optimizer: torch.optim.Optimizer) -> bool:
-    return bool(optimizer.defaults.get("fused"))
 
 
 def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

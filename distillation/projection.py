@@ -9,7 +9,7 @@ from model import Embedder
 from model.files import InputError
 
 
-def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int) -> None:
+def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int) -> nn.Linear:
     """Give the teacher a dense layer, so that its labels, and a student copied from it, have fewer dimensions.
 
     The layer's rows are the leading right singular vectors of the embeddings: of all projections this one keeps most of
@@ -19,6 +19,9 @@ def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int
         teacher: an Embedder without a dense layer; changed in place.
         sentences: text like what the student will see; some ten thousand are enough.
         dimensions: of the new embeddings.
+
+    Returns:
+        The layer.
 
     Raises:
         InputError: not fewer dimensions than the teacher's, or a teacher that has a dense layer already.
@@ -38,3 +41,4 @@ def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int
     with torch.no_grad():
         dense.weight.copy_(vectors.flip(1)[:, :dimensions].T)
     teacher.dense = dense.to(teacher.device)
+    return teacher.dense

@@ -1,6 +1,7 @@
 """One process or many: what torchrun's environment says, and the few exchanges between ranks that a run needs."""
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -8,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from model.files import InputError, RunError, first_line
 
@@ -93,6 +95,21 @@ class Ranks:
             self.store.set(done, "yes")
         while not self.store.check([done]):
             time.sleep(POLL)
+
+    def from_main(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What rank 0 computes, however long that takes, on every rank: a JSON value, told under `name`."""
+        if self.store is None:
+            return compute()
+        if self.is_main:
+            self.store.set(f"{name} value", json.dumps(compute()))
+        self.wait_for_main(name)
+        return json.loads(self.store.get(f"{name} value"))
+
+    def copy_from_main(self, module: nn.Module) -> None:
+        """Give a module rank 0's weights on every rank: elsewhere the last bit may have come out otherwise."""
+        if self.world > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add up a tensor over all ranks, in place; every rank gets the sum."""

@@ -44,7 +44,9 @@ class Recipe:
     sts: dict[str, str] = setting({}, "sets to judge by: NAME=PATH or NAME=HUB_NAME, any number")
     max_length: int = setting(0, "tokens of a sentence that are read, 0 for as many as the teacher reads")
     batch_size: int = setting(64, "sentences per optimizer step, over all ranks together")
-    gradient_accumulation: int = setting(1, "pieces that each rank computes its share of a batch in, to save memory")
+    gradient_accumulation: int = setting(
+        1, "micro-batches for each rank's share of a batch, to save memory"
+    )
     learning_rate: float = setting(1e-4, "peak learning rate")
     warmup_ratio: float = setting(0.1, "share of the steps in which the learning rate rises from 0")
     epochs: int = setting(1, "passes over the sentences")
@@ -57,6 +59,7 @@ class Recipe:
     label_precision: str = setting("fp16", "in which labels are stored: fp16 or fp32")
     labels: str = setting("", "directory of the teacher's labels; empty for OUTPUT/labels/FINGERPRINT")
     evaluate_every: int = setting(500, "optimizer steps between evaluations; the last step always evaluates")
+    log_every: int = setting(10, "optimizer steps between lines of log.jsonl")
     save_every: int = setting(500, "optimizer steps between checkpoints")
     metric_for_best_model: str = setting("negative_mse", "best checkpoint by: negative_mse, sts_dev_spearman_cosine...")
     seed: int = setting(42, "of shuffling and dropout")
@@ -81,7 +84,7 @@ class Recipe:
             if not ok:
                 raise InputError(f"recipe: {key} = {getattr(self, key)!r} is not allowed; it must be {allowed}")
 
-        for key in ("batch_size", "gradient_accumulation", "epochs", "evaluate_every", "save_every"):
+        for key in ("batch_size", "gradient_accumulation", "epochs", "log_every", "evaluate_every", "save_every"):
             require(getattr(self, key) >= 1, key, "at least 1")
         for key in ("max_sentences", "max_length", "dimensions", "weight_decay", "max_grad_norm"):
             require(getattr(self, key) >= 0, key, "0 or more")

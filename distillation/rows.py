@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from distillation.ranks import Ranks
+from model import PackedTokens
 
 
 class BatchRows:
@@ -35,21 +36,26 @@ class BatchRows:
         places = np.searchsorted(self._sorted, np.concatenate(sentences))
         return nn.functional.embedding(torch.from_numpy(places).to(self.table.device), self.vectors)
 
+    def pack(self, sentences: Sequence[np.ndarray]) -> PackedTokens:
+        """A part of the batch as the network reads it, its word vectors taken from these rows."""
+        tokens = PackedTokens.pack(sentences, self.table.device)
+        tokens.word_vectors = self.of(sentences)
+        return tokens
+
     def average_over(self, ranks: Ranks) -> None:
         """Replace the gradient by its mean over all ranks, as DistributedDataParallel does for the other weights."""
         assert self.vectors.grad is not None
         ranks.sum(self.vectors.grad).div_(ranks.world)
 
-    def unscale(self, scale: float) -> None:
-        """Divide the gradient by the loss's scale, as `GradScaler.unscale_` does for the other weights."""
-        assert self.vectors.grad is not None
-        self.vectors.grad.div_(scale)
-
     @torch.no_grad()
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
+    def step(self, optimizer: torch.optim.Optimizer, left_out: torch.Tensor) -> None:
         """One AdamW step on these rows, with the optimizer's settings; its state for the table lives in `optimizer`.
 
         A row's moments decay only when its word occurs, and its bias correction counts its own steps.
+
+        Args:
+            optimizer: gives learning rate, betas, eps and weight decay.
+            left_out: () bool on the table's device; where it is true nothing changes.
 
         Source: Loshchilov and Hutter, 2017 (https://arxiv.org/abs/1711.05101), applied lazily as in torch's SparseAdam.
         """
@@ -61,12 +67,15 @@ class BatchRows:
             state["step"] = torch.zeros(len(self.table), device=self.table.device)
         gradient = self.vectors.grad
         assert gradient is not None
-        steps = state["step"][self.ids] + 1  # (U,)
-        mean = state["exp_avg"][self.ids].lerp_(gradient, 1 - beta1)  # (U, D)
-        square = state["exp_avg_sq"][self.ids].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        state["step"][self.ids], state["exp_avg"][self.ids], state["exp_avg_sq"][self.ids] = steps, mean, square
+        before = {key: value[self.ids] for key, value in state.items()}
+        steps = before["step"] + 1  # (U,)
+        mean = before["exp_avg"].lerp(gradient, 1 - beta1)  # (U, D)
+        square = (before["exp_avg_sq"] * beta2).addcmul_(gradient, gradient, value=1 - beta2)
 
         exponents = steps.double()[:, None]  # in fp32 the first steps' 1 - 0.999 would be good to five digits only
         correction1, correction2 = ((1 - beta**exponents).float() for beta in (beta1, beta2))
         update = (mean / correction1) / ((square / correction2).sqrt_().add_(eps))
-        self.table[self.ids] = self.vectors.detach() * (1 - rate * decay) - rate * update
+        vectors = self.vectors.detach() * (1 - rate * decay) - rate * update
+        self.table[self.ids] = torch.where(left_out, self.vectors.detach(), vectors)
+        for key, after in (("step", steps), ("exp_avg", mean), ("exp_avg_sq", square)):
+            state[key][self.ids] = torch.where(left_out, before[key], after)

@@ -8,10 +8,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from distillation.checkpoint import read_weights
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
-from model.files import InputError, RunError, errors_about, locked, remove_leftovers, write_text
+from model.files import RunError, errors_about, locked, remove_leftovers, write_text
 
 try:  # the extra [tensorboard]
     from torch.utils.tensorboard import SummaryWriter
@@ -26,68 +25,81 @@ class Run:
 
     Attributes:
         directory: `output/name`.
-        resume: whether to go on from the last checkpoint, if there is one.
-        last, best: files of the checkpoint to go on from, and of the best weights.
-        in_steps: whether SIGTERM and Ctrl-C wait for the end of a step and its checkpoint; elsewhere they end the run
-            at once, since what is finished is on disk already.
+        resume: whether to resume from the last checkpoint, if there is one.
     """
 
     def __init__(self, recipe: Recipe, ranks: Ranks, resume: bool) -> None:
         self.directory = recipe.directory
-        self.last = self.directory / "checkpoints/last.safetensors"
-        self.best = self.directory / "checkpoints/best.safetensors"
         self._log = self.directory / "log.jsonl"
         self._tensorboard: SummaryWriter | None = None
         self._ranks = ranks
-        self.in_steps = False
+        self._begun = self._in_steps = False
         self._stop_signal = 0
-        # torchrun starts all ranks again after one was lost; they go on where the run was.
+        # torchrun starts all ranks again after one was lost; they resume the run.
         self.resume = ranks.any(resume or ranks.restarted)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note_signal)
 
     def _note_signal(self, number: int, frame: Any) -> None:
-        if self._stop_signal or not self.in_steps:  # asked twice: stop at once, the last checkpoint is whole
+        if self._stop_signal or not self._in_steps:  # asked twice: stop at once, the last checkpoint is whole
             raise KeyboardInterrupt
         self._stop_signal = number
 
     @contextlib.contextmanager
+    def taking_steps(self) -> Iterator[None]:
+        """Let SIGTERM and Ctrl-C wait for the end of a step and its checkpoint while the block runs.
+
+        Outside of it they end the run at once, since what is finished is on disk already.
+        """
+        self._in_steps = True
+        yield
+        self._in_steps = False
+
+    @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other runs out of the directory for as long as the block lasts; an earlier run's files are moved aside.
+        """Keep other runs out of the directory while the block runs.
 
         Raises:
             InputError: another process is running there.
             RunError: the block was stopped by a signal.
         """
+        busy = f"{self.directory}: another run is at work there; give this one another --name"
+        lock = self.directory.with_name(f".{self.directory.name}.lock")
         try:
-            with self._alone() if self._ranks.is_main else contextlib.nullcontext():
+            with locked(lock, busy) if self._ranks.is_main else contextlib.nullcontext():
                 yield
         except KeyboardInterrupt:
-            self.end(f"stopped; what is finished is kept; go on with: {self.again}")
+            self.end(f"stopped; what is finished is kept; resume with: {self.again}")
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        busy = f"{self.directory}: another run is at work there; give this one another --name"
-        with locked(self.directory.with_name(f".{self.directory.name}.lock"), busy):
-            if not self.resume and (self.directory / "recipe.toml").exists():
-                self._move_aside()
-            self.directory.mkdir(exist_ok=True)
-            for directory in (self.directory, self.directory / "checkpoints"):
-                remove_leftovers(directory)
-            yield
+    def begin(self) -> None:
+        """Take the directory: an earlier run's is moved aside, unless this run resumes it.
+
+        Call it when everything that can be checked has been: a typo must not move a student that is in use.
+        """
+        self._begun = True
+        if not self._ranks.is_main:
+            return
+        if not self.resume and (self.directory / "recipe.toml").exists():
+            self._move_aside()
+        for directory in (self.directory, self.directory / "checkpoints"):
+            directory.mkdir(exist_ok=True)
+            remove_leftovers(directory)
 
     def _move_aside(self) -> None:
         number = 1
         while (aside := self.directory.with_name(f"{self.directory.name}.{number}")).exists():
             number += 1
         self.directory.rename(aside)
-        print(f"{self.directory} was there already: moved to {aside} (--resume would have gone on with it)")
+        print(
+            f"{self.directory} was there already: moved to {aside} "
+            f"(to undo it once this run has ended: rm -r {self.directory} && mv {aside} {self.directory})"
+        )
 
     @property
     def again(self) -> str:
-        """The command that goes on with this run."""
+        """The command that resumes this run."""
         recipe = self.directory / "recipe.toml"
-        if not recipe.exists():
+        if not (self._begun and recipe.exists()):
             return "the same command"
         launcher = "python" if self._ranks.world == 1 else "torchrun (options as before)"
         return f"{launcher} {sys.argv[0]} {recipe} --resume"
@@ -101,30 +113,6 @@ class Run:
         if not self._ranks.is_main:
             sys.exit(1)
         raise RunError(what)
-
-    def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint that we are to go on from: the same answer on every rank.
-
-        Raises:
-            InputError: some ranks see it, others don't.
-        """
-        found = self.resume and self.last.exists()
-        if self._ranks.any(found) and not self._ranks.all(found):
-            sees = "sees it, another does not" if found else "does not see it, another does"
-            raise InputError(
-                f"{self.last}: rank {self._ranks.rank} {sees}; --output must be on a file system that all hosts share"
-            )
-        return found
-
-    def best_is_whole(self) -> bool:
-        """Whether the best weights so far are there and undamaged, on every rank; says so where they are not."""
-        try:
-            read_weights(self.best)
-        except InputError as error:
-            if self._ranks.is_main:
-                print(f"{str(error).partition('; ')[0]}; the best is looked for from here on")
-            return self._ranks.all(False)
-        return self._ranks.all(True)
 
     def cut_log(self, step: int) -> None:
         """Drop log lines of steps after `step`, which will be taken again; TensorBoard is told to, where installed."""

@@ -17,19 +17,37 @@ def window_batches(lengths: np.ndarray, batch_size: int, generator: np.random.Ge
 
     Args:
         lengths: tokens of each sentence of the window, (n,).
-        batch_size: sentences of a batch; where it does not divide n, some batches hold one less.
+        batch_size: sentences of a batch; where it does not divide n, some batches hold fewer.
         generator: the source of randomness.
 
     Returns:
-        ceil(n / batch_size) arrays of places in the window, each in ascending order of length.
+        ceil(n / batch_size) arrays of indices in the window, each in ascending order of length.
     """
     order = generator.permutation(len(lengths))
     batches: list[np.ndarray] = []
-    for start in range(0, len(order), POOL * batch_size):
-        pool = order[start : start + POOL * batch_size]
+    start = 0
+    for size in pool_sizes(len(order), batch_size):
+        pool = order[start : start + size]
         pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += np.array_split(pool, -(-len(pool) // batch_size))
-    return [batches[place] for place in generator.permutation(len(batches))]
+        batches += np.array_split(pool, -(-size // batch_size))
+        start += size
+    return [batches[index] for index in generator.permutation(len(batches))]
+
+
+def pool_sizes(sentences: int, batch_size: int) -> list[int]:
+    """How many sentences each pool of a window holds; less than a batch at the end joins the pool before it."""
+    full, rest = divmod(sentences, POOL * batch_size)
+    sizes = [POOL * batch_size] * full
+    if full and rest < batch_size:
+        sizes[-1] += rest
+    elif rest:
+        sizes.append(rest)
+    return sizes
+
+
+def smallest_batch(sentences: int, batch_size: int) -> int:
+    """Sentences of the smallest batch of a window."""
+    return min(size // -(-size // batch_size) for size in pool_sizes(sentences, batch_size))
 
 
 def rank_share(batch: np.ndarray, rank: int, world: int) -> np.ndarray:

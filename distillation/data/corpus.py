@@ -14,7 +14,9 @@ import pyarrow as pa
 from distillation.data.sentences import read_sentences
 from distillation.data.sources import parse_source
 from distillation.memory import release_freed_memory
-from model.files import InputError, atomic_path, read_json, write_json
+from distillation.ranks import Ranks
+from distillation.recipe import Recipe
+from model.files import InputError, atomic_path, errors_about, locked, read_json, remove_leftovers, write_json
 
 BATCH_ROWS = 16_384  # rows of every record batch but the last, so that a row's batch is its index divided by this
 GATHER_ROWS = 8 * BATCH_ROWS  # rows brought together in memory at a time when the corpus is written
@@ -60,6 +62,25 @@ class Corpus:
     def evaluation(self) -> list[str]:
         """The held-out sentences."""
         return gather(self.file, np.arange(self.size, self.size + self.evaluation_size)).to_pylist()
+
+
+def open_corpus(recipe: Recipe, ranks: Ranks) -> Corpus:
+    """The corpus of a recipe: gathered by rank 0, then opened by the others, however long that takes.
+
+    Another run that gathers the same corpus is waited for.
+
+    Raises:
+        InputError: see `build_corpus`.
+    """
+    limits = (recipe.max_sentences or None, recipe.evaluation_sentences, recipe.seed, recipe.sampling)
+    key = hashlib.sha256(repr((recipe.sentences, limits)).encode()).hexdigest()[:16]
+    directory = Path(recipe.output) / "corpus" / key
+    if ranks.is_main:
+        with locked(directory.with_name(f".{key}.lock")), errors_about(directory, directory):
+            remove_leftovers(directory)
+            corpus = build_corpus(directory, recipe.sentences, *limits)
+    ranks.wait_for_main("corpus")
+    return corpus if ranks.is_main else build_corpus(directory, recipe.sentences, *limits)
 
 
 def build_corpus(

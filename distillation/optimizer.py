@@ -1,0 +1,91 @@
+"""AdamW for a student: word rows beside the other weights, scaled losses for fp16, clipping, and steps left out.
+
+Nothing here waits for the device: whether a step is left out is decided there, and counted there until someone asks.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distillation.data.batches import rank_share
+from distillation.ranks import Ranks
+from distillation.recipe import Recipe
+from distillation.rows import BatchRows
+from model import Embedder
+
+
+class StudentOptimizer:
+    """Everything between a loss and changed weights.
+
+    A step with a gradient that is not finite changes nothing and is counted. In fp16 the loss is scaled up so that
+    small gradients do not vanish (Micikevicius et al., 2017, https://arxiv.org/abs/1710.03740).
+
+    Attributes:
+        adamw: the optimizer of all weights but the word table; the table's moments are kept in its state too.
+        scaler: scales the loss in fp16, and is disabled otherwise.
+        grad_norm: L2 norm of the last step's gradient before clipping, () fp32 on the device.
+        skips: steps left out in all, and in a row up to now: (2,) int64 on the device.
+    """
+
+    def __init__(self, student: Embedder, recipe: Recipe, ranks: Ranks) -> None:
+        self._table = student.bert.embeddings.word_embeddings.weight
+        self._table.requires_grad_(False)  # trained a batch's rows at a time; see distillation/rows.py
+        self._max_norm = recipe.max_grad_norm or math.inf
+        self._ranks = ranks
+        self.adamw = torch.optim.AdamW(
+            [p for p in student.parameters() if p.requires_grad],
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=recipe.precision == "fp16")
+        self.grad_norm = torch.zeros((), device=ranks.device)
+        self.skips = torch.zeros(2, dtype=torch.int64, device=ranks.device)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """The rate of the next step."""
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+
+    def take_rows(self, sentences: Sequence[np.ndarray]) -> BatchRows:
+        """The rows of the word table that the next step trains: those of the whole batch, all ranks together."""
+        return BatchRows(self._table, sentences)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a micro-batch's gradient to the weights'."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, rows: BatchRows) -> None:
+        """Change the weights by the gradients since the last step, and forget these."""
+        rows.average_over(self._ranks)
+        group = self.adamw.param_groups[0]
+        with_rows = {**group, "params": [*group["params"], rows.vectors]}
+        self.adamw.param_groups[0] = with_rows  # one scaler looks for infinities in the word rows too
+        self.scaler.unscale_(self.adamw)
+        self.adamw.param_groups[0] = group
+
+        self.grad_norm = nn.utils.clip_grad_norm_(with_rows["params"], self._max_norm).detach()
+        left_out = ~self.grad_norm.isfinite()
+        self.adamw.found_inf = left_out.float()  # type: ignore[attr-defined]  # fused AdamW then does nothing
+        self.scaler.step(self.adamw)
+        self.scaler.update()
+        rows.step(self.adamw, left_out)
+        self.adamw.zero_grad()
+        self.skips[0] += left_out
+        self.skips[1] = (self.skips[1] + 1) * left_out
+
+
+def micro_batches(network: nn.Module, batch: np.ndarray, count: int, ranks: Ranks) -> Iterator[np.ndarray]:
+    """This rank's share of a batch in `count` parts; ranks exchange gradients with the last one only."""
+    share = rank_share(batch, ranks.rank, ranks.world)
+    for number in range(count):
+        alone = isinstance(network, DistributedDataParallel) and number < count - 1
+        with network.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            yield rank_share(share, number, count)
