@@ -44,9 +44,7 @@ class Recipe:
     sts: dict[str, str] = setting({}, "sets to judge by: NAME=PATH or NAME=HUB_NAME, any number")
     max_length: int = setting(0, "tokens of a sentence that are read, 0 for as many as the teacher reads")
     batch_size: int = setting(64, "sentences per optimizer step, over all ranks together")
-    gradient_accumulation: int = setting(
-        1, "micro-batches for each rank's share of a batch, to save memory"
-    )
+    gradient_accumulation: int = setting(1, "micro-batches for each rank's share of a batch, to save memory")
     learning_rate: float = setting(1e-4, "peak learning rate")
     warmup_ratio: float = setting(0.1, "share of the steps in which the learning rate rises from 0")
     epochs: int = setting(1, "passes over the sentences")

@@ -26,10 +26,9 @@ def small_shards(sentences: int, window: int = 4) -> None:
     labels.SHARD, labels.WINDOW = sentences, window
 
 
-def log_every_step(shards_written: Path) -> None:
-    """Log every step's loss; use small shards, and note in a file which rank writes which."""
+def note_shards(shards_written: Path) -> None:
+    """Use small shards, and note in a file which rank writes which."""
     small_shards(64)
-    train.LOG_EVERY = 1
     real = labels.write_shard
 
     def noting(path: Path, *arguments: Any) -> None:

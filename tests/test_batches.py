@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.data.batches import POOL, rank_share, window_batches
+from distillation.data.batches import POOL, rank_share, smallest_batch, window_batches
 
 
 def batches(lengths: np.ndarray, batch_size: int, seed: int = 0) -> list[np.ndarray]:
@@ -27,13 +27,13 @@ def test_each_sentence_is_in_one_batch(lengths: list[int], batch_size: int) -> N
 
 
 @pytest.mark.parametrize("count", [10_000, 64 * 156, 64 * POOL, 64 * POOL + 1, 65, 64, 1])
-def test_sizes_are_even(lengths: np.ndarray, count: int) -> None:
+def test_no_batch_is_far_smaller_than_the_others(lengths: np.ndarray, count: int) -> None:
+    """What is left over at the end joins the pool before it, so that no rank of many stands there without a sentence."""
     sizes = [len(batch) for batch in batches(lengths[:count], 64)]
-    full_pools, rest = divmod(count, 64 * POOL)
-    assert sizes.count(64) >= full_pools * POOL
-    if rest:  # the last pool's batches differ by one sentence at most
-        smallest = rest // -(-rest // 64)
-        assert set(sizes) <= {64, smallest, smallest + 1}
+    assert sum(sizes) == count and len(sizes) == -(-count // 64) and max(sizes) <= 64
+    assert min(sizes) == smallest_batch(count, 64) >= min(count, 32)
+    if count > 64 * POOL:
+        assert min(sizes) >= 60
 
 
 def test_a_batch_ascends_and_is_near_in_length(lengths: np.ndarray) -> None:

@@ -17,6 +17,7 @@ from benchmark import peers, sweep, timing
 from benchmark.random_models import random_embedder, random_sentences, shape_config
 from benchmark.timing import encoder_flops
 from model import Embedder
+from train import train_step
 from model.files import InputError
 
 
@@ -110,7 +111,7 @@ def test_peers_embed_what_we_embed(tiny_cls_dir: Path, tmp_path: Path) -> None:
 def test_trainers_are_timed_on_the_same_work(tiny_cls_dir: Path) -> None:
     pytest.importorskip("accelerate", reason="accelerate, which sentence-transformers' trainer needs, is missing")
     load = partial(Embedder.load, tiny_cls_dir, "cpu")
-    rows = peers.trainers(load, english_sentences(40), batch_size=8, steps=2, precisions=["fp32"])
+    rows = peers.trainers(train_step, load, english_sentences(40), batch_size=8, steps=2, precisions=["fp32"])
     assert [(row["system"], row["precision"], row["layers"]) for row in rows] == [
         ("ours", "fp32", 8),
         ("sentence-transformers trainer", "fp32", 8),
@@ -124,7 +125,7 @@ def test_a_sweep_writes_its_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sweep, "LENGTHS", (8, 16))
     monkeypatch.setattr(sweep, "BATCH_SIZES", (1, 4))
     teacher, student = (partial(random_embedder, "bert-tiny", layers, "cpu") for layers in (2, 1))
-    sweep.sweep(teacher, student, "fp32", [300], tmp_path)
+    sweep.sweep(teacher, student, train_step, "fp32", [300], tmp_path)
     curves = json.loads((tmp_path / "sweep.json").read_text())
     assert [row["layers"] for row in curves["layers"]] == [1, 2]
     assert [row["tokens"] for row in curves["tokens"]] == [8, 16]

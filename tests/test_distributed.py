@@ -85,8 +85,8 @@ def by_world(recipe: Path) -> dict[int, RunDirectory]:
     runs = {}
     for world in (1, 2, 4):
         output = recipe.parent / f"on {world}"
-        every_step = functools.partial(hooks.log_every_step, recipe.parent / f"shards-{world}")
-        ended = forked_ranks(world, recipe, "--output", str(output), before=every_step)
+        note = functools.partial(hooks.note_shards, recipe.parent / f"shards-{world}")
+        ended = forked_ranks(world, recipe, "--output", str(output), "--log-every", "1", before=note)
         assert [each.status for each in ended] == [0] * world, [each.err for each in ended]
         runs[world] = RunDirectory(output / "tiny")
         for each in ended[1:]:

@@ -1,6 +1,7 @@
 """The word table trained by the batch's rows: dense AdamW where every row occurs, untouched rows left alone."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def adamw(*parameters: torch.Tensor, decay: float = 0.1) -> torch.optim.AdamW:
 def step(table: nn.Parameter, optimizer: torch.optim.Optimizer, sentences: list[np.ndarray]) -> BatchRows:
     rows = BatchRows(table, sentences)
     target_loss(rows.of(sentences), np.concatenate(sentences)).backward()
-    rows.step(optimizer)
+    rows.step(optimizer, torch.tensor(False))
     return rows
 
 
@@ -74,6 +75,17 @@ def test_a_word_that_comes_late_takes_its_own_first_step(table: nn.Parameter) ->
     torch.testing.assert_close(table[4], fresh[4])
 
 
+def test_a_step_that_is_left_out_changes_nothing(table: nn.Parameter) -> None:
+    optimizer = adamw(nn.Parameter(torch.zeros(1)))
+    step(table, optimizer, [np.array([1, 4])])
+    before = {"table": table.detach().clone()} | {key: value.clone() for key, value in optimizer.state[table].items()}
+    rows = BatchRows(table, [np.array([4, 5])])
+    (rows.vectors.sum() * math.nan).backward()
+    rows.step(optimizer, torch.tensor(True))
+    after = {"table": table} | optimizer.state[table]
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
 def test_gradients_of_a_repeated_word_are_summed(table: nn.Parameter) -> None:
     sentences = [np.array([3, 3]), np.array([5, 3, 8])]
     rows = BatchRows(table, sentences)
@@ -98,10 +110,3 @@ def test_alone_the_average_over_ranks_changes_nothing(table: nn.Parameter) -> No
     rows.vectors.sum().backward()
     rows.average_over(Ranks(0, 1, torch.device("cpu")))
     assert rows.vectors.grad is not None and (rows.vectors.grad == 1).all()
-
-
-def test_a_scaled_loss_gives_the_plain_ones_gradient_back(table: nn.Parameter) -> None:
-    rows = BatchRows(table, [np.array([1, 2])])
-    (1024 * rows.vectors.square().sum()).backward()
-    rows.unscale(1024.0)
-    torch.testing.assert_close(rows.vectors.grad, 2 * rows.vectors.detach())

@@ -22,6 +22,7 @@ import train as module
 from distillation.data.batches import window_batches
 from distillation.data.labels import LabelledSentences
 from distillation.losses import LOSSES
+from distillation.optimizer import StudentOptimizer
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe, read_recipe
 from model import Embedder
@@ -228,12 +229,10 @@ def one_step(student: Embedder, teacher: Embedder, **settings: Any) -> tuple[flo
     tokens = teacher.tokenize(TEST_TEXT)
     window = LabelledSentences(tokens, torch.as_tensor(teacher.encode(TEST_TEXT)))
     [batch] = window_batches(window.lengths, len(tokens), np.random.default_rng(0))
-    student.bert.embeddings.word_embeddings.requires_grad_(False)
-    optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-3, fused=True)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    ranks = Ranks(0, 1, torch.device("cpu"))
-    loss, norm = module.train_step(student.train(), optimizer, scaler, window, batch, Recipe(**settings), ranks)
-    return float(loss), norm
+    recipe, ranks = Recipe(**settings), Ranks(0, 1, torch.device("cpu"))
+    optimizer = StudentOptimizer(student.train(), recipe, ranks)
+    loss = module.train_step(student, optimizer, window, batch, recipe, ranks)
+    return float(loss), float(optimizer.grad_norm)
 
 
 def test_the_loss_is_computed_in_fp32_under_bf16(
@@ -347,7 +346,10 @@ BAD_FLAGS = {
     "fp16 on a CPU": (["--precision", "fp16"], "fp16"),
     "more positions than there are": (["--max-length", "9999"], "max_length: 9999 must be from 3 to 512"),
     "more dimensions than the teacher's": (["--dimensions", "64"], "dimensions: 64 must be below the teacher's 32"),
-    "more pieces than sentences": (["--gradient-accumulation", "64"], "batch_size: 20 sentences can't be split"),
+    "more micro-batches than sentences": (
+        ["--gradient-accumulation", "64"],
+        "batch_size: a batch of 20 sentences can't be split",
+    ),
     "a Hub name without the Hub": (["--teacher", "nobody/no-such-model"], "nobody/no-such-model"),
 }
 
@@ -452,4 +454,4 @@ def test_one_line_at_the_command_line(fresh: Path) -> None:
 
 def test_help(fresh: Path) -> None:
     ended = train(fresh, "--help")
-    assert ended.status == 0 and "pieces that each rank computes its share of a batch in" in " ".join(ended.out.split())
+    assert ended.status == 0 and "micro-batches for each rank's share of a batch" in " ".join(ended.out.split())
