@@ -114,7 +114,7 @@ def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe
     student.train()
     optimizer = StudentOptimizer(student, recipe, ranks)
     checkpoints = Checkpoints(run.directory, student, optimizer, fingerprint(recipe, labels, total), ranks)
-    progress = checkpoints.resume() if run.resume else Progress()
+    progress = checkpoints.resume(total) if run.resume else Progress()
     run.cut_log(progress.step or -1)  # a run that starts anew measures the untrained student anew
     network = student if ranks.world == 1 else in_parallel(student)
     meter = Meter(ranks)
@@ -151,7 +151,7 @@ def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe
             if run.stop_wanted(progress.step):
                 checkpoints.save(progress)
                 ranks.wait_for_all()  # a rank that ended would make torchrun end the one that still saves
-                run.end(f"stopped after step {progress.step} of {total}, which is saved; resume with: {run.again}")
+                run.end(f"stopped after step {progress.step} of {total}, which is saved; go on with: {run.again}")
     checkpoints.load_best()
     student.eval()
     return progress

@@ -53,8 +53,8 @@ class Checkpoints:
         self.best = run_directory / "checkpoints/best.safetensors"
         self._student, self._optimizer, self._settings, self._ranks = student, optimizer, settings, ranks
 
-    def resume(self) -> Progress:
-        """Load the last checkpoint, if there is one; returns how far the run is.
+    def resume(self, total: int) -> Progress:
+        """Load the last checkpoint, if there is one; returns how far the run of `total` steps is.
 
         Raises:
             InputError: it is corrupt or of a run with other settings; some ranks see it, others don't.
@@ -72,7 +72,7 @@ class Checkpoints:
         )
         self._optimizer.skips.copy_(torch.tensor([progress.skipped, progress.skipped_in_a_row]))
         if self._ranks.is_main:
-            print(f"resuming after step {progress.step}", flush=True)
+            print(f"going on after step {progress.step} of {total}", flush=True)
         if not self._best_is_whole():
             progress.best_step, progress.best_metric = -1, -math.inf
         return progress

@@ -69,7 +69,7 @@ class Run:
             with locked(lock, busy) if self._ranks.is_main else contextlib.nullcontext():
                 yield
         except KeyboardInterrupt:
-            self.end(f"stopped; what is finished is kept; resume with: {self.again}")
+            self.end(f"stopped; what is finished is kept; go on with: {self.again}")
 
     def begin(self) -> None:
         """Take the directory: an earlier run's is moved aside, unless this run resumes it.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import train
-from distillation import losses
+from distillation import checkpoint, losses
 from distillation.data import labels
 from distillation.run import Run
 from model import Embedder, files

@@ -79,7 +79,7 @@ def test_full_disk_while_labelling(recipe: Path, undisturbed: RunDirectory) -> N
 
 
 def test_full_disk_while_saving_a_checkpoint(recipe: Path, undisturbed: RunDirectory) -> None:
-    ended = train(recipe, before=functools.partial(hooks.full_disk, "train", "save_checkpoint", call=2, size=4096))
+    ended = train(recipe, before=functools.partial(hooks.full_disk, "checkpoint", "save_checkpoint", call=2, size=4096))
     last = run_of(recipe).path / "checkpoints" / "last.safetensors"
     assert ended.status == 1 and ended.error == f"error: {last}: {FULL_DISK}"
     again = train(recipe, "--resume", before=functools.partial(hooks.signal_at_step, signal.SIGTERM, 1))
