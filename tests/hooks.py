@@ -18,7 +18,7 @@ from distillation.data import labels
 from distillation.run import Run
 from model import Embedder, files
 
-__all__ = ["Embedder"]  # for `full_disk`, by name
+__all__ = ["Embedder", "checkpoint"]  # for `full_disk`, by name
 
 
 def small_shards(sentences: int, window: int = 4) -> None:
