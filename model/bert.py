@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.varlen import varlen_attn
 from transformers import BertConfig, BertModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.models.bert.modeling_bert import BertLayer
 
+from model.attention import attention
 from model.tokens import PackedTokens
 
 Product = Callable[[torch.Tensor], torch.Tensor]  # (N, inputs) -> (N, outputs): a matrix product with its bias
@@ -78,51 +78,6 @@ def layer_parts(
         output=make(layer.output.dense.weight, layer.output.dense.bias, ""),
         output_norm=norm(layer.output.LayerNorm),
     )
-
-
-def attention(qkv_N3HE: torch.Tensor, tokens: PackedTokens, queries: PackedTokens, dropout: float) -> torch.Tensor:
-    """Self-attention within each sentence.
-
-    Args:
-        qkv_N3HE: queries, keys and values of all tokens.
-        tokens: the packed batch.
-        queries: `tokens` itself, or its `of_first_tokens` where only those rows are wanted.
-        dropout: probability of dropping an attention weight.
-
-    Returns:
-        (rows of `queries`, H, E).
-
-    Source: Vaswani et al., 2017 (https://arxiv.org/abs/1706.03762); the packed form is FlashAttention's varlen
-    interface (Dao, 2023, https://arxiv.org/abs/2307.08691).
-    """
-    first_only = queries is not tokens
-    if dropout == 0 and has_varlen_kernel(qkv_N3HE):
-        q, k, v = qkv_N3HE.unbind(1)
-        longest = int(tokens.lengths[-1])
-        if first_only:
-            q = q[tokens.boundaries[:-1].long()]
-        out = varlen_attn(q, k, v, queries.boundaries, tokens.boundaries, int(queries.lengths[-1]), longest)
-        assert isinstance(out, torch.Tensor)  # a pair only where auxiliary output is asked for
-        return out
-
-    _, _, H, E = qkv_N3HE.shape
-    context = []
-    # split, not slices: the backward of a split joins the parts, that of each slice would fill a whole zero matrix
-    blocks = qkv_N3HE.split([count * length for _, count, length in tokens.groups])
-    for (_, count, length), block in zip(tokens.groups, blocks, strict=True):
-        block = block.view(count, length, 3, H, E)
-        q, k, v = block.permute(2, 0, 3, 1, 4)  # each (count, H, length, E)
-        if first_only:
-            q = q[:, :, :1]
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        context.append(out.transpose(1, 2).reshape(-1, H, E))
-    return context[0] if len(context) == 1 else torch.cat(context)
-
-
-def has_varlen_kernel(tensor: torch.Tensor) -> bool:
-    """Whether the variable-length flash kernel takes this tensor: half precision, on an Ampere GPU or newer."""
-    half = tensor.dtype in (torch.float16, torch.bfloat16)
-    return half and tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) >= (8, 0)
 
 
 class DistilledBert(BertModel):
@@ -192,16 +147,13 @@ class DistilledBert(BertModel):
         summed_ND = words_ND + segments_ND + tables.position_embeddings(tokens.positions)
         return F.dropout(tables.LayerNorm(summed_ND), self.dropout, self.training).to(self.dtype_of_hidden)
 
-    def encode_packed(
-        self, tokens: PackedTokens, first_token_only: bool = False, keep_hidden: list[torch.Tensor] | None = None
-    ) -> torch.Tensor:
+    def encode_packed(self, tokens: PackedTokens, first_token_only: bool = False) -> torch.Tensor:
         """Run the encoder on a packed batch.
 
         Args:
             tokens: the batch.
             first_token_only: return only each sentence's first row, (B, D). The last layer then computes its output
                 for these rows alone, which spares most of that layer: exact, and what cls pooling needs.
-            keep_hidden: a list that receives the embeddings' output and then each layer's.
 
         Returns:
             The last layer's output, (N, D) or (B, D).
@@ -209,13 +161,9 @@ class DistilledBert(BertModel):
         hidden = self.embed_tokens(tokens)
         last = len(self.encoder.layer) - 1
         for number, layer in enumerate(self.encoder.layer):
-            if keep_hidden is not None:
-                keep_hidden.append(hidden)
             rows = tokens.of_first_tokens if first_token_only and number == last else tokens
             parts = self.prepared[number] if self.prepared else layer_parts(layer, self.config.hidden_act)
             hidden = self.run_layer(hidden, parts, tokens, rows)
-        if keep_hidden is not None:
-            keep_hidden.append(hidden)
         return hidden
 
     def run_layer(

@@ -7,7 +7,8 @@ import torch
 from tiny import make_bert
 from transformers import BertModel
 
-from model.bert import DistilledBert, MakeProduct, attention
+from model.attention import attention
+from model.bert import DistilledBert, MakeProduct
 from model.products import cast_product, make_product_for, repacked_product
 from model.tokens import PackedTokens, positions_of
 
@@ -122,18 +123,6 @@ def test_gradients_equal_transformers(theirs: BertModel, padding: str) -> None:
         torch.testing.assert_close(parameter.grad, wanted[name].grad, rtol=1e-4, atol=1e-5 * max(scale, 1), msg=name)
         compared += 1
     assert compared == 5 + 16 * len(ours.encoder.layer)
-
-
-@torch.no_grad()
-def test_hidden_states_of_every_layer(ours: DistilledBert, theirs: BertModel) -> None:
-    ids = batch("none")["input_ids"]
-    lengths = torch.full((len(ids),), ids.shape[1])
-    kept: list[torch.Tensor] = []
-    ours.encode_packed(PackedTokens(ids.flatten(), positions_of(lengths), lengths), keep_hidden=kept)
-    wanted = theirs(ids, output_hidden_states=True).hidden_states
-    assert len(kept) == len(wanted) == 4
-    for found, each in zip(kept, wanted, strict=True):
-        torch.testing.assert_close(found, each.flatten(0, 1), **CLOSE)
 
 
 def packed(lengths: list[int], seed: int = 0) -> PackedTokens:

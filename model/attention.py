@@ -1,0 +1,101 @@
+"""Self-attention of packed sentences, in the form that is fastest for the device, the type and the length.
+
+Shapes: B sentences, T tokens a sentence, N tokens of the whole batch, H heads, E dimensions a head.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
+
+from model.tokens import PackedTokens
+
+# Tokens from which on the flash kernel is as fast in bf16.
+LONGEST_FOR_PRODUCTS = 64
+LONGEST_FOR_PRODUCTS_WITH_GRADIENT = 256
+
+
+def attention(qkv_N3HE: torch.Tensor, tokens: PackedTokens, queries: PackedTokens, dropout: float) -> torch.Tensor:
+    """Self-attention within each sentence.
+
+    Args:
+        qkv_N3HE: queries, keys and values of all tokens.
+        tokens: the packed batch.
+        queries: `tokens` itself, or its `of_first_tokens` where only those rows are wanted.
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        (rows of `queries`, H, E).
+
+    Source: Vaswani et al., 2017 (https://arxiv.org/abs/1706.03762); the packed form is FlashAttention's varlen
+    interface (Dao, 2023, https://arxiv.org/abs/2307.08691).
+    """
+    first_only = queries is not tokens
+    if dropout == 0 and has_varlen_kernel(qkv_N3HE):
+        q, k, v = qkv_N3HE.unbind(1)
+        longest = int(tokens.lengths[-1])
+        if first_only:
+            q = q[tokens.boundaries[:-1].long()]
+        out = varlen_attn(q, k, v, queries.boundaries, tokens.boundaries, int(queries.lengths[-1]), longest)
+        assert isinstance(out, torch.Tensor)  # a pair only where auxiliary output is asked for
+        return out
+
+    _, _, H, E = qkv_N3HE.shape
+    context = []
+    # split, not slices: the backward of a split joins the parts, that of each slice would fill a whole zero matrix
+    blocks = qkv_N3HE.split([count * length for _, count, length in tokens.groups])
+    for (_, count, length), block in zip(tokens.groups, blocks, strict=True):
+        block = block.view(count, length, 3, H, E)
+        q, k, v = block.permute(2, 0, 3, 1, 4)  # each (count, H, length, E)
+        if first_only:
+            q = q[:, :, :1]
+        if dropout == 0 and products_are_faster(block, length):
+            out = attention_by_products(q, k, v)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        context.append(out.transpose(1, 2).reshape(-1, H, E))
+    return context[0] if len(context) == 1 else torch.cat(context)
+
+
+def attention_by_products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """What scaled_dot_product_attention computes, as two batched products with the softmax in fp32 between them.
+
+    Args:
+        q, k, v: (B, H, T, E) each; q may have fewer tokens.
+
+    Returns:
+        (B, H, tokens of q, E).
+    """
+    B, H, _, E = q.shape
+    q, k, v = (each.reshape(B * H, -1, E) for each in (q, k, v))  # contiguous: the products read them fastest
+    weights = torch.bmm(q * E**-0.5, k.transpose(1, 2)).softmax(dim=-1, dtype=torch.float32)
+    return torch.bmm(weights.to(v.dtype), v).view(B, H, -1, E)
+
+
+def products_are_faster(qkv: torch.Tensor, length: int) -> bool:
+    """Whether `attention_by_products` beats torch's flash kernel.
+
+    On a CPU in bf16 only: for short sentences, and for longer ones where a gradient is wanted, since the kernel's
+    backward pass is several times slower in bf16 than in fp32.
+    """
+    if qkv.device.type != "cpu" or qkv.dtype != torch.bfloat16:
+        return False
+    return length < (LONGEST_FOR_PRODUCTS_WITH_GRADIENT if qkv.requires_grad else LONGEST_FOR_PRODUCTS)
+
+
+def has_varlen_kernel(qkv_N3HE: torch.Tensor) -> bool:
+    """Whether torch's variable-length flash kernel takes this tensor.
+
+    It wants half precision, a head size of at most 256 that is a multiple of 8, an Ampere GPU or newer, and a torch
+    that was built with it.
+    """
+    head_size = qkv_N3HE.shape[-1]
+    fits = qkv_N3HE.dtype in (torch.float16, torch.bfloat16) and head_size % 8 == 0 and head_size <= 256
+    return fits and qkv_N3HE.is_cuda and gpu_has_flash(qkv_N3HE.device)
+
+
+@cache
+def gpu_has_flash(device: torch.device) -> bool:
+    """Whether a GPU and this build of torch have flash attention; asked once, not in every layer."""
+    return torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)
