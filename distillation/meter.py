@@ -21,15 +21,14 @@ class Meter:
 
     def _start_again(self) -> None:
         self._since = time.perf_counter()
-        self._steps = self._sentences = 0
+        self._sentences = 0
         self._loss = torch.zeros((), device=self._ranks.device)
         self._idle: list[float] = []
 
     def count(self, window: LabelledSentences, batch: np.ndarray, loss: torch.Tensor) -> None:
         """Count a step: its batch, all ranks together, and this rank's part of the loss."""
-        self._steps += 1
         self._sentences += len(batch)
-        self._loss += loss
+        self._loss = loss
         self._idle.append(idle_share(window, batch, self._ranks.world))
 
     @contextlib.contextmanager
@@ -40,11 +39,11 @@ class Meter:
         self._since += time.perf_counter() - start
 
     def read(self) -> dict[str, float]:
-        """Mean loss of the steps, sentences a second, and the share of the ranks' time that was idle; starts again.
+        """Loss of the last step, which a resumed run gives again; sentences a second, and the share of the ranks' time that was idle; starts again.
 
         All ranks must come here together.
         """
-        loss = float(self._ranks.sum(self._loss)) / self._steps  # waits for the device, so the speed is a whole one
+        loss = float(self._ranks.sum(self._loss))  # waits for the device, so the speed is a whole one
         speed = self._sentences / (time.perf_counter() - self._since)
         figures = {"loss": loss, "sentences_per_second": speed, "idle_share": float(np.mean(self._idle))}
         self._start_again()

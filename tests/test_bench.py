@@ -17,8 +17,8 @@ from benchmark import peers, sweep, timing
 from benchmark.random_models import random_embedder, random_sentences, shape_config
 from benchmark.timing import encoder_flops
 from model import Embedder
-from train import train_step
 from model.files import InputError
+from train import train_step
 
 
 def run_bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
