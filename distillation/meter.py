@@ -39,7 +39,7 @@ class Meter:
         self._since += time.perf_counter() - start
 
     def read(self) -> dict[str, float]:
-        """Loss of the last step, which a resumed run gives again; sentences a second, and the share of the ranks' time that was idle; starts again.
+        """Loss of the last step, which a resumed run gives again, and speed and idle share of all steps; starts again.
 
         All ranks must come here together.
         """

@@ -28,7 +28,7 @@ def test_each_sentence_is_in_one_batch(lengths: list[int], batch_size: int) -> N
 
 @pytest.mark.parametrize("count", [10_000, 64 * 156, 64 * POOL, 64 * POOL + 1, 65, 64, 1])
 def test_no_batch_is_far_smaller_than_the_others(lengths: np.ndarray, count: int) -> None:
-    """What is left over at the end joins the pool before it, so that no rank of many stands there without a sentence."""
+    """What is left over at the end joins the pool before it, so every one of many ranks gets a sentence."""
     sizes = [len(batch) for batch in batches(lengths[:count], 64)]
     assert sum(sizes) == count and len(sizes) == -(-count // 64) and max(sizes) <= 64
     assert min(sizes) == smallest_batch(count, 64) >= min(count, 32)

@@ -88,7 +88,7 @@ def test_full_disk_while_saving_a_checkpoint(recipe: Path, undisturbed: RunDirec
 
 
 def test_full_disk_while_saving_the_best(recipe: Path, undisturbed: RunDirectory) -> None:
-    ended = train(recipe, before=functools.partial(hooks.full_disk, "train", "save_weights", call=2, size=4096))
+    ended = train(recipe, before=functools.partial(hooks.full_disk, "checkpoint", "save_weights", call=2, size=4096))
     best = run_of(recipe).path / "checkpoints" / "best.safetensors"
     assert ended.status == 1 and ended.error == f"error: {best}: {FULL_DISK}"
     load_file(best)
@@ -203,7 +203,9 @@ def test_steps_with_nan_are_skipped_and_counted(recipe: Path) -> None:
 
 
 def test_too_many_nan_steps_stop_the_run_and_the_best_is_kept(recipe: Path, undisturbed: RunDirectory) -> None:
-    ended = train(recipe, "--max-skipped-steps", "3", before=functools.partial(hooks.nan_losses, 12, 1000))
+    ended = train(
+        recipe, "--max-skipped-steps", "3", "--log-every", "1", before=functools.partial(hooks.nan_losses, 12, 1000)
+    )
     run = run_of(recipe)
     best = run.path / "checkpoints" / "best.safetensors"
     assert ended.status == 1
