@@ -159,7 +159,7 @@ def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe
 
 def in_parallel(student: Embedder) -> DistributedDataParallel:
     """The student on one of several ranks. Its buffers never change, so none is sent."""
-    return DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(student, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def batches_from(labels: Labels, recipe: Recipe, step: int) -> Iterator[tuple[LabelledSentences, np.ndarray]]:
