@@ -80,7 +80,10 @@ def open_corpus(recipe: Recipe, ranks: Ranks) -> Corpus:
             remove_leftovers(directory)
             corpus = build_corpus(directory, recipe.sentences, *limits)
     ranks.wait_for_main("corpus")
-    return corpus if ranks.is_main else build_corpus(directory, recipe.sentences, *limits)
+    if not ranks.is_main:
+        corpus = build_corpus(directory, recipe.sentences, *limits)
+    ranks.wait_for_all()  # rank 0 keeps the store: it must not end while another still waits there
+    return corpus
 
 
 def build_corpus(
