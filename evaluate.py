@@ -1,4 +1,4 @@
-"""What a student keeps of its teacher: STS correlations, retrieval, negative MSE.
+"""What a student keeps of its teacher: STS correlations, retrieval, nearest neighbours, negative MSE.
 
     python evaluate.py runs/minilm-3/model --sts sts-test=sts-test.csv
     python evaluate.py runs/minilm-3/model --teacher assets/all-MiniLM-L6-v2 --retrieval captions=parallel:a.txt,b.txt
@@ -19,17 +19,20 @@ from scipy import stats
 
 from distillation.command_line import OneLineParser, named_sources, run_command
 from distillation.data.labels import LabelledSentences
+from distillation.data.passages import cutter_of
 from distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, read_sentences, read_sts
+from distillation.data.sources import split_marks
 from distillation.ranks import Ranks
 from distillation.recipe import read_recipe, teacher_overrides
 from model import Embedder
 from model.files import InputError, read_json, write_json
 
 RESAMPLES = 1000  # of the bootstrap: the interval's ends are then good to about a tenth of its width
-# Names of the prompts that go before a query and before a document, by the field's habit; the first that a model has.
-QUERY_PROMPTS, DOCUMENT_PROMPTS = ("query",), ("document", "passage", "corpus")
 SIMILARITIES = 2**25  # of queries and documents in memory at a time: 134 MB
 AGREEMENT_ROWS = 1000  # sentences whose every pair is compared: half a million pairs, a fraction of a second
+MEASURES = ("mrr@10", "ndcg@10", "recall@1", "recall@10")
+NEIGHBOURS = 10  # nearest sentences that teacher and student are asked for
+WORST = 5  # sentences shown whose neighbours the student finds least of
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -45,6 +48,11 @@ def embed(embedder: Embedder, tokens: Sequence[np.ndarray], ranks: Ranks = ALONE
     return ranks.sum(result)
 
 
+def embed_texts(embedder: Embedder, texts: Sequence[str], role: str = "", ranks: Ranks = ALONE) -> torch.Tensor:
+    """Embed texts under the model's prompt for their role: (n, d) fp32 on the embedder's device, on every rank."""
+    return embed(embedder, embedder.tokenize(texts, embedder.role_prompt(role)), ranks)
+
+
 # -- STS -------------------------------------------------------------------------------------------------------------
 
 
@@ -52,7 +60,7 @@ def sts_similarities(embedder: Embedder, pairs: StsPairs, ranks: Ranks = ALONE) 
     """Cosine similarity of each pair: (n,)."""
     both = pairs.sentences1 + pairs.sentences2
     places = {text: place for place, text in enumerate(dict.fromkeys(both))}  # a text may be in many pairs
-    embeddings = embed(embedder, embedder.tokenize(list(places), embedder.prompt_text()), ranks)
+    embeddings = embed_texts(embedder, list(places), ranks=ranks)
     first, second = embeddings[[places[text] for text in both]].split(len(pairs.sentences1))
     return embedder.similarity_pairwise(first, second).cpu().numpy()
 
@@ -131,12 +139,85 @@ def agreement(student: torch.Tensor, teacher: torch.Tensor) -> float:
     return correlations(*similarities)["spearman_cosine"]
 
 
+def found_neighbours(student_nd: torch.Tensor, teacher_nd: torch.Tensor) -> dict[str, np.ndarray]:
+    """How many of each sentence's nearest neighbours, as the teacher sees them among n sentences, the student finds.
+
+    Args:
+        student_nd, teacher_nd: embeddings of the same sentences. Below 3 there is nothing to find.
+
+    Returns:
+        The share of the teacher's ten (n - 1 of fewer than eleven sentences), (n,) each: by the student alone, and
+        asymmetric, by the student's embedding among the teacher's of the other sentences.
+    """
+    count = min(NEIGHBOURS, len(teacher_nd) - 1)
+    wanted = nearest(teacher_nd, teacher_nd, count)
+    found = {
+        "student": nearest(student_nd, student_nd, count),
+        "asymmetric": nearest(student_nd, teacher_nd.to(student_nd), count),
+    }
+    return {
+        who: (each[:, :, None] == wanted[:, None, :]).any(dim=2).float().mean(dim=1).numpy()
+        for who, each in found.items()
+    }
+
+
+def nearest(queries_nd: torch.Tensor, documents_nd: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices of the nearest documents of each query, itself (the same row) left out: (n, count), on the CPU."""
+    queries_nd, documents_nd = F.normalize(queries_nd, dim=-1), F.normalize(documents_nd, dim=-1)
+    block = max(1, SIMILARITIES // len(documents_nd))
+    found = []
+    for start in range(0, len(queries_nd), block):
+        similarities = queries_nd[start : start + block] @ documents_nd.T
+        rows = torch.arange(len(similarities), device=similarities.device)
+        similarities[rows, rows + start] = -2.0  # below any cosine
+        found.append(similarities.topk(count).indices.cpu())
+    return torch.cat(found)
+
+
+def overlap_figures(student_nd: torch.Tensor, teacher_nd: torch.Tensor, sentences: Sequence[str]) -> dict[str, Any]:
+    """`found_neighbours` in the mean, with intervals, and the sentences where the student finds least."""
+    found = found_neighbours(student_nd, teacher_nd)
+    resampled = bootstrap_means(list(found.values()))
+    figures: dict[str, Any] = {
+        who: {"overlap@10": float(shares.mean()), "interval": interval(again)}
+        for (who, shares), again in zip(found.items(), resampled, strict=True)
+    }
+    worst = np.argsort(found["student"], kind="stable")[:WORST]
+    seen = {who: nearest(each, each, 1)[:, 0] for who, each in (("teacher", teacher_nd), ("student", student_nd))}
+    figures["worst"] = [
+        {"sentence": sentences[row], "found": float(found["student"][row])}
+        | {f"nearest by the {who}": sentences[int(rows[row])] for who, rows in seen.items()}
+        for row in worst.tolist()
+    ]
+    return figures | {"sentences": len(sentences)}
+
+
+def bootstrap_means(columns: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
+    """Means of columns (n,) over resampled rows, the same resamples for each: (columns, RESAMPLES)."""
+    values = np.stack(columns)
+    generator = np.random.default_rng(seed)
+    size = values.shape[1]
+    return np.stack([values[:, generator.integers(size, size=size)].mean(axis=1) for _ in range(RESAMPLES)], axis=1)
+
+
 def evaluate_quickly(
-    student: Embedder, held_out: LabelledSentences, sts: Sequence[StsPairs], ranks: Ranks = ALONE
+    student: Embedder,
+    held_out: LabelledSentences,
+    sts: Sequence[StsPairs],
+    ranks: Ranks = ALONE,
+    retrieval: Sequence[RetrievalSet] = (),
 ) -> dict[str, Any]:
-    """The figures that a training run watches: distance to the labels, and each set's correlations."""
+    """The figures that a training run watches: distance to the labels, neighbours found, and each set's figures."""
     embeddings = embed(student, held_out.tokens, ranks)
-    figures: dict[str, Any] = distance_to_teacher(embeddings, held_out.labels.to(embeddings))
+    labels = held_out.labels.to(embeddings)
+    figures: dict[str, Any] = distance_to_teacher(embeddings, labels)
+    figures["overlap@10"] = float("nan")
+    if len(labels) > 2:
+        figures["overlap@10"] = float(found_neighbours(embeddings, labels)["student"].mean())
+    for data in retrieval:
+        queries = embed_texts(student, data.queries, "query", ranks)
+        documents = embed_texts(student, data.documents, "document", ranks)
+        figures[data.name] = retrieval_figures(queries, documents, data.relevant)
     for pairs in sts:
         figures[pairs.name] = correlations(sts_similarities(student, pairs, ranks), pairs.scores)
     return figures
@@ -148,6 +229,13 @@ def evaluate_quickly(
 def retrieval_figures(
     queries_Qd: torch.Tensor, documents_Nd: torch.Tensor, relevant: Sequence[set[int]]
 ) -> dict[str, float]:
+    """How well cosine similarity finds each query's documents: the means of `judge_queries`."""
+    return {key: float(values.mean()) for key, values in judge_queries(queries_Qd, documents_Nd, relevant).items()}
+
+
+def judge_queries(
+    queries_Qd: torch.Tensor, documents_Nd: torch.Tensor, relevant: Sequence[set[int]]
+) -> dict[str, np.ndarray]:
     """How well cosine similarity finds each query's documents.
 
     Args:
@@ -155,7 +243,8 @@ def retrieval_figures(
         relevant: for each query, the rows of `documents_Nd` it should find.
 
     Returns:
-        mrr@10: mean of 1 / rank of the first relevant document among the first 10, 0 where there is none.
+        Of each query, (Q,):
+        mrr@10: 1 / rank of the first relevant document among the first 10, 0 where there is none.
         ndcg@10: gain discounted by log2(rank + 1) over the best possible one.
         recall@1, recall@10: share of the relevant documents among the first 1 or 10.
 
@@ -163,39 +252,49 @@ def retrieval_figures(
     """
     top = min(10, len(documents_Nd))
     documents_Nd = F.normalize(documents_Nd, dim=-1)
-    sums = dict.fromkeys(("mrr@10", "ndcg@10", "recall@1", "recall@10"), 0.0)
+    figures: dict[str, list[float]] = {key: [] for key in MEASURES}
     block = max(1, SIMILARITIES // len(documents_Nd))
     for start in range(0, len(queries_Qd), block):
         found = (F.normalize(queries_Qd[start : start + block], dim=-1) @ documents_Nd.T).topk(top).indices.tolist()
         for wanted, ranking in zip(relevant[start : start + block], found, strict=True):
             hits = np.array([document in wanted for document in ranking])
             discounts = 1 / np.log2(np.arange(2, 12))
-            sums["mrr@10"] += 1 / (1 + int(hits.argmax())) if hits.any() else 0.0
-            sums["ndcg@10"] += float((hits * discounts[:top]).sum() / discounts[: min(len(wanted), 10)].sum())
-            sums["recall@1"] += float(hits[0]) / len(wanted)
-            sums["recall@10"] += float(hits.sum()) / len(wanted)
-    return {key: value / len(queries_Qd) for key, value in sums.items()}
+            figures["mrr@10"].append(1 / (1 + int(hits.argmax())) if hits.any() else 0.0)
+            figures["ndcg@10"].append(float((hits * discounts[:top]).sum() / discounts[: min(len(wanted), 10)].sum()))
+            figures["recall@1"].append(float(hits[0]) / len(wanted))
+            figures["recall@10"].append(float(hits.sum()) / len(wanted))
+    return {key: np.array(values) for key, values in figures.items()}
 
 
-def evaluate_retrieval(student: Embedder, teacher: Embedder | None, data: RetrievalSet) -> dict[str, dict[str, float]]:
-    """Retrieval by the student, by the teacher, and asymmetric: the student's queries over the teacher's documents."""
+def evaluate_retrieval(student: Embedder, teacher: Embedder | None, data: RetrievalSet) -> dict[str, dict[str, Any]]:
+    """Retrieval by the student, by the teacher, and asymmetric: the student's queries over the teacher's documents.
 
-    def embed_texts(embedder: Embedder, texts: Sequence[str], prompt_names: Sequence[str]) -> torch.Tensor:
-        prompts = embedder.settings.prompts
-        before = next((prompts[name] for name in prompt_names if name in prompts), "")
-        return embed(embedder, embedder.tokenize(texts, before))
+    Returns:
+        For each: the means of `judge_queries`, ndcg@10's interval, and beside a teacher for the student and asymmetric
+        `kept`, the share of the teacher's ndcg@10, and `difference` to it, over the same resampled queries.
+    """
 
     def both(embedder: Embedder) -> tuple[torch.Tensor, torch.Tensor]:
-        queries = embed_texts(embedder, data.queries, QUERY_PROMPTS)
-        return queries, embed_texts(embedder, data.documents, DOCUMENT_PROMPTS)
+        return embed_texts(embedder, data.queries, "query"), embed_texts(embedder, data.documents, "document")
 
     student_queries, student_documents = both(student)
-    figures = {"student": retrieval_figures(student_queries, student_documents, data.relevant)}
+    judged = {"student": judge_queries(student_queries, student_documents, data.relevant)}
     if teacher is not None:
         queries, documents = both(teacher)
-        figures["teacher"] = retrieval_figures(queries, documents, data.relevant)
+        judged["teacher"] = judge_queries(queries, documents, data.relevant)
         if student.dimensions == teacher.dimensions:
-            figures["asymmetric"] = retrieval_figures(student_queries, documents.to(student.device), data.relevant)
+            judged["asymmetric"] = judge_queries(student_queries, documents.to(student.device), data.relevant)
+    resampled = dict(zip(judged, bootstrap_means([each["ndcg@10"] for each in judged.values()]), strict=True))
+    figures: dict[str, dict[str, Any]] = {}
+    for who, each in judged.items():
+        figures[who] = {key: float(values.mean()) for key, values in each.items()} | {
+            "interval": interval(resampled[who])
+        }
+        if teacher is not None and who != "teacher":
+            kept, whole = (float(judged[name]["ndcg@10"].mean()) for name in (who, "teacher"))
+            low, high = interval(resampled[who] - resampled["teacher"])
+            figures[who]["kept"] = kept / whole if whole else float("nan")
+            figures[who]["difference"] = {"ndcg@10": kept - whole, "interval": [low, high], "clear": low * high > 0}
     return figures
 
 
@@ -208,8 +307,11 @@ def evaluate(
     sts: Sequence[StsPairs],
     held_out: Sequence[str] = (),
     retrieval: Sequence[RetrievalSet] = (),
+    roles: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All figures of a student and, where given, its teacher.
+
+    `roles` are those of the held-out sentences; None stands for no role, which takes the default prompt.
 
     Returns:
         The content of evaluation.json, and of evaluation_pairs.json (each STS pair with its similarities).
@@ -246,10 +348,16 @@ def evaluate(
             for name in models
         }
     if teacher is not None and held_out and student.dimensions == teacher.dimensions:
-        ours, theirs = (torch.as_tensor(each.encode(held_out)) for each in (student, teacher))
+        roles = [""] * len(held_out) if roles is None else roles
+        texts = [each.with_prompts(held_out, roles) for each in (student, teacher)]
+        ours, theirs = (
+            torch.as_tensor(each.encode(text, prompt="")) for each, text in zip((student, teacher), texts, strict=True)
+        )
         distance = distance_to_teacher(ours, theirs)
         figures["student"]["negative_mse"] = distance.pop("negative_mse")
         figures["sanity"] = distance
+        if len(held_out) > 2:
+            figures["overlap"] = overlap_figures(ours, theirs, held_out)
     if retrieval:
         figures["retrieval"] = {data.name: evaluate_retrieval(student, teacher, data) for data in retrieval}
     return figures, pairs_file
@@ -288,15 +396,26 @@ def table(figures: dict[str, Any]) -> str:
         mean = {name: f"{values['spearman_cosine']:.4f}" for name, values in figures["mean"].items()}
         lines.append(f"{'mean':<{width}} {'':>6} {mean['student']:>10} {'':>18} {mean.get('teacher', ''):>8}".rstrip())
     for name, systems in figures.get("retrieval", {}).items():
-        lines += ["", f"{name:<{width}} " + " ".join(f"{key:>10}" for key in systems["student"])]
+        lines += ["", f"{name:<{width}} " + " ".join(f"{key:>10}" for key in MEASURES)]
         for who, row in systems.items():
-            lines.append(f"  {who:<{width - 2}} " + " ".join(f"{value:>10.4f}" for value in row.values()))
+            line = f"  {who:<{width - 2}} " + " ".join(f"{row[key]:>10.4f}" for key in MEASURES)
+            if "kept" in row:
+                clear = "clear" if row["difference"]["clear"] else "within the noise"
+                line += f"   {row['kept']:.1%} of the teacher's nDCG@10 kept, {clear}"
+            lines.append(line)
     if "negative_mse" in figures["student"]:
         sanity = figures["sanity"]
         mse, mean_cosine = figures["student"]["negative_mse"], sanity["mean_cosine"]
         lines += ["", f"negative MSE {mse:.4f} (relative error {sanity['relative_error']:.4f})"]
         lines.append(f"cosine to the teacher: mean {mean_cosine:.4f}, 5th percentile {sanity['p5_cosine']:.4f}")
         lines.append(f"agreement with the teacher on which sentences are alike: {sanity['agreement']:.4f}")
+    if "overlap" in figures:
+        alone, over = figures["overlap"]["student"], figures["overlap"]["asymmetric"]
+        low, high = alone["interval"]
+        lines.append(
+            f"overlap@10: of the teacher's ten nearest neighbours the student finds {alone['overlap@10']:.1%} "
+            f"[{low:.1%}, {high:.1%}], over the teacher's embeddings {over['overlap@10']:.1%}"
+        )
     return "\n".join(lines)
 
 
@@ -306,15 +425,27 @@ def run_directory(model: str) -> Path | None:
     return above if Path(model).is_dir() and (above / "recipe.toml").is_file() else None
 
 
+def held_out_text(sources: list[str] | None, run: Path | None, student: Embedder) -> tuple[list[str], list[str]]:
+    """Sentences to compare student and teacher on, and their roles: those of `sources`, else what the run held out."""
+    if sources:
+        cutter = cutter_of(student)
+        texts = [(text, split_marks(source)[0].role) for source in sources for text in read_sentences(source, cutter)]
+        return [text for text, _ in texts], [role for _, role in texts]
+    if run is None or not (run / "held_out.json").exists():
+        return [], []
+    kept = read_json(run / "held_out.json")
+    if isinstance(kept, list):  # written before there were roles
+        return kept, [""] * len(kept)
+    return kept["sentences"], kept["roles"]
+
+
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="directory or Hub name")
     parser.add_argument("--teacher", help="directory or Hub name (default: the teacher of the run, 'none' for none)")
     parser.add_argument("--sts", nargs="+", action="extend", metavar="NAME=SOURCE", help="sets (default: the run's)")
-    retrieval_help = "a directory with queries, documents and relevance, or parallel:FILE,FILE,..."
-    parser.add_argument(
-        "--retrieval", nargs="+", action="extend", default=[], metavar="NAME=SOURCE", help=retrieval_help
-    )
+    retrieval_help = "a directory with queries, documents and relevance, or parallel:FILE,FILE,... (default: the run's)"
+    parser.add_argument("--retrieval", nargs="+", action="extend", metavar="NAME=SOURCE", help=retrieval_help)
     parser.add_argument("--sentences", nargs="+", help="text for the negative MSE (default: the run's held-out text)")
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8 (default: auto)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
@@ -325,25 +456,23 @@ def main() -> None:
     recipe = read_recipe(run / "recipe.toml") if run is not None else None
     teacher_name = arguments.teacher or (recipe.teacher if recipe else "none")
     sources = named_sources(arguments.sts, "--sts") if arguments.sts else (recipe.sts if recipe else {})
-    if not (sources or arguments.retrieval or arguments.sentences):
+    given = arguments.sts or arguments.retrieval or arguments.sentences
+    collections = recipe.retrieval if recipe and not given else {}
+    if arguments.retrieval:
+        collections = named_sources(arguments.retrieval, "--retrieval")
+    if not (sources or collections or arguments.sentences):
         raise InputError("nothing to judge by: give --sts NAME=SOURCE, --retrieval NAME=SOURCE or --sentences SOURCE")
     if arguments.sentences and teacher_name == "none":
         raise InputError("--sentences: the negative MSE to a teacher needs one; give --teacher")
     sts = [read_sts(name, source) for name, source in sources.items()]
-    collections = named_sources(arguments.retrieval, "--retrieval")
     retrieval = [read_retrieval(name, source) for name, source in collections.items()]
-    held_out: list[str] = []
-    if arguments.sentences:
-        held_out = [sentence for source in arguments.sentences for sentence in read_sentences(source)]
-    elif run is not None and (run / "held_out.json").exists():
-        held_out = read_json(run / "held_out.json")
-
     student = Embedder.load(arguments.model, arguments.device, arguments.precision)
     teacher = None
     if teacher_name != "none":
         overrides = teacher_overrides(recipe) if recipe is not None and teacher_name == recipe.teacher else {}
         teacher = Embedder.load(teacher_name, arguments.device, arguments.precision, **overrides)
-    figures, pairs = evaluate(student, teacher, sts, held_out, retrieval)
+    held_out, roles = held_out_text(arguments.sentences, run, student)
+    figures, pairs = evaluate(student, teacher, sts, held_out, retrieval, roles)
     output = arguments.output or run or Path(".")
     write_json(output / "evaluation.json", figures)
     write_json(output / "evaluation_pairs.json", pairs)

@@ -31,7 +31,8 @@ from distillation.command_line import OneLineParser, add_recipe_flags, end_at_on
 from distillation.data.batches import smallest_batch
 from distillation.data.corpus import Corpus, open_corpus
 from distillation.data.labels import LabelledSentences, Labels, label_corpus
-from distillation.data.sentences import StsPairs, read_sts
+from distillation.data.passages import cutter_of
+from distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, read_sts
 from distillation.layer_search import search_layers
 from distillation.losses import LOSSES
 from distillation.memory import release_freed_memory
@@ -102,7 +103,15 @@ def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:
 # -- the loop --------------------------------------------------------------------------------------------------------
 
 
-def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe, ranks: Ranks, run: Run) -> Progress:
+def train(
+    student: Embedder,
+    labels: Labels,
+    sts: list[StsPairs],
+    retrieval: list[RetrievalSet],
+    recipe: Recipe,
+    ranks: Ranks,
+    run: Run,
+) -> Progress:
     """Train the student; its best weights are loaded when this returns.
 
     Raises:
@@ -119,8 +128,11 @@ def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe
     network = student if ranks.world == 1 else in_parallel(student)
     meter = Meter(ranks)
 
+    def evaluate_now() -> float:
+        return measure(student, held_out, sts, retrieval, progress, recipe, ranks, run)
+
     if progress.best_step < 0:  # the untrained student: what training has to improve on
-        checkpoints.keep_best(progress, measure(student, held_out, sts, progress, recipe, ranks, run))
+        checkpoints.keep_best(progress, evaluate_now())
     with run.taking_steps(), tqdm(total=total, initial=progress.step, unit=" steps", disable=not ranks.is_main) as bar:
         for window, batch in batches_from(labels, recipe, progress.step):
             rate = learning_rate_at(progress.step, total, recipe)
@@ -139,7 +151,9 @@ def train(student: Embedder, labels: Labels, sts: list[StsPairs], recipe: Recipe
                 release_freed_memory()
             with meter.paused():
                 if progress.is_due(recipe.evaluate_every, total):
-                    checkpoints.keep_best(progress, measure(student, held_out, sts, progress, recipe, ranks, run))
+                    checkpoints.keep_best(
+                        progress, measure(student, held_out, sts, retrieval, progress, recipe, ranks, run)
+                    )
                 if progress.is_due(recipe.save_every, total):
                     checkpoints.save(progress)
             if progress.skipped_in_a_row >= recipe.max_skipped_steps:
@@ -179,6 +193,7 @@ def measure(
     student: Embedder,
     held_out: LabelledSentences,
     sts: list[StsPairs],
+    retrieval: list[RetrievalSet],
     progress: Progress,
     recipe: Recipe,
     ranks: Ranks,
@@ -186,7 +201,7 @@ def measure(
 ) -> float:
     """Evaluate the student and log the figures; returns the one that the best step is chosen by."""
     student.eval().use_precision(recipe.precision)
-    figures = flat(evaluate_quickly(student, held_out, sts, ranks))
+    figures = flat(evaluate_quickly(student, held_out, sts, ranks, retrieval))
     student.train()
     run.log({"step": progress.step, **figures})
     return figures[recipe.metric_for_best_model]
@@ -217,38 +232,44 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
     """Everything from the recipe to the model directory."""
     precision = resolve_precision(recipe.precision, ranks.device)
     sts = [read_sts(name, source) for name, source in recipe.sts.items()]
+    retrieval = [read_retrieval(name, source) for name, source in recipe.retrieval.items()]
     teacher = Embedder.load(recipe.teacher, ranks.device, precision, **teacher_overrides(recipe))
     for note in teacher.settings.notes:
         say(ranks, f"note: {note}")
-    corpus = open_corpus(recipe, ranks)
+    corpus = open_corpus(recipe, cutter_of(teacher), ranks)
     layers = choose_layers(
         recipe.layers,
         teacher.bert.config.num_hidden_layers,
-        search=lambda count: ranks.from_main("layers", lambda: search_layers(teacher, sample_of(corpus), count)),
+        search=lambda count: ranks.from_main(
+            "layers", lambda: search_layers(teacher, sample_of(corpus, teacher), count)
+        ),
     )
     check_batches(recipe, len(corpus), ranks)
+    start = load_start(recipe, teacher) if recipe.start_from else None
     if recipe.dimensions:
-        ranks.copy_from_main(project_teacher(teacher, sample_of(corpus), recipe.dimensions))
+        ranks.copy_from_main(project_teacher(teacher, sample_of(corpus, teacher), recipe.dimensions))
     recipe = dataclasses.replace(recipe, precision=precision, layers=layers)
     run.begin()  # nothing that a recipe can say wrong is left to be found
 
     directory = Path(recipe.labels) if recipe.labels else None
     labels = label_corpus(teacher, corpus, directory, Path(recipe.output) / "labels", recipe.label_precision, ranks)
-    student = teacher.keep_layers(layers)
+    student = teacher.keep_layers(layers) if start is None else start
     say(ranks, f"teacher {recipe.teacher}: {teacher.bert.config.num_hidden_layers} layers, {count(teacher)}")
-    say(ranks, f"student: layers {', '.join(map(str, layers))}, {count(student)}")
+    begins_as = f"layers {', '.join(map(str, layers))}" if start is None else recipe.start_from
+    say(ranks, f"student: {begins_as}, {count(student)}")
     say(ranks, f"{len(corpus):,} sentences of {labels.tokens['mean']:.1f} tokens, in {precision}")
     if ranks.is_main:
         write_text(run.directory / "recipe.toml", recipe_text(recipe))
-        write_json(run.directory / "held_out.json", corpus.evaluation())
+        held_out = {"sentences": corpus.evaluation(), "roles": corpus.evaluation_roles()}
+        write_json(run.directory / "held_out.json", held_out)
         statistics = {"size": len(corpus), "evaluation_size": corpus.evaluation_size, "tokens": labels.tokens}
-        samples = {"samples": sample_of(corpus, 3), "sources": corpus.counts}
+        samples = {"samples": corpus.sentences(0, min(3, len(corpus))), "sources": corpus.counts}
         write_json(run.directory / "data.json", statistics | samples)
 
-    progress = train(student, labels, sts, recipe, ranks, run)
+    progress = train(student, labels, sts, retrieval, recipe, ranks, run)
     if ranks.is_main:
         student.save(run.directory / "model")
-        finish(student, teacher, labels, corpus, sts, progress, recipe, run)
+        finish(student, teacher, labels, corpus, sts, retrieval, progress, recipe, run)
 
 
 def check_batches(recipe: Recipe, sentences: int, ranks: Ranks) -> None:
@@ -271,15 +292,17 @@ def finish(
     labels: Labels,
     corpus: Corpus,
     sts: list[StsPairs],
+    retrieval: list[RetrievalSet],
     progress: Progress,
     recipe: Recipe,
     run: Run,
 ) -> None:
     """Judge the student, look whether the labels still are what the teacher says, and print it all."""
     student.use_precision(teacher.precision)
-    figures, pairs = evaluate(student, teacher, sts, corpus.evaluation())
+    held_out, roles = corpus.evaluation(), corpus.evaluation_roles()
+    figures, pairs = evaluate(student, teacher, sts, held_out, retrieval, roles)
     sample = labels.evaluation()
-    again = torch.as_tensor(teacher.encode(corpus.evaluation()[:100], prompt=""))
+    again = torch.as_tensor(teacher.encode(teacher.with_prompts(held_out[:100], roles[:100]), prompt=""))
     warnings = []
     difference = float((again - sample.labels[:100].float()).abs().max())
     if difference > 1e-2 * float(again.abs().max()):
@@ -300,9 +323,29 @@ def finish(
     print(f"student of step {progress.best_step}: {run.directory / 'model'}")
 
 
-def sample_of(corpus: Corpus, size: int = 16_384) -> list[str]:
-    """Training sentences at random: the corpus is shuffled, so its first ones."""
-    return corpus.sentences(0, min(size, len(corpus)))
+def load_start(recipe: Recipe, teacher: Embedder) -> Embedder:
+    """The student that `start_from` names, in fp32, which must live in the teacher's own space.
+
+    Raises:
+        InputError: no such model, or one of other dimensions or another tokenizer.
+    """
+    student = Embedder.load(recipe.start_from, teacher.device, "fp32", max_length=teacher.settings.max_length)
+    if student.dimensions != (recipe.dimensions or teacher.dimensions):
+        raise InputError(
+            f"start_from: {recipe.start_from} has {student.dimensions} dimensions, the labels have "
+            f"{recipe.dimensions or teacher.dimensions}; name a student of this teacher"
+        )
+    if student.tokenizer.backend_tokenizer.to_str() != teacher.tokenizer.backend_tokenizer.to_str():
+        raise InputError(
+            f"start_from: {recipe.start_from} has another tokenizer than the teacher; name its own student"
+        )
+    return student
+
+
+def sample_of(corpus: Corpus, teacher: Embedder, size: int = 16_384) -> list[str]:
+    """Training sentences at random, prompts before them: the corpus is shuffled, so its first ones."""
+    rows = 0, min(size, len(corpus))
+    return teacher.with_prompts(corpus.sentences(*rows), corpus.roles(*rows))
 
 
 def count(embedder: Embedder) -> str:

@@ -118,8 +118,8 @@ def recipe_from_arguments(arguments: argparse.Namespace, recipe_path: str) -> Re
         value = getattr(arguments, item.name)
         if value is None:
             continue
-        if item.name == "sts":
-            value = named_sources(value, "--sts")
+        if item.name in ("sts", "retrieval"):
+            value = named_sources(value, f"--{item.name}")
         if item.name == "layers" and re.fullmatch(r"[\d,\s-]+", value):
             value = layer_numbers(value)
         set_field(recipe, item.name, value, "--" + item.name.replace("_", "-"))

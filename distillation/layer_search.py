@@ -22,7 +22,7 @@ def search_layers(teacher: Embedder, sentences: Sequence[str], count: int) -> li
 
     Args:
         teacher: in evaluation mode; left as it was.
-        sentences: text like what the student will see; the first 256 are used.
+        sentences: text like what the student will see, with its prompts before it; the first 256 are used.
         count: layers to keep.
 
     Returns:
@@ -33,7 +33,7 @@ def search_layers(teacher: Embedder, sentences: Sequence[str], count: int) -> li
     https://arxiv.org/abs/1905.00414).
     """
     total = teacher.bert.config.num_hidden_layers
-    tokens = teacher.tokenize(sentences[:SAMPLE], teacher.prompt_text())
+    tokens = teacher.tokenize(sentences[:SAMPLE])
     whole = _embed_with(teacher, range(total), tokens)
 
     def score(layers: Iterable[int]) -> float:

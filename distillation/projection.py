@@ -17,7 +17,7 @@ def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int
 
     Args:
         teacher: an Embedder without a dense layer; changed in place.
-        sentences: text like what the student will see; some ten thousand are enough.
+        sentences: text like what the student will see, with its prompts before it; some ten thousand are enough.
         dimensions: of the new embeddings.
 
     Returns:
@@ -33,7 +33,7 @@ def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int
         raise InputError("dimensions: the teacher has a dense layer of its own; leave dimensions at 0")
     if not 0 < dimensions < teacher.dimensions:
         raise InputError(f"dimensions: {dimensions} must be below the teacher's {teacher.dimensions}")
-    embeddings = torch.as_tensor(teacher.encode(sentences, convert_to_tensor=True)).double()
+    embeddings = torch.as_tensor(teacher.encode(sentences, prompt="", convert_to_tensor=True)).double()
     if len(embeddings) < dimensions:
         raise InputError(f"dimensions: {dimensions} directions need at least as many sentences, got {len(embeddings)}")
     _, vectors = torch.linalg.eigh(embeddings.T @ embeddings)  # ascending

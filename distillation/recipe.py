@@ -11,12 +11,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from distillation.data.sources import with_reading
 from distillation.losses import LOSSES
 from model.files import InputError
 from model.layers import choose_layers
 from model.products import PRECISIONS
 
-RESERVED = ("negative_mse", "relative_error", "mean_cosine", "p5_cosine", "agreement")  # beside the STS sets' figures
+RESERVED = (
+    "negative_mse",
+    "relative_error",
+    "mean_cosine",
+    "p5_cosine",
+    "agreement",
+    "overlap@10",
+)  # beside the STS sets' figures
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy")
 
 
@@ -33,15 +41,19 @@ class Recipe:
 
     name: str = setting("", "name of the run directory under OUTPUT; empty takes the recipe file's name")
     teacher: str = setting("assets/all-MiniLM-L6-v2", "teacher: a model directory or a Hub name, BERT architecture")
+    start_from: str = setting("", "a student to train further, a model directory or Hub name; empty starts from LAYERS")
     layers: list[int] | str = setting(
         "even:3", "teacher layers to keep: 0,2,5, auto:3, even:3, first:3, last:3, ends:3..."
     )
     pooling: str = setting("teacher", "pooling: teacher (as its own files say), cls or mean")
     sentences: list[str] = setting([], "text to train on: files, globs, Hub datasets NAME[:CONFIG[:SPLIT[:COLUMNS]]]")
+    reading: str = setting("auto", "how SENTENCES are read: lines, passages, or auto: passages for Markdown only")
+    general: list[str] = setting([], "text beside SENTENCES that keeps a student good at all else: sources as there")
     sampling: str = setting("mixed", "mixed draws from all sources; in_order uses up each before the next")
     max_sentences: int = setting(0, "training sentences, 0 for all")
     evaluation_sentences: int = setting(1000, "sentences held out to measure the MSE on")
     sts: dict[str, str] = setting({}, "sets to judge by: NAME=PATH or NAME=HUB_NAME, any number")
+    retrieval: dict[str, str] = setting({}, "collections to judge search by: NAME=DIRECTORY, as evaluate.py takes them")
     max_length: int = setting(0, "tokens of a sentence that are read, 0 for as many as the teacher reads")
     batch_size: int = setting(64, "sentences per optimizer step, over all ranks together")
     gradient_accumulation: int = setting(1, "micro-batches for each rank's share of a batch, to save memory")
@@ -71,6 +83,12 @@ class Recipe:
         """The run directory."""
         return Path(self.output) / self.name
 
+    @property
+    def sources(self) -> list[str]:
+        """All text to train on, each source with its marks."""
+        mark = "" if self.reading == "auto" else self.reading
+        return [*(with_reading(source, mark) for source in self.sentences), *self.general]
+
     def check(self) -> None:
         """Look for values that can't be meant.
 
@@ -95,6 +113,7 @@ class Recipe:
         require(0 <= self.dropout < 1, "dropout", "from 0 to below 1")
         require(self.max_length == 0 or self.max_length >= 3, "max_length", "0, or at least 3")
         require(self.pooling in ("teacher", "cls", "mean"), "pooling", "teacher, cls or mean")
+        require(self.reading in ("auto", "lines", "passages"), "reading", "auto, lines or passages")
         require(self.sampling in ("mixed", "in_order"), "sampling", "mixed or in_order")
         require(self.precision in PRECISIONS and self.precision != "int8", "precision", "auto, fp32, bf16 or fp16")
         require(self.label_precision in ("fp16", "fp32"), "label_precision", "fp16 or fp32")
@@ -102,13 +121,20 @@ class Recipe:
         require(bool(self.sentences), "sentences", "at least one file, glob or Hub dataset")
         require(bool(re.fullmatch(r"[\w.-]+", self.name)) and self.name not in (".", ".."), "name",
                 "letters, digits, '.', '_' and '-' only; give --name")  # fmt: skip
-        metrics = ["negative_mse"]
+        metrics = ["negative_mse", "overlap@10"]
         for name in self.sts:
             check_set_name(name, "recipe: sts")
             keys = [metric_key(name, kind) for kind in ("spearman_cosine", "pearson_cosine")]
             if keys[0] in metrics:
                 raise InputError(f"recipe: sts: two names that both give {keys[0]} in log.jsonl; rename {name!r}")
             metrics += keys
+        for name in self.retrieval:
+            check_set_name(name, "recipe: retrieval")
+            if metric_key(name, "ndcg@10") in metrics or name in self.sts:
+                raise InputError(f"recipe: retrieval: the name {name!r} is taken by another set; rename it")
+            metrics.append(metric_key(name, "ndcg@10"))
+        if self.metric_for_best_model == "overlap@10":
+            require(self.evaluation_sentences >= 100, "evaluation_sentences", "at least 100 to judge by overlap@10")
         require(self.metric_for_best_model in metrics, "metric_for_best_model", f"one of {', '.join(metrics)}")
         if isinstance(self.layers, list):
             choose_layers(self.layers, max([*self.layers, 0]) + 1)  # the teacher's own number is checked at loading

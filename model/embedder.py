@@ -27,6 +27,9 @@ from model.tokens import PackedTokens
 
 CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every batch with equal lengths, little memory
 OUTPUT_PRECISIONS = ("float32", "binary", "ubinary")
+# What a text is for, and the names of the prompts that go before it by the field's habit, the first that a model has.
+ROLE_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
+ROLES = ("", *ROLE_PROMPTS)  # "" takes the model's default prompt, if it has one, as `encode` does
 TOKENS_PER_BATCH = 16_384  # long sentences make smaller batches, so that activations stay within memory
 
 
@@ -265,6 +268,21 @@ class Embedder(nn.Module):
             known = ", ".join(map(repr, self.settings.prompts)) or "none"
             raise InputError(f"prompt_name: {name!r} is not among this model's prompts ({known})")
         return self.settings.prompts[name]
+
+    def role_prompt(self, role: str) -> str:
+        """The text before a sentence in this role, one of ROLES; empty where the model has no prompt for a named role.
+
+        Source: the names and the order are those of sentence-transformers' encode_query and encode_document.
+        """
+        if not role:
+            return self.prompt_text()
+        prompts = self.settings.prompts
+        return next((prompts[name] for name in ROLE_PROMPTS[role] if name in prompts), "")
+
+    def with_prompts(self, sentences: Sequence[str], roles: Sequence[str]) -> list[str]:
+        """Each sentence with the prompt of its own role before it, to be tokenised without any other."""
+        texts = {role: self.role_prompt(role) for role in set(roles)}
+        return [texts[role] + sentence for sentence, role in zip(sentences, roles, strict=True)]
 
     # -- similarity --------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from distillation.data.labels import label_sentences
 from distillation.data.sentences import RetrievalSet, StsPairs
 from distillation.recipe import Recipe, recipe_text
 from evaluate import (
+    MEASURES,
     RESAMPLES,
     bootstrap_spearman,
     correlations,
@@ -33,6 +34,7 @@ from evaluate import (
     evaluate,
     evaluate_quickly,
     evaluate_retrieval,
+    found_neighbours,
     interval,
     retrieval_figures,
     sts_similarities,
@@ -256,6 +258,10 @@ def make_retrieval(queries: int = 20) -> RetrievalSet:
     return RetrievalSet("captions", SENTENCES[-queries:], SENTENCES[:50], relevant)
 
 
+def measures(figures: dict[str, Any]) -> dict[str, float]:
+    return {key: figures[key] for key in MEASURES}
+
+
 def test_retrieval_is_sentence_transformers(path: Path) -> None:
     data = make_retrieval()
     found = evaluate_retrieval(load(path), None, data)["student"]
@@ -265,8 +271,8 @@ def test_retrieval_is_sentence_transformers(path: Path) -> None:
         relevant_docs={str(number): {str(place) for place in wanted} for number, wanted in enumerate(data.relevant)},
         write_csv=False,
     )(peer(path))
-    for key, value in found.items():
-        assert value == pytest.approx(theirs[f"cosine_{key}"], abs=1e-9), key
+    for key in MEASURES:
+        assert found[key] == pytest.approx(theirs[f"cosine_{key}"], abs=1e-9), key
 
 
 def test_documents_take_a_passage_prompt_and_no_default_one(tiny_cls_dir: Path) -> None:
@@ -279,7 +285,7 @@ def test_documents_take_a_passage_prompt_and_no_default_one(tiny_cls_dir: Path) 
         embedder.settings.prompts = prompts
         vectors = (embedder.encode(data.queries, prompt=query), embedder.encode(data.documents, prompt=document))
         expected = retrieval_figures(*map(torch.as_tensor, vectors), data.relevant)
-        assert evaluate_retrieval(embedder, None, data)["student"] == expected
+        assert measures(evaluate_retrieval(embedder, None, data)["student"]) == expected
 
 
 def test_asymmetric_is_the_students_queries_in_the_teachers_documents(tiny_model_dir: Path) -> None:
@@ -287,9 +293,98 @@ def test_asymmetric_is_the_students_queries_in_the_teachers_documents(tiny_model
     data = make_retrieval()
     found = evaluate_retrieval(student, teacher, data)
     queries, documents = torch.as_tensor(student.encode(data.queries)), torch.as_tensor(teacher.encode(data.documents))
-    assert found["asymmetric"] == retrieval_figures(queries, documents, data.relevant)
-    assert found["teacher"] == evaluate_retrieval(teacher, None, data)["student"]
+    assert measures(found["asymmetric"]) == retrieval_figures(queries, documents, data.relevant)
+    assert measures(found["teacher"]) == measures(evaluate_retrieval(teacher, None, data)["student"])
     assert len({values["ndcg@10"] for values in found.values()}) == 3
+    for who in ("student", "asymmetric"):
+        kept, whole = found[who]["ndcg@10"], found["teacher"]["ndcg@10"]
+        assert found[who]["kept"] == kept / whole
+        low, high = found[who]["difference"]["interval"]
+        assert low < found[who]["difference"]["ndcg@10"] == kept - whole < high
+        assert found[who]["interval"][0] < kept < found[who]["interval"][1]
+
+
+def test_a_lost_search_is_clear_and_the_same_search_within_the_noise(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher = pair_of_models(tiny_model_dir)
+    data = make_retrieval()
+    same, _ = evaluate(teacher, teacher, [], retrieval=[data])
+    assert same["retrieval"]["captions"]["student"]["difference"]["clear"] is False
+    assert "100.0% of the teacher's nDCG@10 kept, within the noise" in table(same)
+    units = torch.eye(60)
+    monkeypatch.setattr(
+        module,
+        "embed_texts",
+        lambda model, texts, role: units[: len(texts)] if model is teacher else units[-len(texts) :],
+    )
+    data = RetrievalSet("captions", data.queries, data.documents, [{row} for row in range(len(data.queries))])
+    lost = evaluate_retrieval(student, teacher, data)
+    assert lost["teacher"]["ndcg@10"] == 1 and lost["student"]["difference"]["clear"] is True
+
+
+# -- neighbours ------------------------------------------------------------------------------------------------------
+
+
+def test_neighbours_by_hand() -> None:
+    """On a circle the nearest of a point are those beside it; the student has two points swapped."""
+    teacher = at_angles(*range(0, 26 * 13, 13))
+    found = found_neighbours(teacher, 7 * teacher)
+    assert found["student"].tolist() == [1.0] * 26 and found["asymmetric"].tolist() == [1.0] * 26
+    student = teacher.clone()
+    student[[0, 13]] = teacher[[13, 0]]
+    found = found_neighbours(student, teacher)
+    # Each other point has one of the two that were swapped among its ten; these two see the far side.
+    assert found["student"][0] == found["student"][13] == found["asymmetric"][0] == 0.0
+    assert found["student"][1] == pytest.approx(0.9) and found["asymmetric"][1] == 1.0
+
+
+def test_neighbours_in_blocks_and_below_eleven_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(40, 8, generator=generator), torch.randn(40, 8, generator=generator)
+    whole = found_neighbours(student, teacher)
+    assert 0.1 < whole["student"].mean() < 0.5
+    monkeypatch.setattr(module, "SIMILARITIES", 100)
+    for who, shares in found_neighbours(student, teacher).items():
+        assert shares.tolist() == whole[who].tolist()
+    assert found_neighbours(student[:4], teacher[:4])["student"].tolist() == [1.0] * 4  # three of three
+
+
+def test_the_sentences_with_the_fewest_neighbours_found_are_shown(tiny_model_dir: Path) -> None:
+    student, teacher = pair_of_models(tiny_model_dir)
+    figures, _ = evaluate(student, teacher, [], SENTENCES)
+    overlap, shares = (
+        figures["overlap"],
+        found_neighbours(*(torch.as_tensor(m.encode(SENTENCES)) for m in (student, teacher))),
+    )
+    assert overlap["student"]["overlap@10"] == pytest.approx(shares["student"].mean())
+    assert overlap["student"]["interval"][0] < overlap["student"]["overlap@10"] < overlap["student"]["interval"][1]
+    assert [row["found"] for row in overlap["worst"]] == pytest.approx(sorted(shares["student"])[:5])
+    first = overlap["worst"][0]
+    similarities = teacher.similarity(teacher.encode(first["sentence"]), teacher.encode(SENTENCES))[0]
+    assert first["nearest by the teacher"] == SENTENCES[int(similarities.topk(2).indices[1])]
+
+
+# -- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def test_labels_log_and_evaluation_agree_about_prompts(tmp_path: Path) -> None:
+    """A teacher with prompts of its own: what training watches is what the evaluation says, in every role."""
+    teacher = load(make_bert_dir(tmp_path / "model", **KINDS["prompts"]))
+    student = teacher.keep_layers([1]).use_precision("fp32")
+    roles = ["query", "document", "", "query"] * 20
+    held_out = label_sentences(teacher, teacher.with_prompts(SENTENCES, roles))
+    for role, prompt_name in (("query", "query"), ("document", "document"), ("", None)):
+        rows = [row for row, each in enumerate(roles) if each == role]
+        expected = teacher.encode([SENTENCES[row] for row in rows], prompt_name)
+        np.testing.assert_allclose(held_out.labels[rows], expected, atol=1e-6)
+    quick = evaluate_quickly(student, held_out, [], retrieval=[make_retrieval()])
+    whole, _ = evaluate(student, teacher, [], SENTENCES, [make_retrieval()], roles)
+    without, _ = evaluate(student, teacher, [], SENTENCES)
+    assert quick["negative_mse"] == pytest.approx(whole["student"]["negative_mse"], rel=1e-5)
+    assert quick["negative_mse"] != pytest.approx(without["student"]["negative_mse"], rel=1e-3)
+    assert quick["overlap@10"] == pytest.approx(whole["overlap"]["student"]["overlap@10"])
+    assert quick["captions"] == pytest.approx(measures(whole["retrieval"]["captions"]["student"]))
 
 
 def test_models_of_other_dimensions_have_no_common_space(tiny_model_dir: Path, tiny_cls_dir: Path) -> None:
@@ -312,7 +407,7 @@ def everything(tiny_model_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_figures_have_the_promised_keys(everything: tuple[dict[str, Any], dict[str, Any]]) -> None:
     figures, pairs = everything
-    names = {"student", "teacher", "retention", "difference", "models", "mean", "sanity", "retrieval"}
+    names = {"student", "teacher", "retention", "difference", "models", "mean", "sanity", "overlap", "retrieval"}
     assert set(figures) == names
     assert set(figures["student"]) == {"sts-dev", "b", "negative_mse"} and set(figures["teacher"]) == {"sts-dev", "b"}
     for name in ("sts-dev", "b"):
@@ -340,7 +435,9 @@ def test_a_student_that_is_the_teacher_loses_nothing(tiny_model_dir: Path) -> No
     figures, _ = evaluate(teacher, teacher, [make_pairs()], SENTENCES, [make_retrieval()])
     assert figures["retention"]["sts-dev"] == 1 and figures["difference"]["sts-dev"]["clear"] is False
     assert figures["student"]["negative_mse"] == 0 and figures["sanity"]["p5_cosine"] == pytest.approx(1)
-    assert figures["retrieval"]["captions"]["asymmetric"] == figures["retrieval"]["captions"]["teacher"]
+    searched = figures["retrieval"]["captions"]
+    assert measures(searched["asymmetric"]) == measures(searched["teacher"]) and searched["asymmetric"]["kept"] == 1
+    assert figures["overlap"]["student"] == {"overlap@10": 1.0, "interval": [1.0, 1.0]}
 
 
 def test_a_clear_difference_is_called_clear(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,11 +471,12 @@ def test_the_table_is_even(everything: tuple[dict[str, Any], dict[str, Any]]) ->
         assert line.startswith(name) and line[:end].endswith(f"{figures['teacher'][name]['spearman_cosine']:.4f}")
     assert lines[3].startswith("mean") and lines[3].endswith(f"{figures['mean']['teacher']['spearman_cosine']:.4f}")
     assert len(lines[3]) == end
-    assert any(line.split() == ["captions", "mrr@10", "ndcg@10", "recall@1", "recall@10"] for line in lines)
+    assert any(line.split() == ["captions", *MEASURES] for line in lines)
     assert sum(line.startswith("  asymmetric ") for line in lines) == 1
-    assert lines[-3].startswith("negative MSE -") and lines[-2].startswith("cosine to the teacher: mean ")
+    assert lines[-4].startswith("negative MSE -") and lines[-3].startswith("cosine to the teacher: mean ")
+    assert lines[-1].startswith("overlap@10: of the teacher's ten nearest neighbours the student finds ")
     agreement = f"{figures['sanity']['agreement']:.4f}"
-    assert lines[-1] == f"agreement with the teacher on which sentences are alike: {agreement}"
+    assert lines[-2] == f"agreement with the teacher on which sentences are alike: {agreement}"
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

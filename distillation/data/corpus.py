@@ -11,24 +11,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distillation.data.sentences import read_sentences
-from distillation.data.sources import parse_source
+from distillation.data.passages import ESTIMATE, Cutter
+from distillation.data.sentences import in_passages, read_sentences
+from distillation.data.sources import parse_source, split_marks
 from distillation.memory import release_freed_memory
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
+from model.embedder import ROLES
 from model.files import InputError, atomic_path, errors_about, locked, read_json, remove_leftovers, write_json
 
 BATCH_ROWS = 16_384  # rows of every record batch but the last, so that a row's batch is its index divided by this
 GATHER_ROWS = 8 * BATCH_ROWS  # rows brought together in memory at a time when the corpus is written
-SCHEMA = pa.schema([("sentence", pa.large_string())])
+SCHEMA = pa.schema([("sentence", pa.large_string()), ("role", pa.int8())])  # the role is an index of ROLES
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Distinct sentences in shuffled order, in a memory-mapped Arrow file: `size` to train on, then the held-out ones.
 
-    `fingerprint` is the SHA-256 of all of them in order and of the split; `counts` says how many of the training
-    sentences came from each source.
+    `fingerprint` is the SHA-256 of all of them in order, of their roles and of the split; `counts` says how many of the
+    training sentences came from each source.
     """
 
     path: Path
@@ -49,6 +51,10 @@ class Corpus:
         """Training sentences start to stop - 1."""
         return self.take(np.arange(start, stop))
 
+    def roles(self, start: int, stop: int) -> list[str]:
+        """Of the same sentences: query, document or "", which takes the teacher's default prompt."""
+        return role_names(gather(self.file, np.arange(start, stop)))
+
     def take(self, indices: np.ndarray) -> list[str]:
         """The training sentences at `indices` (n,), in their order.
 
@@ -57,31 +63,41 @@ class Corpus:
         """
         if len(indices) and not 0 <= np.min(indices) <= np.max(indices) < self.size:
             raise IndexError(f"training sentences are numbered 0 to {self.size - 1}")
-        return gather(self.file, np.asarray(indices)).to_pylist()
+        return gather(self.file, np.asarray(indices))["sentence"].to_pylist()
 
     def evaluation(self) -> list[str]:
         """The held-out sentences."""
-        return gather(self.file, np.arange(self.size, self.size + self.evaluation_size)).to_pylist()
+        return gather(self.file, np.arange(self.size, self.size + self.evaluation_size))["sentence"].to_pylist()
+
+    def evaluation_roles(self) -> list[str]:
+        """Their roles."""
+        return self.roles(self.size, self.size + self.evaluation_size)
 
 
-def open_corpus(recipe: Recipe, ranks: Ranks) -> Corpus:
+def role_names(batch: pa.RecordBatch) -> list[str]:
+    """The roles of a batch's sentences by name."""
+    return [ROLES[number] for number in batch["role"].to_pylist()]
+
+
+def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks) -> Corpus:
     """The corpus of a recipe: gathered by rank 0, then opened by the others, however long that takes.
 
-    Another run that gathers the same corpus is waited for.
+    Another run that gathers the same corpus is waited for. `cutter` makes passages for the recipe's teacher.
 
     Raises:
         InputError: see `build_corpus`.
     """
     limits = (recipe.max_sentences or None, recipe.evaluation_sentences, recipe.seed, recipe.sampling)
-    key = hashlib.sha256(repr((recipe.sentences, limits)).encode()).hexdigest()[:16]
+    sources = recipe.sources
+    key = hashlib.sha256(repr((sources, limits)).encode()).hexdigest()[:16]
     directory = Path(recipe.output) / "corpus" / key
     if ranks.is_main:
         with locked(directory.with_name(f".{key}.lock")), errors_about(directory, directory):
             remove_leftovers(directory)
-            corpus = build_corpus(directory, recipe.sentences, *limits)
+            corpus = build_corpus(directory, sources, *limits, cutter=cutter)
     ranks.wait_for_main("corpus")
     if not ranks.is_main:
-        corpus = build_corpus(directory, recipe.sentences, *limits)
+        corpus = build_corpus(directory, sources, *limits, cutter=cutter)
     ranks.wait_for_all()  # rank 0 keeps the store: it must not end while another still waits there
     return corpus
 
@@ -93,8 +109,11 @@ def build_corpus(
     evaluation_sentences: int,
     seed: int,
     sampling: str = "mixed",
+    cutter: Cutter = ESTIMATE,
 ) -> Corpus:
     """Gather the distinct sentences of `sources` in `directory`, shuffled by `seed`, with some held out.
+
+    A sentence in two roles counts as two. `cutter` makes passages of long texts where a source asks for it.
 
     sampling="mixed" draws both parts at random from all sources together. sampling="in_order" holds out the same
     number from each source and trains on all of the first source, then all of the second, and so on, the last one cut
@@ -118,21 +137,22 @@ def build_corpus(
     key = {
         "sources": [[source, file_stamps(source)] for source in sources],
         "settings": [max_sentences, evaluation_sentences, seed, sampling],
+        "passages": cutter.name if any(in_passages(source) for source in sources) else "",
     }
     corpus = finished_corpus(directory, key)
     if corpus is not None:
         return corpus
 
     with tempfile.NamedTemporaryFile(dir=directory, prefix=".spool.") as spool:
-        hashes, starts = write_spool(Path(spool.name), sources)
-        distinct = np.flatnonzero(first_occurrences(hashes))
+        hashes, starts = write_spool(Path(spool.name), sources, cutter)
+        rng = np.random.default_rng(seed)
+        distinct = within_limits(np.flatnonzero(first_occurrences(hashes)), starts, sources, rng)
         del hashes
         if len(distinct) < evaluation_sentences + 1:
             raise InputError(
                 f"{', '.join(sources)}: {len(distinct):,} distinct sentences, but {evaluation_sentences:,} to hold out "
                 "and 1 to train on are needed; add text or lower evaluation_sentences"
             )
-        rng = np.random.default_rng(seed)
         training, evaluation = (choose_mixed if sampling == "mixed" else choose_in_order)(
             distinct, starts, max_sentences, evaluation_sentences, rng
         )
@@ -152,7 +172,7 @@ def build_corpus(
 
 def file_stamps(source: str) -> list[list[Any]]:
     """Name, size and time of change of a source's files; nothing for a Hub dataset, whose name has to do."""
-    parsed = parse_source(source, default_split="train")
+    parsed = parse_source(split_marks(source)[1], default_split="train")
     files = parsed.files or sorted(path for path in Path(parsed.dataset).rglob("*") if path.is_file())
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
@@ -171,7 +191,20 @@ def finished_corpus(directory: Path, key: dict[str, Any]) -> Corpus | None:
         return None
 
 
-def write_spool(path: Path, sources: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def within_limits(
+    distinct: np.ndarray, starts: np.ndarray, sources: list[str], rng: np.random.Generator
+) -> np.ndarray:  # fmt: skip
+    """The distinct rows, of each source no more than its mark allows, drawn at random."""
+    limits = [split_marks(source)[0].limit for source in sources]
+    if not any(limits):
+        return distinct
+    bounds = np.searchsorted(distinct, starts)
+    parts = [distinct[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    drawn = [rng.permutation(part)[:limit] for part, limit in zip(parts, limits, strict=True)]
+    return np.sort(np.concatenate(drawn))
+
+
+def write_spool(path: Path, sources: list[str], cutter: Cutter) -> tuple[np.ndarray, np.ndarray]:
     """Write every sentence of every source to an Arrow file.
 
     Returns their 128-bit hashes (n, 2), uint64, and where each source starts, with the end as last (sources + 1,).
@@ -179,17 +212,26 @@ def write_spool(path: Path, sources: list[str]) -> tuple[np.ndarray, np.ndarray]
     hashes = bytearray()
     starts = [0]
     batch: list[str] = []
+    roles: list[int] = []
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+
+        def write_batch() -> None:
+            columns = [pa.array(batch, pa.large_string()), pa.array(roles, pa.int8())]
+            writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+            batch.clear()
+            roles.clear()
+
         for source in sources:
-            for sentence in read_sentences(source):
-                hashes += hashlib.blake2b(sentence.encode(), digest_size=16).digest()
+            role = ROLES.index(split_marks(source)[0].role)
+            for sentence in read_sentences(source, cutter):
+                hashes += hashlib.blake2b(sentence.encode(), digest_size=16, salt=bytes([role])).digest()
                 batch.append(sentence)
+                roles.append(role)
                 if len(batch) == BATCH_ROWS:
-                    writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=SCHEMA))
-                    batch.clear()
+                    write_batch()
             starts.append(len(hashes) // 16)
         if batch:
-            writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=SCHEMA))
+            write_batch()
     return np.frombuffer(hashes, np.uint64).reshape(-1, 2), np.array(starts)
 
 
@@ -253,9 +295,9 @@ def write_corpus(path: Path, spool: Path, rows: np.ndarray, size: int) -> str:
 
     def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(rows), GATHER_ROWS):
-            sentences = gather(source, rows[start : start + GATHER_ROWS])
-            for offset in range(0, len(sentences), BATCH_ROWS):
-                batch = pa.record_batch([sentences[offset : offset + BATCH_ROWS]], schema=SCHEMA)
+            gathered = gather(source, rows[start : start + GATHER_ROWS])
+            for offset in range(0, len(gathered), BATCH_ROWS):
+                batch = gathered.slice(offset, BATCH_ROWS)
                 writer.write_batch(batch)
                 yield batch
 
@@ -265,21 +307,21 @@ def write_corpus(path: Path, spool: Path, rows: np.ndarray, size: int) -> str:
             return fingerprint_of(batches(), size)
 
 
-def gather(file: pa.RecordBatchFileReader, rows: np.ndarray) -> pa.Array:
-    """The sentences at `rows` of an Arrow file in batches of BATCH_ROWS, in the order of `rows`."""
+def gather(file: pa.RecordBatchFileReader, rows: np.ndarray) -> pa.RecordBatch:
+    """The sentences and roles at `rows` of an Arrow file in batches of BATCH_ROWS, in the order of `rows`."""
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
     ends = np.append(np.flatnonzero(np.diff(ascending // BATCH_ROWS)) + 1, len(rows))
-    pieces, start = [pa.array([], pa.large_string())], 0
+    pieces, start = [pa.RecordBatch.from_pylist([], schema=SCHEMA)], 0
     for end in ends[ends > 0]:
         batch = file.get_batch(int(ascending[start]) // BATCH_ROWS)
-        pieces.append(batch.column(0).take(pa.array(ascending[start:end] % BATCH_ROWS)))
+        pieces.append(batch.take(pa.array(ascending[start:end] % BATCH_ROWS)))
         start = end
-    return pa.concat_arrays(pieces).take(pa.array(np.argsort(order, kind="stable")))
+    return pa.concat_batches(pieces).take(pa.array(np.argsort(order, kind="stable")))
 
 
 def fingerprint_of(batches: Iterable[pa.RecordBatch], size: int) -> str:
-    """SHA-256 over the sentences' lengths and bytes, batch by batch, and over where training ends, in hexadecimal."""
+    """SHA-256 over sentences' lengths, bytes and roles, batch by batch, and where training ends, in hexadecimal."""
     digest = hashlib.sha256()
     for batch in batches:
         batch.validate()
@@ -288,5 +330,6 @@ def fingerprint_of(batches: Iterable[pa.RecordBatch], size: int) -> str:
         offsets = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
         digest.update(np.diff(offsets).tobytes())
         digest.update(memoryview(data)[offsets[0] : offsets[-1]])
+        digest.update(batch.column(1).to_numpy().tobytes())
     digest.update(str(size).encode())
     return digest.hexdigest()

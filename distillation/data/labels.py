@@ -2,7 +2,7 @@
 
 A shard is one safetensors file of up to `SHARD` sentences: their tokens (int32, end to end), their lengths
 and their labels, with a checksum. Only one window of shards is in memory at a time, whatever the size of the corpus.
-A directory of labels belongs to one fingerprint: teacher weights, tokenizer, pooling, precision and sentences.
+A directory of labels belongs to one fingerprint: teacher weights, tokenizer, pooling, prompts, precision and sentences.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from distillation.data.corpus import Corpus
 from distillation.memory import release_freed_memory
 from distillation.ranks import Ranks
 from model import Embedder
+from model.embedder import ROLES
 from model.files import (
     InputError,
     RunError,
@@ -221,7 +222,7 @@ def label_shards(
     total = sum(rows_of(name, corpus) for name in missing)
     with tqdm(total=total, desc="labels", unit=" sentences", disable=not (missing and show_progress)) as progress:
         for name in missing:
-            shard = label_sentences(teacher, sentences_of(name, corpus), progress.update)
+            shard = label_sentences(teacher, sentences_of(name, corpus, teacher), progress.update)
             write_shard(directory / shard_name(name), shard, storage)
             count(shard.lengths, name)
             release_freed_memory()
@@ -239,6 +240,7 @@ def fingerprint_parts(teacher: Embedder, corpus: Corpus, storage: str) -> dict[s
         "sentences": corpus.fingerprint,
         "pooling": f"{settings.pooling}, normalize {settings.normalize}, dense {teacher.dense_activation}",
         "max_length": f"{settings.max_length}, lowercase {settings.lowercase}",
+        "prompts": [teacher.role_prompt(role) for role in ROLES],
         "precision": f"computed in {teacher.precision}, stored in {storage}",
         "shard size": SHARD,
     }
@@ -247,7 +249,7 @@ def fingerprint_parts(teacher: Embedder, corpus: Corpus, storage: str) -> dict[s
 def label_sentences(
     teacher: Embedder, sentences: Sequence[str], progress: Callable[[int], Any] = lambda n: None
 ) -> LabelledSentences:
-    """Tokenise sentences and embed them with the teacher.
+    """Tokenise sentences, which have their prompts before them, and embed them with the teacher.
 
     Raises:
         RunError: an embedding is NaN or infinite.
@@ -289,11 +291,12 @@ def whole_shard_lengths(path: Path) -> np.ndarray | None:
         return None
 
 
-def sentences_of(name: int | str, corpus: Corpus) -> list[str]:
-    """The text of a shard."""
+def sentences_of(name: int | str, corpus: Corpus, teacher: Embedder) -> list[str]:
+    """The text of a shard, each sentence with the teacher's prompt for its role before it."""
     if isinstance(name, str):
-        return corpus.evaluation()
-    return corpus.sentences(name * SHARD, name * SHARD + rows_of(name, corpus))
+        return teacher.with_prompts(corpus.evaluation(), corpus.evaluation_roles())
+    rows = name * SHARD, name * SHARD + rows_of(name, corpus)
+    return teacher.with_prompts(corpus.sentences(*rows), corpus.roles(*rows))
 
 
 def rows_of(name: int | str, corpus: Corpus) -> int:

@@ -1,5 +1,6 @@
 """The text to train on, and the judgements to evaluate by: sentences, STS pairs, retrieval sets."""
 
+import dataclasses
 import itertools
 import os
 import re
@@ -11,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from distillation.data.sources import parse_number, parse_source, read_lines, read_rows, read_source
+from distillation.data.passages import ESTIMATE, Cutter, is_cut, text_paragraphs
+from distillation.data.sources import (
+    Source,
+    parse_number,
+    parse_source,
+    read_lines,
+    read_rows,
+    read_source,
+    split_marks,
+)
 from model.files import InputError
 
 TEXT_COLUMN = re.compile(
@@ -22,16 +32,46 @@ TEXT_COLUMN = re.compile(
 STS_COLUMNS = [("sentence1", "text1"), ("sentence2", "text2"), ("score", "similarity_score", "label")]
 
 
-def read_sentences(source: str) -> Iterator[str]:
+def read_sentences(source: str, cutter: Cutter = ESTIMATE) -> Iterator[str]:
     """The sentences of a source, in order, stripped, without empty ones; repetitions stay.
 
-    Without column names every column with a usual name (sentence1, anchor, premise, text, ...) is taken.
+    Without column names every column with a usual name (sentence1, anchor, premise, text, ...) is taken. Where the
+    source is to be read as passages, `cutter` cuts each text, of a plain text or Markdown file each paragraph.
 
     Raises:
         InputError: nothing there, nothing in it, or a row that cannot be read, named by file and line.
     """
-    parsed = parse_source(source, default_split="train")
+    marks, plain_source = split_marks(source)
+    parsed = parse_source(plain_source, default_split="train")
     found = False
+    for file in files_of(parsed):
+        part = parsed if file is None else dataclasses.replace(parsed, files=[file])
+        texts = read_texts_of(part)
+        if is_cut(marks.reading, file):
+            texts = cutter.cut(text_paragraphs(texts, file))
+        for text in texts:
+            text = text.strip()
+            if text:
+                found = True
+                yield text
+    if not found:
+        raise InputError(f"{source}: no sentences in it")
+
+
+def files_of(parsed: Source) -> list[Path | None]:
+    """A source's files; None stands for a dataset."""
+    return [*parsed.files] or [None]
+
+
+def in_passages(source: str) -> bool:
+    """Whether a source, or some of its files, is read as passages."""
+    marks, source = split_marks(source)
+    parsed = parse_source(source, default_split="train")
+    return any(is_cut(marks.reading, file) for file in files_of(parsed))
+
+
+def read_texts_of(parsed: Source) -> Iterator[str]:
+    """The texts of a source's columns, row by row."""
     for where, number, row in read_source(parsed):
         names = parsed.columns or text_columns(tuple(row))
         missing = [name for name in names if name not in row]
@@ -42,14 +82,9 @@ def read_sentences(source: str) -> Iterator[str]:
         for name in names:
             sentence = row[name]
             if isinstance(sentence, str):
-                sentence = sentence.strip()
-                if sentence:
-                    found = True
-                    yield sentence
+                yield sentence
             elif sentence is not None and parsed.columns:
                 raise InputError(f"{where}:{number}: column {name!r} holds {type(sentence).__name__}, not text")
-    if not found:
-        raise InputError(f"{source}: no sentences in it")
 
 
 @lru_cache(maxsize=256)

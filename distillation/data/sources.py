@@ -4,6 +4,13 @@ A source is a file, a glob, a directory or a Hub dataset, and may name its parts
 
     captions.txt    'captions/*.en.gz'    pairs.csv:premise,hypothesis    news.jsonl:text    wiki.parquet
     sentence-transformers/all-nli:pair-score:train:sentence1,sentence2
+
+Text to train on may have marks before it, with commas between them and an @ after the last:
+
+    query@questions.txt    document,passages@'docs/**/*.md'    20000@wiki.parquet
+
+query or document: under which of the teacher's prompts it is embedded; without, under the default one.
+passages or lines: in which way texts are cut; see passages.py. A number: so many texts at most, drawn at random.
 """
 
 import csv
@@ -31,6 +38,53 @@ Row = dict[str, Any]
 LINE_LIMIT = 2**24  # bytes; a longer line is no text, and this bounds the memory that a damaged file can ask for
 DATA_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".gz")
 STS_BENCHMARK_COLUMNS = ["genre", "file", "year", "id", "score", "sentence1", "sentence2"]
+
+
+MARK = r"(?:query|document|passages|lines|[1-9]\d*)"
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What stands before the @ of a source.
+
+    Attributes:
+        role: query, document or "".
+        reading: passages, lines or "", which is passages for Markdown and lines for all else.
+        limit: most texts to take, or None for all.
+    """
+
+    role: str = ""
+    reading: str = ""
+    limit: int | None = None
+
+
+def split_marks(source: str) -> tuple[Marks, str]:
+    """A source's marks, and the source without them. A path that is there wins over marks.
+
+    Raises:
+        InputError: two marks of one kind.
+    """
+    match = re.fullmatch(rf"({MARK}(?:,{MARK})*)@(.+)", source)
+    if match is None or os.path.exists(source):
+        return Marks(), source
+    marks = match[1].split(",")
+    kinds = [
+        [mark for mark in marks if mark in ("query", "document")],
+        [mark for mark in marks if mark in ("passages", "lines")],
+        [mark for mark in marks if mark.isdigit()],
+    ]
+    if any(len(kind) > 1 for kind in kinds):
+        raise InputError(f"{source}: two marks of one kind before the @; choose one")
+    role, reading, limit = ((kind or [""])[0] for kind in kinds)
+    return Marks(role, reading, int(limit) if limit else None), match[2]
+
+
+def with_reading(source: str, reading: str) -> str:
+    """A source with this mark of how it is read, unless it has one or the mark is empty."""
+    marks, plain = split_marks(source)
+    if marks.reading or not reading:
+        return source
+    return f"{reading}@{source}" if plain == source else f"{reading},{source}"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
 
+from distillation.data.passages import split_sentences
 from model.files import RunError
 
 # A template may stand for nothing that is read ({{citation}}) or for words that the sentence needs. The commonest of
@@ -37,18 +38,7 @@ REFERENCE_SECTIONS = {"references", "external links", "see also", "further readi
 LIST_MARKS = ("*", "#", ":", ";")
 NOT_RUNNING_TEXT = (*LIST_MARKS, "=", "|", "!", "{", " ", "_", "-")
 
-# Words before a full stop that does not end the sentence: never, and only sometimes.
-NEVER_LAST = (
-    " mr mrs ms dr st mt ft prof rev hon gen col lt sgt capt cmdr adm maj gov sen rep pres vs viz cf ca c fl no nos vol"
-    " vols fig figs pp p ed eds trans approx e.g i.e b d r al lit incl esp nr ch "
-)
-SOMETIMES_LAST = " jr sr inc ltd co corp bros etc ph.d jan feb mar apr jun jul aug sept sep oct nov dec "
-STARTERS = (
-    " a after all although an and as at but by during for from he her his however if in it its many most on other"
-    " others she since some such that the their there these they this those though to under until we when while with "
-)
 OTHER_SCRIPT = re.compile("[^\u0000-\u024f\u2010-\u2026\u20ac\u2212]")  # not Latin letters, common marks, €, −
-BOUNDARY = re.compile(r"(?<=[.!?])([\"'”’)\]]*)\s+(?=[\"'“‘(\[]*[A-ZÀ-Þ0-9])")
 
 
 def articles(dump: bytes) -> Iterator[str]:
@@ -156,24 +146,6 @@ def distinct_sentences(paragraphs: Iterable[str]) -> list[str]:
             if is_prose(sentence):
                 sentences[sentence] = None
     return list(sentences)
-
-
-def split_sentences(paragraph: str) -> Iterator[str]:
-    """Split at full stops, question and exclamation marks that a capital or a figure follows, abbreviations apart."""
-    start = 0
-    for match in BOUNDARY.finditer(paragraph):
-        words = paragraph[start : match.start()].split()
-        word = words[-1].lstrip("\"'([").lower() if words else ""
-        following = re.match(r"[\"'(\[]*(\w+)", paragraph[match.end() :])
-        starter = following is not None and f" {following[1].lower()} " in STARTERS
-        if word.endswith(".") and not match[1]:
-            word = word[:-1]
-            initials = len(word) == 1 or re.fullmatch(r"\w(\.\w)+", word) is not None
-            if f" {word} " in NEVER_LAST or ((initials or f" {word} " in SOMETIMES_LAST) and not starter):
-                continue
-        yield paragraph[start : match.end(1)].strip()
-        start = match.end()
-    yield paragraph[start:].strip()
 
 
 def balance_quotes(sentence: str) -> str:

@@ -1,0 +1,192 @@
+"""Passages: long text cut at sentence ends, so that every part of it is within what the teacher reads.
+
+A plain text file read as lines gives one sentence a line. Read as passages it is prose: its paragraphs, whole where
+they fit, else cut into parts of about equal length. Markdown is always read in this way, without its markup and code.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from model import Embedder
+
+MARKDOWN = (".md", ".markdown")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+WRAPPED = 120  # characters; a longer line is a paragraph of its own, shorter ones may be parts of one
+
+# Words before a full stop that does not end the sentence: never, and only sometimes.
+NEVER_LAST = (
+    " mr mrs ms dr st mt ft prof rev hon gen col lt sgt capt cmdr adm maj gov sen rep pres vs viz cf ca c fl no nos vol"
+    " vols fig figs pp p ed eds trans approx e.g i.e b d r al lit incl esp nr ch "
+)
+SOMETIMES_LAST = " jr sr inc ltd co corp bros etc ph.d jan feb mar apr jun jul aug sept sep oct nov dec "
+STARTERS = (
+    " a after all although an and as at but by during for from he her his however if in it its many most on other"
+    " others she since some such that the their there these they this those though to under until we when while with "
+)
+BOUNDARY = re.compile(r"(?<=[.!?])([\"'”’)\]]*)\s+(?=[\"'“‘(\[]*[A-ZÀ-Þ0-9])")
+
+
+# -- cutting ---------------------------------------------------------------------------------------------------------
+
+
+def estimate_tokens(texts: Sequence[str]) -> list[int]:
+    """Tokens of each text where no tokenizer is at hand: English has about 4 characters a token."""
+    return [len(text) // 4 + 1 for text in texts]
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """Cuts paragraphs into passages.
+
+    Attributes:
+        limit: tokens of a passage at most.
+        count: tokens of each of some texts, without [CLS] and [SEP].
+        name: tells cutters apart that would cut elsewhere.
+    """
+
+    limit: int = 254
+    count: Callable[[Sequence[str]], list[int]] = estimate_tokens
+    name: str = "estimate"
+
+    def cut(self, paragraphs: Iterable[str]) -> Iterator[str]:
+        """The paragraphs that fit as they are, the others cut at sentence ends into parts of about equal length."""
+        for paragraph in paragraphs:
+            if self.count([paragraph])[0] <= self.limit:
+                yield paragraph
+                continue
+            sentences = [part for sentence in split_sentences(paragraph) for part in self._parts(sentence)]
+            counts = self.count(sentences)
+            target = sum(counts) / -(-sum(counts) // self.limit)
+            passage: list[str] = []
+            length = 0
+            for sentence, tokens in zip(sentences, counts, strict=True):
+                if passage and (length >= target or length + tokens > self.limit):
+                    yield " ".join(passage)
+                    passage, length = [], 0
+                passage.append(sentence)
+                length += tokens
+            yield " ".join(passage)
+
+    def _parts(self, sentence: str) -> Iterator[str]:
+        """A sentence, halved at a space until each part fits; in the middle of a word where there is no space."""
+        if len(sentence) < 2 or self.count([sentence])[0] <= self.limit:
+            yield sentence
+            return
+        middle = len(sentence) // 2
+        spaces = [place for place in (sentence.rfind(" ", 1, middle), sentence.find(" ", middle, -1)) if place > 0]
+        place = min(spaces, key=lambda space: abs(space - middle)) if spaces else middle
+        yield from self._parts(sentence[:place].strip())
+        yield from self._parts(sentence[place:].strip())
+
+
+ESTIMATE = Cutter()
+
+
+def cutter_of(embedder: Embedder) -> Cutter:
+    """A cutter to passages that the model reads to their end, whatever prompt of its own goes before them."""
+    prompts = embedder.tokenize(list(embedder.settings.prompts.values()) or [""])
+    # One less than fits: the tokenizer cuts what is longer, so a text of just as many tokens could be longer.
+    limit = max(1, embedder.settings.max_length - max(map(len, prompts)) - 1)
+    tokenizer = hashlib.sha256(embedder.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(tokens) - 2 for tokens in embedder.tokenize(texts)]
+
+    return Cutter(limit, count, f"{limit} tokens of {tokenizer}")
+
+
+def is_cut(reading: str, file: Path | None) -> bool:
+    """Whether a file, or a dataset (None), is cut to passages; `reading` is its source's mark, "" for none."""
+    return reading == "passages" or (not reading and file is not None and suffix_of(file) in MARKDOWN)
+
+
+def suffix_of(file: Path) -> str:
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+# -- paragraphs ------------------------------------------------------------------------------------------------------
+
+
+def text_paragraphs(texts: Iterable[str], file: Path | None) -> Iterator[str]:
+    """The paragraphs of a file's texts: of lines that belong together, or of each cell of a table for itself."""
+    if file is not None and suffix_of(file) not in TABLES:
+        yield from paragraphs_of(texts, markdown=suffix_of(file) in MARKDOWN)
+        return
+    for text in texts:
+        yield from paragraphs_of(text.splitlines(), markdown=False)
+
+
+def paragraphs_of(lines: Iterable[str], markdown: bool) -> Iterator[str]:
+    """Lines joined to paragraphs: a blank line ends one, and a line of more than WRAPPED characters is one."""
+    paragraph: list[str] = []
+    for line in [*(markdown_lines(lines) if markdown else lines), ""]:
+        line = " ".join(line.split())
+        if len(line) > WRAPPED or not line:
+            yield from joined(paragraph)
+            paragraph = []
+            yield from joined([line])
+        else:
+            paragraph.append(line)
+
+
+def joined(lines: list[str]) -> Iterator[str]:
+    """One paragraph, if there are words in it."""
+    paragraph = " ".join(lines)
+    if any(character.isalpha() for character in paragraph):
+        yield paragraph
+
+
+def markdown_lines(lines: Iterable[str]) -> Iterator[str]:
+    """The lines that a reader sees as prose: no code, tables or markup; headings and list items stand alone."""
+    fence = ""
+    for number, line in enumerate(lines):
+        stripped = line.strip()
+        if number == 0 and stripped == "---":
+            fence = "---"  # front matter
+        elif fence:
+            fence = "" if stripped.startswith(fence) else fence
+        elif match := re.match(r"(```+|~~~+)", stripped):
+            fence = match[1]
+            yield ""
+        elif stripped.startswith(("|", "<!--", "[!")) or re.fullmatch(r"[-=*_ ]{3,}|\[[^\]]+\]:.*", stripped):
+            yield ""
+        else:
+            heading_or_item = re.match(r"(#+ |[-*+] |\d+[.)] )", stripped)
+            if heading_or_item:
+                yield ""
+            yield without_markup(stripped)
+            if stripped.startswith("#"):
+                yield ""
+
+
+def without_markup(line: str) -> str:
+    """A line of Markdown without marks of headings, items, quotations, links, images, emphasis and code."""
+    line = re.sub(r"^(?:>\s*)*(?:#+ |[-*+] (?:\[[ xX]\] )?|\d+[.)] )?", "", line)
+    line = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", line)
+    line = re.sub(r"\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])", r"\1", line)
+    line = re.sub(r"</?[a-zA-Z][^<>]*>", "", line)
+    return re.sub(r"\*\*|__|`|(?<!\w)[*_](?=\S)|(?<=\S)[*_](?!\w)", "", line)
+
+
+# -- sentences -------------------------------------------------------------------------------------------------------
+
+
+def split_sentences(paragraph: str) -> Iterator[str]:
+    """Split at full stops, question and exclamation marks that a capital or a figure follows, abbreviations apart."""
+    start = 0
+    for match in BOUNDARY.finditer(paragraph):
+        words = paragraph[start : match.start()].split()
+        word = words[-1].lstrip("\"'([").lower() if words else ""
+        following = re.match(r"[\"'(\[]*(\w+)", paragraph[match.end() :])
+        starter = following is not None and f" {following[1].lower()} " in STARTERS
+        if word.endswith(".") and not match[1]:
+            word = word[:-1]
+            initials = len(word) == 1 or re.fullmatch(r"\w(\.\w)+", word) is not None
+            if f" {word} " in NEVER_LAST or ((initials or f" {word} " in SOMETIMES_LAST) and not starter):
+                continue
+        yield paragraph[start : match.end(1)].strip()
+        start = match.end()
+    yield paragraph[start:].strip()

@@ -1,0 +1,136 @@
+"""Passages: paragraphs of text and Markdown, whole or cut at sentence ends within what a model reads."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distillation.data.corpus import build_corpus
+from distillation.data.passages import ESTIMATE, Cutter, cutter_of, paragraphs_of
+from distillation.data.sentences import read_sentences
+from distillation.data.sources import Marks, split_marks, with_reading
+from model import Embedder
+from model.files import InputError
+
+MARKDOWN = """---
+title: front matter
+---
+# The *first* heading
+Some `code` and a [link](https://example.org) in a paragraph
+that goes on in the next line.
+
+- an item with **weight**
+- another item
+
+```python
+not_prose = True
+```
+
+| a | table |
+|---|---|
+
+> A quotation ends here.
+![a picture](x.png)
+"""
+
+
+def test_markdown_is_read_as_its_prose(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(MARKDOWN)
+    assert list(read_sentences(str(tmp_path / "*.md"))) == [
+        "The first heading",
+        "Some code and a link in a paragraph that goes on in the next line.",
+        "an item with weight",
+        "another item",
+        "A quotation ends here.",
+    ]
+
+
+def test_plain_text_is_lines_unless_it_is_to_be_passages(tmp_path: Path) -> None:
+    long = "A line that is long stands for a whole paragraph. " * 4
+    (tmp_path / "a.txt").write_text(f"wrapped\nlines\n\n  \nalone\n{long}\n{long}after\n")
+    assert len(list(read_sentences(str(tmp_path / "a.txt")))) == 5
+    found = list(read_sentences(f"passages@{tmp_path / 'a.txt'}"))
+    assert found == ["wrapped lines", "alone", long.strip(), long + "after"]
+
+
+def test_cells_of_a_table_are_cut_too(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one\\n\\ntwo words"}\n{"text": "three"}\n')
+    assert list(read_sentences(f"passages@{tmp_path / 'a.jsonl'}:text")) == ["one", "two words", "three"]
+
+
+def test_a_long_paragraph_is_cut_at_sentence_ends_into_equal_parts() -> None:
+    sentences = [f"Number {number} of Dr. Smith's sentences has eleven words in all." for number in range(10)]
+    cutter = Cutter(limit=44, count=lambda texts: [len(text.split()) for text in texts])
+    found = list(cutter.cut([" ".join(sentences)]))
+    assert [len(text.split()) for text in found] == [44, 44, 22]
+    assert " ".join(found) == " ".join(sentences)
+    assert list(cutter.cut(["short"])) == ["short"]
+
+
+@given(st.lists(st.text("ab. 。C", max_size=300), max_size=3), st.integers(1, 30))
+def test_no_passage_is_beyond_the_limit_and_no_letter_is_lost(paragraphs: list[str], limit: int) -> None:
+    cutter = Cutter(limit=limit, count=lambda texts: [len(text) for text in texts])
+    found = list(cutter.cut(paragraphs))
+    # The spaces that join sentences are no tokens; here each is one character more.
+    assert all(len(text.replace(" ", "")) <= limit for text in found if len(text) > 1)
+    assert "".join("".join(found).split()) == "".join("".join(paragraphs).split())
+
+
+def test_passages_of_a_model_are_read_to_their_end(tiny_cls_dir: Path, tmp_path: Path) -> None:
+    embedder = Embedder.load(tiny_cls_dir, "cpu", "fp32", max_length=40)
+    (tmp_path / "a.txt").write_text("The dog sees the cat and the horse. " * 60)
+    texts = list(read_sentences(f"passages@{tmp_path / 'a.txt'}", cutter_of(embedder)))
+    lengths = [len(tokens) for tokens in embedder.tokenize(texts, embedder.role_prompt("query"))]
+    assert len(texts) > 5 and 20 < max(lengths) < 40
+
+
+@pytest.mark.parametrize(
+    ("source", "marks", "rest"),
+    [
+        ("a.txt", Marks(), "a.txt"),
+        ("query@a.txt", Marks("query"), "a.txt"),
+        ("document,passages,200@a.md:b", Marks("document", "passages", 200), "a.md:b"),
+        ("7@owner/name::train", Marks(limit=7), "owner/name::train"),
+        ("someone@example.txt", Marks(), "someone@example.txt"),
+    ],
+)
+def test_marks(source: str, marks: Marks, rest: str) -> None:
+    assert split_marks(source) == (marks, rest)
+
+
+def test_marks_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="two marks of one kind"):
+        split_marks("query,document@a.txt")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "query@a.txt").write_text("a file of this very name\n")
+    assert split_marks("query@a.txt") == (Marks(), "query@a.txt")
+    assert with_reading("5@b.txt", "passages") == "passages,5@b.txt"
+    assert with_reading("b.txt", "passages") == "passages@b.txt" and with_reading("lines@b", "passages") == "lines@b"
+
+
+def test_a_corpus_keeps_roles_and_limits(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"both {number}\n" for number in range(50)))
+    (tmp_path / "b.txt").write_text("".join(f"plain {number}\n" for number in range(50)))
+    a, b = tmp_path / "a.txt", tmp_path / "b.txt"
+    corpus = build_corpus(tmp_path / "corpus", [f"query@{a}", f"document,20@{a}", f"30@{b}"], None, 10, 7)
+    texts = [*corpus.sentences(0, len(corpus)), *corpus.evaluation()]
+    roles = [*corpus.roles(0, len(corpus)), *corpus.evaluation_roles()]
+    assert len(texts) == len(roles) == 100 and len(set(zip(texts, roles, strict=True))) == 100
+    for role, count in (("query", 50), ("document", 20), ("", 30)):
+        assert roles.count(role) == count
+    assert all((role == "") == text.startswith("plain") for text, role in zip(texts, roles, strict=True))
+    other = build_corpus(tmp_path / "other", [f"document@{a}"], None, 10, 7)
+    same = build_corpus(tmp_path / "same", [f"query@{a}"], None, 10, 7)
+    assert other.evaluation() != [] and other.fingerprint != same.fingerprint
+
+
+def test_another_cutter_makes_another_corpus(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One sentence is here. Another one is there. " * 20)
+    narrow = Cutter(limit=5, name="narrow")
+    found = [
+        build_corpus(tmp_path / "corpus", [f"passages@{tmp_path / 'a.txt'}"], None, 0, 7, cutter=c)
+        for c in (ESTIMATE, narrow)
+    ]
+    assert found[0].fingerprint != found[1].fingerprint
+    assert list(paragraphs_of(["..", "", "a"], markdown=False)) == ["a"]
