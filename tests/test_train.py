@@ -61,7 +61,7 @@ def test_the_run_directory(first: tuple[RunDirectory, str]) -> None:
     for who in ("student", "teacher"):
         assert {"pearson_cosine", "spearman_cosine"} <= figures[who]["sts-dev"].keys()
     assert figures["student"]["negative_mse"] < 0 and isinstance(figures["retention"]["sts-dev"], float)
-    assert len(run.json("held_out.json")) == 40 and run.json("data.json")["size"] == 400
+    assert len(run.json("held_out.json")["sentences"]) == 40 and run.json("data.json")["size"] == 400
     assert "STS set" in out and out.rstrip().endswith(str(run.path / "model"))
 
 
