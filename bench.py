@@ -30,10 +30,10 @@ from benchmark.timing import Encoder, describe_device, encoder_flops, in_turn, p
 from distillation.command_line import OneLineParser, run_command
 from distillation.data.sentences import read_sentences
 from distillation.recipe import read_recipe, teacher_overrides
-from evaluate import run_directory
+from evaluate import held_out_text, run_directory
 from model import Embedder
 from model.directory import best_device
-from model.files import InputError, read_json, write_json
+from model.files import InputError, write_json
 from model.pooling import Pooling
 from model.products import cpu_has_bf16, cpu_has_int8, resolve_precision
 from train import train_step
@@ -198,7 +198,7 @@ def sentences_to_encode(arguments: argparse.Namespace, run: Path | None, embedde
     if arguments.sentences:
         found = [sentence for source in arguments.sentences for sentence in read_sentences(source)]
     elif run is not None and (run / "held_out.json").exists():
-        found = list(read_json(run / "held_out.json"))
+        found, _ = held_out_text(None, run, embedder)
     elif not arguments.shape:
         found = [sentence for path in sorted(ASSETS.glob("*.txt")) for sentence in read_sentences(str(path))]
     else:

@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,7 @@ def train(
     network = student if ranks.world == 1 else in_parallel(student)
     meter = Meter(ranks)
 
-    def evaluate_now() -> float:
-        return measure(student, held_out, sts, retrieval, progress, recipe, ranks, run)
+    evaluate_now = partial(measure, student, held_out, sts, retrieval, progress, recipe, ranks, run)
 
     if progress.best_step < 0:  # the untrained student: what training has to improve on
         checkpoints.keep_best(progress, evaluate_now())
@@ -151,9 +151,7 @@ def train(
                 release_freed_memory()
             with meter.paused():
                 if progress.is_due(recipe.evaluate_every, total):
-                    checkpoints.keep_best(
-                        progress, measure(student, held_out, sts, retrieval, progress, recipe, ranks, run)
-                    )
+                    checkpoints.keep_best(progress, evaluate_now())
                 if progress.is_due(recipe.save_every, total):
                     checkpoints.save(progress)
             if progress.skipped_in_a_row >= recipe.max_skipped_steps:

@@ -175,7 +175,7 @@ def test_the_reference_recipe_in_small(place: Path) -> None:
     assert len({name.split(".")[2] for name in run.weights if name.startswith("encoder.layer.")}) == 8
     # 160 distinct sentences of the first source and 240 of the second; 20 of each are held out, the second is cut
     assert list(run.json("data.json")["sources"].values()) == [140, 120]
-    held_out = run.json("held_out.json")
+    held_out = run.json("held_out.json")["sentences"]
     assert len(set(held_out) & set(text[:160])) == 20 and len(set(held_out) & set(text[160:])) == 20
     by_step = run.logged("sts_dev_spearman_cosine")
     assert list(by_step) == [0, 2, 4, 5]
@@ -455,3 +455,22 @@ def test_one_line_at_the_command_line(fresh: Path) -> None:
 def test_help(fresh: Path) -> None:
     ended = train(fresh, "--help")
     assert ended.status == 0 and "micro-batches for each rank's share of a batch" in " ".join(ended.out.split())
+
+
+# -- further training ------------------------------------------------------------------------------------------------
+
+
+def test_a_student_is_trained_further(first: tuple[RunDirectory, str], recipe: Path) -> None:
+    """It begins with the weights it is given, not with the teacher's layers."""
+    student = first[0].path / "model"
+    ended = train(recipe, "--name", "further", "--start-from", str(student), "--learning-rate", "1e-5")
+    assert ended.status == 0, ended.err
+    before, after = first[0].logged("negative_mse"), RunDirectory(recipe.parent / "runs" / "further")
+    assert after.logged("negative_mse")[0] == pytest.approx(max(before.values()), rel=1e-4)
+    assert f"student: {student}" in ended.out
+
+
+def test_a_student_of_another_teacher_is_not_trained_further(recipe: Path, tiny_cls_dir: Path) -> None:
+    ended = train(recipe, "--name", "further", "--start-from", str(tiny_cls_dir))
+    assert ended.status == 2
+    assert "has 48 dimensions, the labels have 32; name a student of this teacher" in ended.error
