@@ -118,7 +118,7 @@ class Recipe:
         require(self.precision in PRECISIONS and self.precision != "int8", "precision", "auto, fp32, bf16 or fp16")
         require(self.label_precision in ("fp16", "fp32"), "label_precision", "fp16 or fp32")
         require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
-        require(bool(self.sentences), "sentences", "at least one file, glob or Hub dataset")
+        require(bool(self.sentences), "sentences", "at least one file, glob or Hub dataset; give --sentences")
         require(bool(re.fullmatch(r"[\w.-]+", self.name)) and self.name not in (".", ".."), "name",
                 "letters, digits, '.', '_' and '-' only; give --name")  # fmt: skip
         metrics = ["negative_mse", "overlap@10"]
