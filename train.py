@@ -31,7 +31,7 @@ from distillation.checkpoint import Checkpoints, Progress
 from distillation.command_line import OneLineParser, add_recipe_flags, end_at_once, recipe_from_arguments, run_command
 from distillation.data.batches import smallest_batch
 from distillation.data.corpus import Corpus, open_corpus
-from distillation.data.labels import LabelledSentences, Labels, label_corpus
+from distillation.data.labels import LabelledSentences, Labels, label_corpus, window_sizes
 from distillation.data.passages import cutter_of
 from distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, read_sts
 from distillation.layer_search import search_layers
@@ -276,11 +276,12 @@ def check_batches(recipe: Recipe, sentences: int, ranks: Ranks) -> None:
     Raises:
         InputError: a batch is smaller than ranks x accumulation.
     """
-    least, parts = smallest_batch(sentences, recipe.batch_size), ranks.world * recipe.gradient_accumulation
+    least = min(smallest_batch(size, recipe.batch_size) for size in window_sizes(sentences))
+    parts = ranks.world * recipe.gradient_accumulation
     if least < parts:
         raise InputError(
             f"batch_size: a batch of {least} sentences can't be split over {ranks.world} ranks and "
-            f"{recipe.gradient_accumulation} micro-batches; raise --batch-size or lower --gradient-accumulation"
+            f"{recipe.gradient_accumulation} micro-batches; change --batch-size, --gradient-accumulation or --max-sentences"
         )
 
 

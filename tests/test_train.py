@@ -19,6 +19,7 @@ from sentence_transformers import SentenceTransformer
 from tiny import edit, english_sentences, make_bert_dir
 
 import train as module
+from distillation.data import labels
 from distillation.data.batches import window_batches
 from distillation.data.labels import LabelledSentences
 from distillation.losses import LOSSES
@@ -26,6 +27,7 @@ from distillation.optimizer import StudentOptimizer
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe, read_recipe
 from model import Embedder
+from model.files import InputError
 
 TEST_TEXT = english_sentences(30, seed=9)
 
@@ -474,3 +476,13 @@ def test_a_student_of_another_teacher_is_not_trained_further(recipe: Path, tiny_
     ended = train(recipe, "--name", "further", "--start-from", str(tiny_cls_dir))
     assert ended.status == 2
     assert "has 48 dimensions, the labels have 32; name a student of this teacher" in ended.error
+
+
+def test_a_last_window_too_small_for_the_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the loop: two shards make a window, and the three sentences that are left a batch of their own."""
+    monkeypatch.setattr(labels, "SHARD", 16)
+    monkeypatch.setattr(labels, "WINDOW", 2)
+    recipe, ranks = Recipe(batch_size=8), Ranks(0, 4, torch.device("cpu"))
+    module.check_batches(recipe, 36, ranks)
+    with pytest.raises(InputError, match="a batch of 3 sentences can't be split over 4 ranks"):
+        module.check_batches(recipe, 35, ranks)

@@ -84,8 +84,7 @@ class Labels:
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Batches that `epoch` gives."""
-        full, rest = divmod(self.rows, WINDOW * SHARD)
-        return full * math.ceil(WINDOW * SHARD / batch_size) + math.ceil(rest / batch_size)
+        return sum(math.ceil(size / batch_size) for size in window_sizes(self.rows))
 
     def epoch(
         self, batch_size: int, seed: int, epoch: int, skip: int = 0
@@ -97,17 +96,21 @@ class Labels:
             order = generator.permutation(self.shards)
         else:  # the shorter last shard stays last, so that every epoch has the same number of steps
             order[:-1] = generator.permutation(self.shards - 1)
-        for start in range(0, len(order), WINDOW):
-            names = [shard_name(number) for number in order[start : start + WINDOW]]
-            steps = math.ceil(min(WINDOW * SHARD, self.rows - start * SHARD) / batch_size)
+        for number, size in enumerate(window_sizes(self.rows)):
+            start, steps = number * WINDOW, math.ceil(size / batch_size)
             if skip >= steps:
                 skip -= steps
                 continue
-            window = read_shards([self.directory / name for name in names])
+            window = read_shards([self.directory / shard_name(shard) for shard in order[start : start + WINDOW]])
             shuffle = np.random.default_rng([seed, epoch, start])
             for places in window_batches(window.lengths, batch_size, shuffle)[skip:]:
                 yield window, places
             skip = 0
+
+
+def window_sizes(rows: int) -> list[int]:
+    """Sentences of each window of an epoch over so many; the last one may hold few."""
+    return [min(WINDOW * SHARD, rows - start) for start in range(0, rows, WINDOW * SHARD)]
 
 
 def shard_name(number: int | str) -> str:
