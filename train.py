@@ -118,7 +118,8 @@ def train(
     Raises:
         RunError: stopped by a signal, or by too many gradients in a row that are not finite.
     """
-    total = labels.steps_per_epoch(recipe.batch_size) * recipe.epochs
+    steps_per_epoch = labels.steps_per_epoch(recipe.batch_size)
+    total = steps_per_epoch * recipe.epochs
     held_out = labels.evaluation()
     student.bert.dropout = recipe.dropout
     student.train()
@@ -127,12 +128,11 @@ def train(
     progress = checkpoints.resume(total) if run.resume else Progress()
     run.cut_log(progress.step or -1)  # a run that starts anew measures the untrained student anew
     network = student if ranks.world == 1 else in_parallel(student)
-    meter = Meter(ranks)
-
     evaluate_now = partial(measure, student, held_out, sts, retrieval, progress, recipe, ranks, run)
 
     if progress.best_step < 0:  # the untrained student: what training has to improve on
         checkpoints.keep_best(progress, evaluate_now())
+    meter = Meter(ranks)
     with run.taking_steps(), tqdm(total=total, initial=progress.step, unit=" steps", disable=not ranks.is_main) as bar:
         for window, batch in batches_from(labels, recipe, progress.step):
             rate = learning_rate_at(progress.step, total, recipe)
@@ -146,7 +146,8 @@ def train(
             if progress.is_due(recipe.log_every, total):
                 progress.skipped, progress.skipped_in_a_row = optimizer.skips.tolist()
                 figures = {"learning_rate": rate, "grad_norm": float(optimizer.grad_norm), **meter.read()}
-                run.log({"step": progress.step, **figures, "skipped_steps": progress.skipped})
+                figures |= {"epoch": progress.step / steps_per_epoch, "skipped_steps": progress.skipped}
+                run.log({"step": progress.step, **figures})
                 bar.set_postfix_str(f"loss {figures['loss']:.2e}, {figures['sentences_per_second']:.0f} sentences/s")
                 release_freed_memory()
             with meter.paused():
@@ -281,7 +282,8 @@ def check_batches(recipe: Recipe, sentences: int, ranks: Ranks) -> None:
     if least < parts:
         raise InputError(
             f"batch_size: a batch of {least} sentences can't be split over {ranks.world} ranks and "
-            f"{recipe.gradient_accumulation} micro-batches; change --batch-size, --gradient-accumulation or --max-sentences"
+            f"{recipe.gradient_accumulation} micro-batches; change --batch-size, --gradient-accumulation or "
+            "--max-sentences"
         )
 
 

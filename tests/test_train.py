@@ -76,9 +76,11 @@ def test_the_recipe_of_a_run_is_the_recipe(first: tuple[RunDirectory, str], reci
 def test_the_log(first: tuple[RunDirectory, str]) -> None:
     run = first[0]
     training = {"step", "loss", "learning_rate", "grad_norm", "sentences_per_second", "idle_share", "skipped_steps"}
+    training |= {"epoch"}
     for line in run.log:
         assert training <= line.keys() if "loss" in line else {"negative_mse", "sts_dev_spearman_cosine"} <= line.keys()
     assert list(run.logged("loss")) == [10, 20, 30, 40]
+    assert list(run.logged("epoch").values()) == [0.5, 1.0, 1.5, 2.0]
     assert list(run.logged("negative_mse")) == [0, 10, 20, 30, 40]
     assert set(run.logged("idle_share").values()) == {0.0} and set(run.logged("skipped_steps").values()) == {0}
 
