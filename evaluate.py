@@ -105,6 +105,12 @@ def interval(values: np.ndarray) -> list[float]:
     return [float(value) for value in np.nanpercentile(values, [2.5, 97.5])]
 
 
+def paired(student: np.ndarray, teacher: np.ndarray) -> dict[str, Any]:
+    """The interval of a difference, from bootstrap values over the same resamples, and whether it leaves out 0."""
+    low, high = interval(student - teacher)
+    return {"interval": [low, high], "clear": low * high > 0}
+
+
 # -- distance to the teacher -----------------------------------------------------------------------------------------
 
 
@@ -292,9 +298,8 @@ def evaluate_retrieval(student: Embedder, teacher: Embedder | None, data: Retrie
         }
         if teacher is not None and who != "teacher":
             kept, whole = (float(judged[name]["ndcg@10"].mean()) for name in (who, "teacher"))
-            low, high = interval(resampled[who] - resampled["teacher"])
             figures[who]["kept"] = kept / whole if whole else float("nan")
-            figures[who]["difference"] = {"ndcg@10": kept - whole, "interval": [low, high], "clear": low * high > 0}
+            figures[who]["difference"] = {"ndcg@10": kept - whole, **paired(resampled[who], resampled["teacher"])}
     return figures
 
 
@@ -328,10 +333,8 @@ def evaluate(
             figures[name][pairs.name] |= {"spearman_interval": interval(again), "pairs": len(pairs.scores)}
         if teacher is not None:
             kept, whole = (figures[name][pairs.name]["spearman_cosine"] for name in ("student", "teacher"))
-            low, high = interval(resampled[0] - resampled[1])
             figures["retention"][pairs.name] = kept / whole if whole else float("nan")
-            difference = {"spearman": kept - whole, "interval": [low, high], "clear": low * high > 0}
-            figures["difference"][pairs.name] = difference
+            figures["difference"][pairs.name] = {"spearman": kept - whole, **paired(*resampled)}
         columns = {name: values.round(6).tolist() for name, values in similarities.items()}
         pairs_file[pairs.name] = {
             "sentences1": pairs.sentences1,

@@ -19,15 +19,11 @@ class ShortstackEmbeddings(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """An embedding for each text."""
-        return self.embedder.encode(texts, prompt=self._prompt("document", "passage", "corpus")).tolist()
+        return self.embedder.encode(texts, prompt=self.embedder.role_prompt("document")).tolist()
 
     def embed_query(self, text: str) -> list[float]:
         """The embedding of a question to the documents."""
-        return self.embedder.encode(text, prompt=self._prompt("query")).tolist()
-
-    def _prompt(self, *names: str) -> str:
-        prompts = self.embedder.settings.prompts
-        return next((prompts[name] for name in names if name in prompts), "")
+        return self.embedder.encode(text, prompt=self.embedder.role_prompt("query")).tolist()
 
 
 def main() -> None:

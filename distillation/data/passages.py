@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distillation.data.sources import suffix_of
 from model import Embedder
 
 MARKDOWN = (".md", ".markdown")
@@ -101,10 +102,6 @@ def cutter_of(embedder: Embedder) -> Cutter:
 def is_cut(reading: str, file: Path | None) -> bool:
     """Whether a file, or a dataset (None), is cut to passages; `reading` is its source's mark, "" for none."""
     return reading == "passages" or (not reading and file is not None and suffix_of(file) in MARKDOWN)
-
-
-def suffix_of(file: Path) -> str:
-    return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
 # -- paragraphs ------------------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[in
     Raises:
         InputError: the file is missing, damaged or not UTF-8, with its line.
     """
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    suffix = suffix_of(path)
     try:
         if suffix == ".parquet":
             yield from parquet_rows(path, columns)
@@ -188,6 +188,11 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[in
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: a directory, not a file") from None
+
+
+def suffix_of(path: Path) -> str:
+    """The ending that says what a file holds, in lower case; one of .gz is passed over."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def open_file(path: Path) -> IO[bytes]:
