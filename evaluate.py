@@ -59,9 +59,9 @@ def embed_texts(embedder: Embedder, texts: Sequence[str], role: str = "", ranks:
 def sts_similarities(embedder: Embedder, pairs: StsPairs, ranks: Ranks = ALONE) -> np.ndarray:
     """Cosine similarity of each pair: (n,)."""
     both = pairs.sentences1 + pairs.sentences2
-    places = {text: place for place, text in enumerate(dict.fromkeys(both))}  # a text may be in many pairs
-    embeddings = embed_texts(embedder, list(places), ranks=ranks)
-    first, second = embeddings[[places[text] for text in both]].split(len(pairs.sentences1))
+    indices = {text: index for index, text in enumerate(dict.fromkeys(both))}  # a text may be in many pairs
+    embeddings = embed_texts(embedder, list(indices), ranks=ranks)
+    first, second = embeddings[[indices[text] for text in both]].split(len(pairs.sentences1))
     return embedder.similarity_pairwise(first, second).cpu().numpy()
 
 

@@ -132,7 +132,7 @@ def train(
 
     if progress.best_step < 0:  # the untrained student: what training has to improve on
         checkpoints.keep_best(progress, evaluate_now())
-    meter = Meter(ranks)
+    meter = Meter(ranks, (progress.loss_sum, progress.losses))
     with run.taking_steps(), tqdm(total=total, initial=progress.step, unit=" steps", disable=not ranks.is_main) as bar:
         for window, batch in batches_from(labels, recipe, progress.step):
             rate = learning_rate_at(progress.step, total, recipe)
@@ -154,7 +154,7 @@ def train(
                 if progress.is_due(recipe.evaluate_every, total):
                     checkpoints.keep_best(progress, evaluate_now())
                 if progress.is_due(recipe.save_every, total):
-                    checkpoints.save(progress)
+                    checkpoints.save(progress, meter)
             if progress.skipped_in_a_row >= recipe.max_skipped_steps:
                 run.end(
                     f"{progress.skipped_in_a_row} steps in a row had a gradient that is not finite; the best weights "
@@ -162,7 +162,7 @@ def train(
                     "--precision fp32"
                 )
             if run.stop_wanted(progress.step):
-                checkpoints.save(progress)
+                checkpoints.save(progress, meter)
                 ranks.wait_for_all()  # a rank that ended would make torchrun end the one that still saves
                 run.end(f"stopped after step {progress.step} of {total}, which is saved; go on with: {run.again}")
     checkpoints.load_best()

@@ -102,10 +102,10 @@ class OnnxEncoder:
             equal = np.flatnonzero(lengths == length)
             for start in range(0, len(equal), batch_size):
                 batch = equal[start : start + batch_size]
-                ids = np.array([tokens[place] for place in batch], dtype=np.int64)
+                ids = np.array([tokens[index] for index in batch], dtype=np.int64)
                 inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-                for place, row in zip(batch, self.session.run(["sentence_embedding"], inputs)[0], strict=True):
-                    embeddings[place] = row
+                for index, row in zip(batch, self.session.run(["sentence_embedding"], inputs)[0], strict=True):
+                    embeddings[index] = row
         return np.stack(embeddings)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from distillation.meter import Meter
 from distillation.optimizer import StudentOptimizer
 from distillation.ranks import Ranks
 from model.files import InputError, load_tensors, save_tensors
@@ -26,6 +27,7 @@ class Progress:
         step: optimizer steps done.
         best_step, best_metric: the best evaluation so far and its step; -1 before the first.
         skipped: steps skipped because of a gradient that was not finite; `skipped_in_a_row` of these the latest.
+        loss_sum, losses: sum and number of the losses since the last log line.
     """
 
     step: int = 0
@@ -33,6 +35,8 @@ class Progress:
     best_metric: float = float("-inf")
     skipped: int = 0
     skipped_in_a_row: int = 0
+    loss_sum: float = 0.0
+    losses: int = 0
 
     def is_due(self, every: int, total: int) -> bool:
         """Whether what happens every so many steps, and after the last of `total`, happens now."""
@@ -87,8 +91,9 @@ class Checkpoints:
             return self._ranks.all(False)
         return self._ranks.all(True)
 
-    def save(self, progress: Progress) -> None:
-        """Write the checkpoint to resume from."""
+    def save(self, progress: Progress, meter: Meter) -> None:
+        """Write the checkpoint to resume from. All ranks must come here together."""
+        progress.loss_sum, progress.losses = meter.losses()
         progress.skipped, progress.skipped_in_a_row = self._optimizer.skips.tolist()
         if self._ranks.is_main:
             adamw, scaler = self._optimizer.adamw, self._optimizer.scaler

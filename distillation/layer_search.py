@@ -37,17 +37,17 @@ def search_layers(teacher: Embedder, sentences: Sequence[str], count: int) -> li
     whole = _embed_with(teacher, range(total), tokens)
 
     def score(layers: Iterable[int]) -> float:
-        return agreement(_embed_with(teacher, list(layers), tokens), whole)
+        return linear_cka(_embed_with(teacher, list(layers), tokens), whole)
 
     if math.comb(total, count) <= EXHAUSTIVE:
         return list(max(itertools.combinations(range(total), count), key=score))
     kept = list(range(total))
     while len(kept) > count:
-        kept = max((kept[:place] + kept[place + 1 :] for place in range(len(kept))), key=score)
+        kept = max((kept[:index] + kept[index + 1 :] for index in range(len(kept))), key=score)
     return kept
 
 
-def agreement(a_nd: torch.Tensor, b_nd: torch.Tensor) -> float:
+def linear_cka(a_nd: torch.Tensor, b_nd: torch.Tensor) -> float:
     """Linear CKA: how alike the similarities within two sets of embeddings (n, d) of the same sentences are, 0 to 1."""
     a_nd, b_nd = (unit - unit.mean(dim=0) for unit in (nn.functional.normalize(x, dim=1) for x in (a_nd, b_nd)))
     norms = (a_nd.T @ a_nd).norm() * (b_nd.T @ b_nd).norm()

@@ -13,22 +13,32 @@ from distillation.ranks import Ranks
 
 
 class Meter:
-    """Counts sentences, losses and seconds from one log line to the next."""
+    """Counts sentences, losses and seconds from one log line to the next.
 
-    def __init__(self, ranks: Ranks) -> None:
+    Args:
+        ranks: all ranks of the run.
+        losses: sum and number of the losses since the last log line, as `losses` gave them before the run was stopped.
+    """
+
+    def __init__(self, ranks: Ranks, losses: tuple[float, int] = (0.0, 0)) -> None:
         self._ranks = ranks
         self._start_again()
+        self._loss_sum += losses[0] if ranks.is_main else 0.0
+        self._losses = losses[1]
 
     def _start_again(self) -> None:
         self._since = time.perf_counter()
         self._sentences = 0
-        self._loss = torch.zeros((), device=self._ranks.device)
+        # In fp64 a sum of fp32 losses is exact, whatever the order, so a resumed run logs the same mean.
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._ranks.device)
+        self._losses = 0
         self._idle: list[float] = []
 
     def count(self, window: LabelledSentences, batch: np.ndarray, loss: torch.Tensor) -> None:
         """Count a step: its batch, all ranks together, and this rank's part of the loss."""
         self._sentences += len(batch)
-        self._loss = loss
+        self._loss_sum += loss
+        self._losses += 1
         self._idle.append(idle_share(window, batch, self._ranks.world))
 
     @contextlib.contextmanager
@@ -38,14 +48,18 @@ class Meter:
         yield
         self._since += time.perf_counter() - start
 
+    def losses(self) -> tuple[float, int]:
+        """Sum and number of the losses since the last log line. All ranks must come here together."""
+        return float(self._ranks.sum(self._loss_sum.clone())), self._losses
+
     def read(self) -> dict[str, float]:
-        """Loss of the last step, which a resumed run gives again, and speed and idle share of all steps; starts again.
+        """Mean loss of the steps since the last call, their speed, and their idle share.
 
         All ranks must come here together.
         """
-        loss = float(self._ranks.sum(self._loss))  # waits for the device, so the speed is a whole one
+        loss_sum, losses = self.losses()  # waits for the device, so the speed is that of finished steps
         speed = self._sentences / (time.perf_counter() - self._since)
-        figures = {"loss": loss, "sentences_per_second": speed, "idle_share": float(np.mean(self._idle))}
+        figures = {"loss": loss_sum / losses, "sentences_per_second": speed, "idle_share": float(np.mean(self._idle))}
         self._start_again()
         return figures
 

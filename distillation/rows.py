@@ -33,8 +33,8 @@ class BatchRows:
 
     def of(self, sentences: Sequence[np.ndarray]) -> torch.Tensor:
         """Word vectors (N, D) of a part of the batch, sentences end to end."""
-        places = np.searchsorted(self._sorted, np.concatenate(sentences))
-        return nn.functional.embedding(torch.from_numpy(places).to(self.table.device), self.vectors)
+        indices = np.searchsorted(self._sorted, np.concatenate(sentences))
+        return nn.functional.embedding(torch.from_numpy(indices).to(self.table.device), self.vectors)
 
     def pack(self, sentences: Sequence[np.ndarray]) -> PackedTokens:
         """A part of the batch as the network reads it, its word vectors taken from these rows."""

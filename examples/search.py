@@ -30,7 +30,7 @@ def search(embedder: Embedder, sentences: list[str], query: str, top: int) -> tu
     best = similarities.topk(min(top, len(sentences)))
     end = time.perf_counter()
     found = [
-        (value, sentences[place]) for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        (value, sentences[index]) for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ]
     return found, f"{len(sentences):,} sentences in {middle - start:.2f} s, the query in {1000 * (end - middle):.1f} ms"
 

@@ -18,7 +18,7 @@ class PackedTokens:
 
     Attributes:
         input_ids: token numbers, (N,) int64.
-        positions: each token's place in its sentence, (N,) int64.
+        positions: each token's index in its sentence, (N,) int64.
         lengths: tokens of each sentence, (B,) int64, ascending, on the CPU.
         token_type_ids: segment numbers, (N,) int64, or None for all 0.
         word_vectors: (N, D) vectors to use in place of the word embedding table's, or None.

@@ -9,7 +9,7 @@ import torch
 from tiny import english_sentences
 
 from distillation import layer_search
-from distillation.layer_search import agreement, search_layers
+from distillation.layer_search import linear_cka, search_layers
 from model import Embedder
 from model.files import InputError
 from model.layers import choose_layers
@@ -21,7 +21,7 @@ def test_every_choice_is_tried_and_the_best_taken(tiny_model_dir: Path) -> None:
     teacher = Embedder.load(tiny_model_dir, precision="fp32")
     whole = torch.as_tensor(teacher.encode(SENTENCES))
     scores = {
-        layers: agreement(torch.as_tensor(teacher.keep_layers(layers).encode(SENTENCES)), whole)
+        layers: linear_cka(torch.as_tensor(teacher.keep_layers(layers).encode(SENTENCES)), whole)
         for layers in itertools.combinations(range(6), 2)
     }
     assert search_layers(teacher, SENTENCES, 2) == list(max(scores, key=lambda layers: scores[layers]))
@@ -37,7 +37,7 @@ def test_too_many_choices_are_searched_by_leaving_layers_out(
 
     def without(layer: int) -> float:
         kept = [other for other in range(total) if other != layer]
-        return agreement(torch.as_tensor(teacher.keep_layers(kept).encode(SENTENCES)), whole)
+        return linear_cka(torch.as_tensor(teacher.keep_layers(kept).encode(SENTENCES)), whole)
 
     least_missed = max(range(total), key=without)
     assert search_layers(teacher, SENTENCES, total - 1) == [layer for layer in range(total) if layer != least_missed]
@@ -56,12 +56,12 @@ def test_the_teacher_is_left_as_it_was(tiny_model_dir: Path) -> None:
     assert np.array_equal(teacher.encode(SENTENCES), before)
 
 
-def test_agreement_is_1_for_a_rotation_and_less_for_noise() -> None:
+def test_linear_cka_is_1_for_a_rotation_and_less_for_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(50, 8, generator=generator)
     rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator))
-    assert agreement(embeddings, embeddings @ rotation) == pytest.approx(1, abs=1e-5)
-    assert agreement(embeddings, torch.randn(50, 8, generator=generator)) < 0.5
+    assert linear_cka(embeddings, embeddings @ rotation) == pytest.approx(1, abs=1e-5)
+    assert linear_cka(embeddings, torch.randn(50, 8, generator=generator)) < 0.5
 
 
 def test_recipes_ask_for_it_by_name() -> None:

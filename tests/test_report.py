@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from distillation.command_line import run_command
-from distillation.report.__main__ import main, table, write_report
+from distillation.report.__main__ import main, summary, write_report
 from distillation.report.figure import figure, shown_set
 from distillation.report.page import TEMPLATE, report_page, series
 from distillation.report.run_files import RunFiles, clean
@@ -406,4 +406,4 @@ def test_browser_draws_the_page_of_a_run_with_little_data(run: Path, tmp_path: P
 
 def test_table_without_sets_has_its_header(files: RunFiles) -> None:
     files.evaluation, files.bench = {"student": {}}, {}
-    assert table(files).splitlines()[0] == "2 layers"
+    assert summary(files).splitlines()[0] == "2 layers"

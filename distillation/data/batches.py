@@ -55,6 +55,6 @@ def rank_share(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
 
     Example, 8 sentences on 2 ranks: rank 0 takes 0 3 4 7, rank 1 takes 1 2 5 6.
     """
-    places = np.arange(len(batch))
-    turn, seat = places // world, places % world
+    indices = np.arange(len(batch))
+    turn, seat = indices // world, indices % world
     return batch[np.where(turn % 2 == 0, seat, world - 1 - seat) == rank]

@@ -89,7 +89,7 @@ class Labels:
     def epoch(
         self, batch_size: int, seed: int, epoch: int, skip: int = 0
     ) -> Iterator[tuple[LabelledSentences, np.ndarray]]:
-        """An epoch's batches, all of them or all after the first `skip`, as (window, places in it)."""
+        """An epoch's batches, all of them or all after the first `skip`, as (window, indices in it)."""
         generator = np.random.default_rng([seed, epoch])
         order = np.arange(self.shards)
         if self.rows % SHARD == 0:
@@ -103,8 +103,8 @@ class Labels:
                 continue
             window = read_shards([self.directory / shard_name(shard) for shard in order[start : start + WINDOW]])
             shuffle = np.random.default_rng([seed, epoch, start])
-            for places in window_batches(window.lengths, batch_size, shuffle)[skip:]:
-                yield window, places
+            for indices in window_batches(window.lengths, batch_size, shuffle)[skip:]:
+                yield window, indices
             skip = 0
 
 

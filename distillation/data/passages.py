@@ -77,10 +77,10 @@ class Cutter:
             yield sentence
             return
         middle = len(sentence) // 2
-        spaces = [place for place in (sentence.rfind(" ", 1, middle), sentence.find(" ", middle, -1)) if place > 0]
-        place = min(spaces, key=lambda space: abs(space - middle)) if spaces else middle
-        yield from self._parts(sentence[:place].strip())
-        yield from self._parts(sentence[place:].strip())
+        spaces = [index for index in (sentence.rfind(" ", 1, middle), sentence.find(" ", middle, -1)) if index > 0]
+        cut = min(spaces, key=lambda space: abs(space - middle)) if spaces else middle
+        yield from self._parts(sentence[:cut].strip())
+        yield from self._parts(sentence[cut:].strip())
 
 
 ESTIMATE = Cutter()

@@ -17,7 +17,7 @@ from distillation.report.run_files import RunFiles
 from model.files import RunError, atomic_path, first_line, write_text
 
 
-def table(files: RunFiles) -> str:
+def summary(files: RunFiles) -> str:
     """The run in a few lines: Spearman of student and teacher per set, their mean, and the speed."""
     lines = [files.headline, f"{'Spearman':<22} {'student':>8} {'teacher':>8} {'kept':>7}"]
     for row in files.rows:
@@ -42,7 +42,7 @@ def write_report(run: Path) -> None:
         figure(files).savefig(temporary, format="png")
     write_text(page, report_page(files))
     write_text(card, model_card(files))
-    print(table(files))
+    print(summary(files))
     for path in (picture, page, card):
         print(f"wrote {path}")
 

@@ -79,18 +79,18 @@ def correlation_panel(axes: Axes, files: RunFiles) -> None:
     has_teacher = any(row.teacher is not None for row in rows)
     height = 0.36 if has_teacher else 0.6
     reach = [0.0]
-    for place, row in enumerate(rows):
+    for y, row in enumerate(rows):
         bars = [(row.student, row.student_interval, STUDENT, -height / 2 if has_teacher else 0.0)]
         if has_teacher:
             bars.append((row.teacher, row.teacher_interval, TEACHER, height / 2))
         for value, interval, colour, offset in bars:
             if value is None:
                 continue
-            axes.barh(place + offset, value, height, color=colour)
+            axes.barh(y + offset, value, height, color=colour)
             low, high = interval or (value, value)
             if interval:
-                whisker(axes, low, high, place + offset)
-            axes.text(max(high, 0) + 0.012, place + offset, format_number(value), va="center", fontsize=11.5)
+                whisker(axes, low, high, y + offset)
+            axes.text(max(high, 0) + 0.012, y + offset, format_number(value), va="center", fontsize=11.5)
             reach += [low, high]
     name_rows(axes, [row.name for row in rows])
     axes.set_xlim(min(reach) * 1.1, max(reach) * 1.12 + 0.02)
@@ -104,10 +104,10 @@ def speed_panel(axes: Axes, files: RunFiles) -> None:
     if not speeds:
         command = f"python bench.py {files.directory / 'model'} --teacher {files.recipe.get('teacher', 'T')}"
         return say(axes, "Speed", f"Not measured yet. Measure it with\n{command}")
-    for place, speed in enumerate(speeds):
+    for y, speed in enumerate(speeds):
         for value, colour, offset in ((speed.student, STUDENT, -0.18), (speed.teacher, TEACHER, 0.18)):
-            axes.barh(place + offset, value, 0.36, color=colour)
-            axes.text(value, place + offset, f" {value:,.0f}", va="center", fontsize=11.5)
+            axes.barh(y + offset, value, 0.36, color=colour)
+            axes.text(value, y + offset, f" {value:,.0f}", va="center", fontsize=11.5)
     name_rows(axes, [speed.precision for speed in speeds])
     axes.set_xlim(0, max(max(speed.teacher, speed.student) for speed in speeds) * 1.15)
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -127,20 +127,20 @@ def lost_panel(axes: Axes, files: RunFiles) -> None:
         reason = "No teacher to compare with.\nGive evaluate.py one: --teacher T" if files.results else "No STS sets."
         return say(axes, "What is lost, per set", reason)
     reach = [0.0]
-    for place, (row, lost) in enumerate(rows):
+    for y, (row, lost) in enumerate(rows):
         low, high = row.lost_interval or (lost, lost)
-        axes.barh(place, lost, 0.6, color=LOST if lost > 0 else GAINED)
+        axes.barh(y, lost, 0.6, color=LOST if lost > 0 else GAINED)
         if row.lost_interval:
-            whisker(axes, low, high, place)
+            whisker(axes, low, high, y)
         reach += [low, high, lost]
     width = max(max(reach) - min(reach), 0.5)
-    for place, (row, lost) in enumerate(rows):
+    for y, (row, lost) in enumerate(rows):
         low, high = row.lost_interval or (lost, lost)
         text = f"{lost:+.1f}".replace("-", "−")
         if lost > 0:
-            axes.text(max(high, lost) + width * 0.015, place, text, va="center", fontsize=11.5)
+            axes.text(max(high, lost) + width * 0.015, y, text, va="center", fontsize=11.5)
         else:
-            axes.text(min(low, lost) - width * 0.015, place, text, va="center", ha="right", fontsize=11.5)
+            axes.text(min(low, lost) - width * 0.015, y, text, va="center", ha="right", fontsize=11.5)
     name_rows(axes, [row.name for row, _ in rows])
     axes.axvline(0, color=INK, linewidth=1.2)
     axes.set_xlim(min(reach) - width * (0.14 if min(reach) < 0 else 0.02), max(reach) + width * 0.14)
@@ -172,9 +172,9 @@ def say(axes: Axes, title: str, text: str) -> None:
     axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", color=FAINT, transform=axes.transAxes)
 
 
-def whisker(axes: Axes, low: float, high: float, place: float) -> None:
+def whisker(axes: Axes, low: float, high: float, y: float) -> None:
     """An interval over a horizontal bar."""
-    axes.errorbar((low + high) / 2, place, xerr=(high - low) / 2, color=INK, capsize=3, linewidth=1.3)
+    axes.errorbar((low + high) / 2, y, xerr=(high - low) / 2, color=INK, capsize=3, linewidth=1.3)
 
 
 def name_rows(axes: Axes, names: list[str]) -> None:

@@ -59,7 +59,7 @@ def chosen_pairs(pairs: dict[str, list[Any]], size_limit: int) -> dict[str, Any]
         size_limit: bytes that the sentences may take.
 
     Returns:
-        `sentences`, each once; `rows` of [sentence, sentence, human, student, teacher or None], the sentences as places
+        `sentences`, each once; `rows` of [sentence, sentence, human, student, teacher or None], sentences by index
         in that list; `total`, the number of pairs before the choice.
     """
     student = pairs["student"]
@@ -72,17 +72,17 @@ def chosen_pairs(pairs: dict[str, list[Any]], size_limit: int) -> dict[str, Any]
     rest = order[SURE_DIFFERENCES:]
     random.Random(0).shuffle(rest)
 
-    places: dict[str, int] = {}
+    indices: dict[str, int] = {}
     chosen, size = [], 0
     for row in (order[:SURE_DIFFERENCES] + rest)[:PAIRS_PER_SET]:
         texts = [pairs[key][row][:CHARACTERS] for key in ("sentences1", "sentences2")]
-        size += 40 + sum(len(script_safe(text).encode()) for text in set(texts) if text not in places)
+        size += 40 + sum(len(script_safe(text).encode()) for text in set(texts) if text not in indices)
         if size > size_limit:
             break
-        first, second = (places.setdefault(text, len(places)) for text in texts)
+        first, second = (indices.setdefault(text, len(indices)) for text in texts)
         figures = (pairs["human"][row], student[row], teacher[row])
         chosen.append([first, second, *(None if figure is None else round(figure, 4) for figure in figures)])
-    return {"sentences": list(places), "rows": chosen, "total": len(student)}
+    return {"sentences": list(indices), "rows": chosen, "total": len(student)}
 
 
 def curves(files: RunFiles) -> list[dict[str, Any]]:
