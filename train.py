@@ -235,10 +235,12 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
     teacher = Embedder.load(recipe.teacher, ranks.device, precision, **teacher_overrides(recipe))
     for note in teacher.settings.notes:
         say(ranks, f"note: {note}")
+    total = teacher.bert.config.num_hidden_layers
+    choose_layers(recipe.layers, total, search=lambda count: list(range(count)))  # a wrong list ends here, at once
     corpus = open_corpus(recipe, cutter_of(teacher), ranks)
     layers = choose_layers(
         recipe.layers,
-        teacher.bert.config.num_hidden_layers,
+        total,
         search=lambda count: ranks.from_main(
             "layers", lambda: search_layers(teacher, sample_of(corpus, teacher), count)
         ),
@@ -253,7 +255,7 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
     directory = Path(recipe.labels) if recipe.labels else None
     labels = label_corpus(teacher, corpus, directory, Path(recipe.output) / "labels", recipe.label_precision, ranks)
     student = teacher.keep_layers(layers) if start is None else start
-    say(ranks, f"teacher {recipe.teacher}: {teacher.bert.config.num_hidden_layers} layers, {count(teacher)}")
+    say(ranks, f"teacher {recipe.teacher}: {total} layers, {count(teacher)}")
     begins_as = f"layers {', '.join(map(str, layers))}" if start is None else recipe.start_from
     say(ranks, f"student: {begins_as}, {count(student)}")
     say(ranks, f"{len(corpus):,} sentences of {labels.tokens['mean']:.1f} tokens, in {precision}")
