@@ -7,13 +7,15 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 import train
-from distillation import checkpoint, losses
+from distillation import checkpoint, losses, meter
 from distillation.data import labels
 from distillation.run import Run
 from model import Embedder, files
@@ -220,6 +222,23 @@ def become_nobody() -> None:
     """Give up root's right to write everywhere."""
     if os.geteuid() == 0:
         os.seteuid(65534)
+
+
+def count_seconds() -> None:
+    """Let the log's clock go on by a second in each step, and by a thousand in each evaluation and each checkpoint."""
+    clock = SimpleNamespace(now=0, perf_counter=lambda: clock.now)
+    meter.time = clock
+
+    def taking(seconds: int, real: Callable) -> Callable:
+        def timed(*arguments: Any) -> Any:
+            clock.now += seconds
+            return real(*arguments)
+
+        return timed
+
+    train.train_step = taking(1, train.train_step)
+    train.evaluate_quickly = taking(1000, train.evaluate_quickly)
+    checkpoint.save_checkpoint = taking(1000, checkpoint.save_checkpoint)
 
 
 def slow_steps(seconds: float) -> None:

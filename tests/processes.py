@@ -79,20 +79,21 @@ class RunDirectory:
         return [path for path in self.path.rglob("*") if path.name.endswith((".tmp", ".old"))]
 
 
-def write_recipe(directory: Path, teacher: Path, sentences: int = 240, **changes: Any) -> Path:
+def write_recipe(directory: Path, teacher: Path, sentences: int = 240, prompt: str = "", **changes: Any) -> Path:
     """A recipe for a run of a few seconds, with its text beside it; returns its path.
 
     Args:
         directory: where to; runs go to `directory`/runs.
         teacher: model directory.
         sentences: of text; 40 of them are held out.
+        prompt: put before every sentence of the text and of the STS set.
         changes: other recipe fields.
     """
     directory.mkdir(parents=True, exist_ok=True)
     text, sts = directory / "text.txt", directory / "sts.tsv"
-    text.write_text("\n".join(english_sentences(sentences)), encoding="utf-8")
+    text.write_text("\n".join(prompt + sentence for sentence in english_sentences(sentences)), encoding="utf-8")
     pairs = zip(english_sentences(20, seed=5), english_sentences(20, seed=6), strict=True)
-    rows = [f"{first}\t{second}\t{number % 6}" for number, (first, second) in enumerate(pairs)]
+    rows = [f"{prompt}{first}\t{prompt}{second}\t{number % 6}" for number, (first, second) in enumerate(pairs)]
     sts.write_text("\n".join(["sentence1\tsentence2\tscore", *rows]), encoding="utf-8")
     fields = {
         "teacher": str(teacher), "layers": [0, 2, 5], "sentences": [str(text)], "sts": {"sts-dev": str(sts)},
@@ -197,3 +198,17 @@ def wait_until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+def in_child(action: Callable[[], None], errors: Path) -> tuple[int, str]:
+    """Run an action in a fork of this process; returns its exit status and what it wrote to `errors`, its stderr."""
+
+    def main() -> None:
+        sys.stderr = errors.open("w", encoding="utf-8")
+        action()
+
+    process = multiprocessing.get_context("fork").Process(target=main)
+    process.start()
+    process.join(60)
+    assert process.exitcode is not None, "the child hangs"
+    return process.exitcode, errors.read_text(encoding="utf-8")

@@ -1,9 +1,8 @@
-"""The whole run: what it leaves, that it learns, that its settings do what they say, and how it refuses bad input."""
+"""The whole run: what it leaves, that it learns, that its settings do what they say, and how wrong input ends it."""
 
 import dataclasses
 import functools
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
-from processes import ROOT, TRAIN, RunDirectory, command, train, write_recipe
+from processes import ROOT, TRAIN, RunDirectory, command, same_weights, train, write_recipe
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from tiny import edit, english_sentences, make_bert_dir
+from tiny import contents, edit, english_sentences, make_bert_dir
 
 import train as module
 from distillation.data import labels
@@ -39,7 +38,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(place: Path, tiny_model_dir: Path) -> Path:
-    return write_recipe(place, tiny_model_dir, sentences=440, epochs=2)
+    """Two epochs of 400 sentences, some of a single character or longer than the teacher reads."""
+    path = write_recipe(place, tiny_model_dir, sentences=430, epochs=2)
+    text, long = path.with_name("text.txt"), [f"{number} dogs see the cat " * 500 for number in range(5)]
+    text.write_text("\n".join([text.read_text(), "", "  ", *"!?.;,", *long]))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,8 @@ def test_the_run_directory(first: tuple[RunDirectory, str]) -> None:
         assert {"pearson_cosine", "spearman_cosine"} <= figures[who]["sts-dev"].keys()
     assert figures["student"]["negative_mse"] < 0 and isinstance(figures["retention"]["sts-dev"], float)
     assert len(run.json("held_out.json")["sentences"]) == 40 and run.json("data.json")["size"] == 400
+    tokens = run.json("data.json")["tokens"]
+    assert (tokens["min"], tokens["max"]) == (3, 64)  # "!" with [CLS] and [SEP]; as many as the teacher reads
     assert "STS set" in out and out.rstrip().endswith(str(run.path / "model"))
 
 
@@ -115,10 +120,11 @@ def test_it_learns(first: tuple[RunDirectory, str], tiny_model_dir: Path) -> Non
     assert errors[0] < 0.1 * errors[1]
 
 
-def test_the_best_is_what_is_kept(recipe: Path) -> None:
+def test_the_best_is_kept_and_the_speed_is_of_steps_only(recipe: Path) -> None:
     """By a metric that wanders, since the scores are made up: the best step is none of the last."""
     metric = "sts_dev_spearman_cosine"
-    ended = train(recipe, "--name", "best", "--metric-for-best-model", metric, "--evaluate-every", "1")
+    arguments = ("--name", "best", "--metric-for-best-model", metric, "--evaluate-every", "1", "--log-every", "4")
+    ended = train(recipe, *arguments, before=hooks.count_seconds)
     assert ended.status == 0, ended.err
     run = RunDirectory(recipe.parent / "runs" / "best")
     by_step = run.logged(metric)
@@ -130,21 +136,21 @@ def test_the_best_is_what_is_kept(recipe: Path) -> None:
     assert figures["student"]["sts-dev"]["spearman_cosine"] == pytest.approx(by_step[best])
     kept = load_file(run.path / "checkpoints" / "best.safetensors")
     assert all(torch.equal(kept[f"bert.{name}"], tensor) for name, tensor in run.weights.items())
+    assert run.logged("sentences_per_second") == dict.fromkeys(range(4, 41, 4), 20)  # a second for each step of 20
 
 
-def test_a_second_run_uses_the_labels_again_and_moves_the_first_aside(place: Path, tiny_model_dir: Path) -> None:
-    recipe = write_recipe(place / "twice", tiny_model_dir)
+def test_a_second_run_uses_the_labels_again_and_moves_the_first_aside(tmp_path: Path, tiny_model_dir: Path) -> None:
+    recipe, runs = write_recipe(tmp_path, tiny_model_dir), tmp_path / "runs"
     assert train(recipe).status == 0
-    labels = {path: path.stat().st_mtime_ns for path in (recipe.parent / "runs" / "labels").rglob("*.*")}
+    labels = {path: path.stat().st_mtime_ns for path in (runs / "labels").rglob("*.*")}
     assert len(labels) == 3
-    earlier = RunDirectory(recipe.parent / "runs" / "tiny").weights
+    earlier = contents(runs / "tiny")
+    (runs / "tiny.1").mkdir()  # of an earlier time
     ended = train(recipe, "--learning-rate", "1e-4")
     assert ended.status == 0 and "labels:" not in ended.err
     assert {path: path.stat().st_mtime_ns for path in labels} == labels
-    aside = RunDirectory(recipe.parent / "runs" / "tiny.1")
-    assert f"{recipe.parent}/runs/tiny was there already: moved to {aside.path}" in ended.out
-    assert all(torch.equal(tensor, aside.weights[name]) for name, tensor in earlier.items())
-    assert train(recipe).status == 0 and (recipe.parent / "runs" / "tiny.2").is_dir()
+    assert f"{runs}/tiny was there already: moved to {runs}/tiny.2" in ended.out
+    assert contents(runs / "tiny.2") == earlier
 
 
 # -- settings --------------------------------------------------------------------------------------------------------
@@ -189,25 +195,16 @@ def test_the_reference_recipe_in_small(place: Path) -> None:
     assert not np.allclose(np.linalg.norm(student.encode(TEST_TEXT), axis=1), 1, atol=0.1)
 
 
-def test_gradient_accumulation_takes_the_same_steps(recipe: Path) -> None:
-    runs = [RunDirectory(recipe.parent / "runs" / f"pieces-{pieces}") for pieces in (1, 4)]
-    for run, pieces in zip(runs, ("1", "4"), strict=True):
-        settings = ["--gradient-accumulation", pieces, "--learning-rate", "2e-4"]
-        assert train(recipe, "--name", run.path.name, *settings).status == 0
-    one, four = runs
-    assert four.logged("loss") == pytest.approx(one.logged("loss"), abs=1e-5, rel=1e-4)
-    for name, tensor in one.weights.items():
-        torch.testing.assert_close(four.weights[name], tensor, atol=1e-5, rtol=1e-5)
-
-
-def test_fewer_dimensions(recipe: Path) -> None:
-    ended = train(recipe, "--name", "short", "--dimensions", "8")
+@pytest.mark.parametrize("settings", [["--precision", "bf16"], ["--dimensions", "8"]], ids=lambda settings: settings[0])
+def test_it_learns_in_half_precision_and_in_fewer_dimensions(recipe: Path, settings: list[str]) -> None:
+    ended = train(recipe, "--name", settings[0], *settings)
     assert ended.status == 0, ended.err
-    run = RunDirectory(recipe.parent / "runs" / "short")
-    student = SentenceTransformer(str(run.path / "model"), device="cpu")
-    assert student.encode(TEST_TEXT).shape == (30, 8)
+    run = RunDirectory(recipe.parent / "runs" / settings[0])
     distances = run.logged("negative_mse")
     assert distances[40] > 0.2 * distances[0]
+    student = SentenceTransformer(str(run.path / "model"), device="cpu")
+    assert student.encode(TEST_TEXT).shape == (30, 8 if "--dimensions" in settings else 32)
+    assert all(tensor.dtype == torch.float32 for tensor in run.weights.values())
 
 
 def test_a_student_with_all_layers_starts_as_its_teacher(recipe: Path) -> None:
@@ -219,13 +216,21 @@ def test_a_student_with_all_layers_starts_as_its_teacher(recipe: Path) -> None:
     assert "warning: training did not improve on the untrained student" in ended.out
 
 
-def test_bf16_trains_on_a_cpu(recipe: Path) -> None:
-    ended = train(recipe, "--name", "bf16", "--precision", "bf16")
-    assert ended.status == 0, ended.err
-    run = RunDirectory(recipe.parent / "runs" / "bf16")
-    distances = run.logged("negative_mse")
-    assert distances[40] > 0.1 * distances[0]
-    assert all(tensor.dtype == torch.float32 for tensor in run.weights.values())
+def test_a_default_prompt_is_text_like_any_other(tmp_path: Path) -> None:
+    """Labels, layer search, projection and evaluation put it before each sentence: as if it stood in the text."""
+    runs, prompt = [], "the dog sees "
+    for name, model, text in (("model", prompt, ""), ("text", "", prompt)):
+        teacher = make_bert_dir(tmp_path / name / "teacher", prompts={"sts": model}, default_prompt="sts")
+        recipe = write_recipe(tmp_path / name, teacher, prompt=text, layers="auto:2", dimensions=8)
+        ended = train(recipe)
+        assert ended.status == 0, ended.err
+        runs.append(RunDirectory(tmp_path / name / "runs" / "tiny"))
+    assert same_weights(*runs)
+    for key in ("loss", "negative_mse", "sts_dev_spearman_cosine", "overlap@10"):
+        assert runs[0].logged(key) == runs[1].logged(key)
+    ours, theirs = (run.json("evaluation.json") for run in runs)
+    for part in ("student", "teacher", "sanity"):
+        assert ours[part] == theirs[part]
 
 
 def one_step(student: Embedder, teacher: Embedder, **settings: Any) -> tuple[float, float]:
@@ -308,157 +313,38 @@ def test_memory_does_not_grow_with_the_corpus(place: Path) -> None:
     assert many - few < labels / 4
 
 
-# -- bad input -------------------------------------------------------------------------------------------------------
+# -- wrong input -----------------------------------------------------------------------------------------------------
 
-
-def write(path: Path, content: str | bytes) -> str:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return str(path)
-
-
-BAD_RECIPES = {
-    "unknown key": ("batchsize = 3", "unknown key 'batchsize'; did you mean 'batch_size'?"),
-    "not TOML": ("layers = [", "not TOML"),
-    "wrong type": ("seed = 'many'", "seed = 'many' must be of type int"),
-    "value out of range": ("epochs = 0", "epochs = 0 is not allowed; it must be at least 1"),
-    "metric of no set": ("metric_for_best_model = 'bleu'", "metric_for_best_model = 'bleu' is not allowed"),
-}
-
-BAD_FILES = {
-    "missing": (None, "bad.txt: no such file"),
-    "empty": (b"", "bad.txt: no sentences in it"),
-    "only blanks": (b" \n\n\t\n", "bad.txt: no sentences in it"),
-    "not UTF-8": (b"fine\ncaf\xe9 au lait\n", "bad.txt:2: not UTF-8"),
-    "too few": (b"one\ntwo\n", "2 distinct sentences, but 40 to hold out and 1 to train on are needed"),
-}
-
-BAD_STS = {
-    "missing": (None, "bad.tsv: no such file"),
-    "missing column": ("sentence1\tscore\na\t1\n", "bad.tsv:2: no column sentence2 or text2"),
-    "score that is no number": ("sentence1\tsentence2\tscore\na\tb\t1\nc\td\thigh\n", "bad.tsv:3: score 'high' is not"),
-    "score that is NaN": ("sentence1\tsentence2\tscore\na\tb\t1\nc\td\tnan\n", "bad.tsv:3: score 'nan' is not"),
-    "one pair": ("sentence1\tsentence2\tscore\na\tb\t1\n", "1 pairs; a correlation needs two or more"),
-}
-
-BAD_FLAGS = {
-    "unknown flag": (["--batchsize", "3"], "unrecognized arguments: --batchsize 3; see --help"),
-    "no number": (["--batch-size", "many"], "argument --batch-size: invalid int value: 'many'; see --help"),
-    "sts without a name": (["--sts", "pairs.tsv"], "--sts: 'pairs.tsv' is not of the form NAME=SOURCE"),
-    "layer outside the teacher": (["--layers", "0,6"], "layer"),
-    "unknown strategy": (["--layers", "odd:3"], "layers"),
-    "device that is not there": (["--device", "cuda:77"], "device: cuda:77 can't be used"),
-    "fp16 on a CPU": (["--precision", "fp16"], "fp16"),
-    "more positions than there are": (["--max-length", "9999"], "max_length: 9999 must be from 3 to 512"),
-    "more dimensions than the teacher's": (["--dimensions", "64"], "dimensions: 64 must be below the teacher's 32"),
-    "more micro-batches than sentences": (
-        ["--gradient-accumulation", "64"],
-        "batch_size: a batch of 20 sentences can't be split",
-    ),
-    "a Hub name without the Hub": (["--teacher", "nobody/no-such-model"], "nobody/no-such-model"),
+WRONG = {  # one for each stage between the command line and the first step; the rest are tests of the stage itself
+    "sts": (["--sts", "dev={folder}/sts.tsv"], "sts.tsv:2: score 'high' is not a finite number"),
+    "teacher": (["--teacher", "{folder}/teacher"], "config.json: the architecture is 'roberta'"),
+    "text": (["--sentences", "{folder}/text.txt"], "text.txt:2: not UTF-8"),
+    "layers": (["--layers", "0,6"], "layers: 6 is outside the teacher, which has layers 0 to 5"),
+    "batches": (["--gradient-accumulation", "64"], "batch_size: a batch of 20 sentences can't be split"),
+    "dimensions": (["--dimensions", "64"], "dimensions: 64 must be below the teacher's 32"),
+    "start": (["--start-from", "{other}"], "has 48 dimensions, the labels have 32; name a student of this teacher"),
 }
 
 
-def refusal(recipe: Path, *arguments: str) -> str:
-    """The error line of a run that must not start; it leaves no half-written file, and an earlier run as it was."""
-    ended = train(recipe, *arguments)
-    assert ended.status == 2, (ended.status, ended.err)
-    assert "Traceback" not in ended.err
-    runs = recipe.parent / "runs"
-    if runs.exists():
-        assert RunDirectory(runs).leftovers() == [] and not list(runs.glob("*/recipe.toml"))
-    return ended.error
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_leaves_the_earlier_run(
+    first: tuple[RunDirectory, str], recipe: Path, model_copy: Path, tiny_cls_dir: Path, case: str
+) -> None:
+    folder, before = model_copy.parent, contents(first[0].path)
+    edit(model_copy.rename(folder / "teacher") / "config.json", model_type="roberta")
+    (folder / "sts.tsv").write_text("sentence1\tsentence2\tscore\na\tb\thigh\n")
+    (folder / "text.txt").write_bytes(b"fine\ncaf\xe9 au lait\n")
+    arguments, message = WRONG[case]
+    ended = train(recipe, *(argument.format(folder=folder, other=tiny_cls_dir) for argument in arguments))
+    assert ended.status == 2 and message in ended.error
+    assert contents(first[0].path) == before and not (recipe.parent / "runs" / "tiny.1").exists()
+    assert RunDirectory(recipe.parent / "runs").leftovers() == []
 
 
-@pytest.fixture
-def fresh(tmp_path: Path, tiny_model_dir: Path) -> Path:
-    return write_recipe(tmp_path, tiny_model_dir)
-
-
-@pytest.mark.parametrize("case", BAD_RECIPES)
-def test_a_bad_recipe_is_refused(fresh: Path, case: str) -> None:
-    line, message = BAD_RECIPES[case]
-    path = fresh.with_name("bad.toml")
-    path.write_text(f"{line}\n{fresh.read_text()}")
-    assert message in refusal(path) and ("bad.toml" in refusal(path) or "recipe:" in refusal(path))
-
-
-def test_a_missing_recipe_is_refused(fresh: Path) -> None:
-    assert "missing.toml: no such recipe" in refusal(fresh.with_name("missing.toml"))
-
-
-@pytest.mark.parametrize("case", BAD_FILES)
-def test_bad_text_is_refused(fresh: Path, case: str) -> None:
-    content, message = BAD_FILES[case]
-    path = fresh.with_name("bad.txt")
-    if content is not None:
-        path.write_bytes(content)
-    assert message in refusal(fresh, "--sentences", str(path))
-
-
-@pytest.mark.parametrize("case", BAD_STS)
-def test_bad_sts_files_are_refused(fresh: Path, case: str) -> None:
-    content, message = BAD_STS[case]
-    path = fresh.with_name("bad.tsv")
-    if content is not None:
-        path.write_text(content)
-    assert message in refusal(fresh, "--sts", f"sts-dev={path}")
-
-
-@pytest.mark.parametrize("case", BAD_FLAGS)
-def test_bad_flags_are_refused(fresh: Path, case: str) -> None:
-    arguments, message = BAD_FLAGS[case]
-    assert message in refusal(fresh, *arguments)
-
-
-def test_a_teacher_that_is_no_bert_is_refused(fresh: Path, model_copy: Path) -> None:
-    edit(model_copy / "config.json", model_type="roberta", architectures=["RobertaModel"])
-    line = refusal(fresh, "--teacher", str(model_copy))
-    assert str(model_copy / "config.json") in line and "roberta" in line
-
-
-@pytest.mark.parametrize("keep", [0, 100, -1])
-def test_a_truncated_teacher_is_refused(fresh: Path, model_copy: Path, keep: int) -> None:
-    path = model_copy / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-    assert f"{path}: truncated or not a safetensors file" in refusal(fresh, "--teacher", str(model_copy))
-
-
-def test_a_teacher_without_its_files_is_refused(fresh: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert str(tmp_path / "empty") in refusal(fresh, "--teacher", str(tmp_path / "empty"))
-    assert str(tmp_path / "nowhere") in refusal(fresh, "--teacher", str(tmp_path / "nowhere"))
-
-
-def test_labels_of_another_teacher_are_refused(fresh: Path, tmp_path: Path, tiny_cls_dir: Path) -> None:
-    labels = tmp_path / "labels"
-    assert train(fresh, "--labels", str(labels)).status == 0
-    before = {path: path.read_bytes() for path in labels.iterdir()}
-    shutil.rmtree(tmp_path / "runs")
-    line = refusal(fresh, "--labels", str(labels), "--teacher", str(tiny_cls_dir), "--layers", "0,1")
-    assert line.startswith(f"error: {labels}: these labels are of another teacher and pooling")
-    assert line.endswith("give another --labels directory, or delete this one")
-    assert {path: path.read_bytes() for path in labels.iterdir()} == before
-
-
-def test_empty_and_overlong_sentences_are_trained_on_as_they_are(tmp_path: Path, tiny_model_dir: Path) -> None:
-    recipe = write_recipe(tmp_path, tiny_model_dir)
-    text = tmp_path / "text.txt"
-    short, long = ["!", "?", ".", ";", ","], [f"{number} dogs see the cat " * 500 for number in range(5)]
-    text.write_text("\n".join([text.read_text(), "", "  ", *short, *long]))
-    assert train(recipe).status == 0
-    tokens = RunDirectory(tmp_path / "runs" / "tiny").json("data.json")["tokens"]
-    assert (tokens["min"], tokens["max"]) == (3, 64)  # "!" with [CLS] and [SEP]; as many as the teacher reads
-
-
-def test_one_line_at_the_command_line(fresh: Path) -> None:
+def test_one_line_at_the_command_line(recipe: Path) -> None:
     """Once as a user types it, without the tests' own way of starting."""
-    ended = command("train.py", fresh, "--sentences", "nowhere.txt", cwd=ROOT)
+    ended = command("train.py", recipe, "--sentences", "nowhere.txt", cwd=ROOT)
     assert (ended.status, ended.out, ended.err) == (2, "", "error: nowhere.txt: no such file\n")
-
-
-def test_help(fresh: Path) -> None:
-    ended = train(fresh, "--help")
-    assert ended.status == 0 and "micro-batches for each rank's share of a batch" in " ".join(ended.out.split())
 
 
 # -- further training ------------------------------------------------------------------------------------------------
@@ -472,12 +358,6 @@ def test_a_student_is_trained_further(first: tuple[RunDirectory, str], recipe: P
     before, after = first[0].logged("negative_mse"), RunDirectory(recipe.parent / "runs" / "further")
     assert after.logged("negative_mse")[0] == pytest.approx(max(before.values()), rel=1e-4)
     assert f"student: {student}" in ended.out
-
-
-def test_a_student_of_another_teacher_is_not_trained_further(recipe: Path, tiny_cls_dir: Path) -> None:
-    ended = train(recipe, "--name", "further", "--start-from", str(tiny_cls_dir))
-    assert ended.status == 2
-    assert "has 48 dimensions, the labels have 32; name a student of this teacher" in ended.error
 
 
 def test_a_last_window_too_small_for_the_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,10 @@
-"""Small models and texts for tests, made with plain transformers, tokenizers and JSON, none of it by our code.
+"""Small models and texts for tests, made with plain transformers, tokenizers and JSON, and how tests load and compare.
 
 Shapes and settings follow real teachers in small: random weights, but every tensor differs from its default, so that a
 swapped, dropped or transposed one changes the embeddings.
 """
 
+import gzip
 import itertools
 import json
 import random
@@ -12,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import torch
 from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel
+
+from model import Embedder
 
 
 def words(text: str) -> list[str]:
@@ -66,6 +72,12 @@ AWKWARD = [
     "the dog sees the cat " * 200,
     "!?" * 300,
 ]
+
+
+STS_BENCHMARK = (
+    "main-captions\tMSRvid\t2012test\t0001\t5.000\tA plane is taking off.\tAn air plane is taking off.\n"
+    'main-news\tMSRpar\t2012test\t0002\t2.5\t"Yes", he said.\tIt costs 3" more.\textra\tsource\n'
+)
 
 
 def english_sentences(n: int, seed: int = 0) -> list[str]:
@@ -191,3 +203,32 @@ def edit(path: Path, **changes: Any) -> None:
     """Set fields of a JSON object in a file; None takes a field out."""
     value = json.loads(path.read_text(encoding="utf-8")) | changes
     write(path, {key: item for key, item in value.items() if item is not None})
+
+
+def put(path: Path, content: str | bytes) -> str:
+    """Write a file, gzip-compressed where its name says so; returns its name."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def parquet_bytes(columns: dict[str, list[Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory by its path in it, hidden ones included."""
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def load(path: Path | str) -> Embedder:
+    """A model in full precision, for exact comparison."""
+    return Embedder.load(path, device="cpu", precision="fp32")
+
+
+def peer(path: Path) -> SentenceTransformer:
+    """The same by sentence-transformers."""
+    return SentenceTransformer(str(path), device="cpu", model_kwargs={"dtype": torch.float32})

@@ -1,12 +1,10 @@
 """Model directories: each layout of the field loads, each damage is told in one line, and saving is all or nothing."""
 
 import json
-import multiprocessing
 import os
 import pickle
 import resource
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,32 +15,24 @@ import pytest
 import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
+from processes import in_child
 from safetensors.torch import load_file, save_file
-from tiny import SPECIAL, VOCABULARY, edit, make_bert_dir, write
+from tiny import SPECIAL, VOCABULARY, contents, edit, load, make_bert_dir, write
 
 from distillation.command_line import run_command
-from model import Embedder
 from model.files import InputError
 
 TEXTS = ["", "The dog sees the cat.", "naïve 猫 😀", "the old man reads a long letter " * 20]
 
 
-def load(path: Path) -> Embedder:
-    return Embedder.load(path, device="cpu", precision="fp32")
-
-
 def refused(path: Path | str, *parts: str) -> None:
     """Loading ends with one line that names the place and holds these parts."""
     with pytest.raises(InputError) as caught:
-        Embedder.load(path, device="cpu", precision="fp32")
+        load(path)
     message = str(caught.value)
     assert "\n" not in message
     for part in (str(path), *parts):
         assert part in message, message
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -54,50 +44,51 @@ def wanted(tiny_model_dir: Path) -> np.ndarray:
 
 
 def assert_loads(path: Path | str, wanted: np.ndarray) -> None:
-    embeddings = Embedder.load(path, device="cpu", precision="fp32").encode(TEXTS)
-    np.testing.assert_allclose(embeddings, wanted, atol=1e-5)
+    np.testing.assert_allclose(load(path).encode(TEXTS), wanted, atol=1e-5)
 
 
 # -- weights in every form that the field has ------------------------------------------------------------------------
 
 
-def change_weights(directory: Path, change: Callable[[str, torch.Tensor], tuple[str, torch.Tensor]]) -> None:
+def change_weights(directory: Path, change: Callable[[str, torch.Tensor], tuple[str, torch.Tensor] | None]) -> None:
+    """Write each tensor as what `change` makes of its name and itself; None leaves it out."""
     tensors = load_file(directory / "model.safetensors")
-    changed = dict(change(name, tensor.clone()) for name, tensor in tensors.items())
+    changed = dict(filter(None, (change(name, tensor.clone()) for name, tensor in tensors.items())))
     save_file(changed, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_names_with_a_prefix(model_copy: Path, wanted: np.ndarray) -> None:
-    """As BertForMaskedLM and the like name them, beside the tensors of their heads."""
-    change_weights(model_copy, lambda name, tensor: (f"bert.{name}", tensor))
-    tensors = load_file(model_copy / "model.safetensors")
-    tensors |= {"cls.predictions.bias": torch.zeros(len(VOCABULARY)), "bert.embeddings.position_ids": torch.arange(512)}
-    save_file(tensors, model_copy / "model.safetensors")
+FORMS: dict[str, Callable[[Path], object]] = {
+    "a prefix, as BertForMaskedLM has": lambda path: change_weights(path, lambda name, t: (f"bert.{name}", t)),
+    "tensors of a head beside it": lambda path: save_file(
+        load_file(path / "model.safetensors") | {"cls.predictions.bias": torch.zeros(len(VOCABULARY))},
+        path / "model.safetensors",
+    ),
+    "layer norms with gamma and beta": lambda path: change_weights(
+        path, lambda name, t: (name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"), t)
+    ),
+    "no pooler": lambda path: change_weights(path, lambda name, t: None if "pooler" in name else (name, t)),
+    "fp64": lambda path: change_weights(path, lambda name, t: (name, t.double())),
+    "shards": lambda path: shard(path),
+    "a pickle": lambda path: to_bin(path),
+    "a pickle of old": lambda path: to_bin(path, _use_new_zipfile_serialization=False),
+    "vocab.txt alone": lambda path: (path / "tokenizer.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_of_a_model_loads(model_copy: Path, wanted: np.ndarray, form: str) -> None:
+    FORMS[form](model_copy)
     assert_loads(model_copy, wanted)
+    assert (load(model_copy).bert.pooler is None) == (form == "no pooler")
 
 
-def test_old_names_of_layer_norms(model_copy: Path, wanted: np.ndarray) -> None:
-    def old(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
-        return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"), tensor
-
-    change_weights(model_copy, old)
-    assert_loads(model_copy, wanted)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_load_as_fp32(model_copy: Path, wanted: np.ndarray, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_loads_as_fp32(model_copy: Path, wanted: np.ndarray, dtype: torch.dtype) -> None:
     change_weights(model_copy, lambda name, tensor: (name, tensor.to(dtype)))
     edit(model_copy / "config.json", dtype=str(dtype).removeprefix("torch."))
     embedder = load(model_copy)
     assert {parameter.dtype for parameter in embedder.parameters()} == {torch.float32}
-    np.testing.assert_allclose(embedder.encode(TEXTS), wanted, atol=0.05 if dtype.itemsize == 2 else 1e-5)
-
-
-def test_weights_without_a_pooler(model_copy: Path, wanted: np.ndarray) -> None:
-    tensors = load_file(model_copy / "model.safetensors")
-    save_file({n: t for n, t in tensors.items() if "pooler" not in n}, model_copy / "model.safetensors")
-    assert_loads(model_copy, wanted)
-    assert load(model_copy).bert.pooler is None
+    np.testing.assert_allclose(embedder.encode(TEXTS), wanted, atol=0.05)
 
 
 def shard(directory: Path) -> dict[str, str]:
@@ -109,13 +100,6 @@ def shard(directory: Path) -> dict[str, str]:
         save_file({name: tensors[name] for name in tensors if files[name] == file}, directory / file)
     write(directory / "model.safetensors.index.json", {"metadata": {}, "weight_map": files})
     return files
-
-
-def test_sharded_weights(model_copy: Path, wanted: np.ndarray) -> None:
-    files = shard(model_copy)
-    assert_loads(model_copy, wanted)
-    (model_copy / files["embeddings.word_embeddings.weight"]).unlink()
-    refused(model_copy, files["embeddings.word_embeddings.weight"], "no such file")
 
 
 @pytest.mark.parametrize("value", [[], {}, {"weight_map": 3}, {"weight_map": {"a": 3}}, {"weight_map": {"a": ["b"]}}])
@@ -130,12 +114,6 @@ def to_bin(directory: Path, **options: Any) -> Path:
     torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin", **options)
     (directory / "model.safetensors").unlink()
     return directory / "pytorch_model.bin"
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_bin_weights(model_copy: Path, wanted: np.ndarray, zipped: bool) -> None:
-    to_bin(model_copy, _use_new_zipfile_serialization=zipped)
-    assert_loads(model_copy, wanted)
 
 
 class Payload:
@@ -169,19 +147,6 @@ def test_bin_that_holds_no_weights(model_copy: Path, value: Any) -> None:
     refused(model_copy, "pytorch_model.bin: not a dictionary of weights")
 
 
-@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
-def test_truncated_bin(model_copy: Path, keep: float) -> None:
-    path = to_bin(model_copy)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
-    refused(model_copy, "pytorch_model.bin: damaged")
-
-
-def test_tokenizer_from_vocab_txt_alone(model_copy: Path, wanted: np.ndarray) -> None:
-    (model_copy / "tokenizer.json").unlink()
-    assert_loads(model_copy, wanted)
-
-
 def test_links_are_followed(tiny_model_dir: Path, tmp_path: Path, wanted: np.ndarray) -> None:
     """As in the Hub's cache, whose snapshots are links to files elsewhere."""
     for file in tiny_model_dir.rglob("*"):
@@ -212,7 +177,7 @@ def test_a_hub_name_is_found_in_the_cache(hub_cache: Path, tiny_model_dir: Path,
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     assert_loads("owner/tiny", wanted)
-    assert load("owner/tiny").settings.origin == "owner/tiny"  # type: ignore[arg-type]
+    assert load("owner/tiny").settings.origin == "owner/tiny"
 
 
 @pytest.mark.parametrize("name", ["owner/missing", "missing", "-bad-/..name", "a b", "x" * 200])
@@ -229,18 +194,81 @@ def test_a_file_is_no_model_directory(model_copy: Path) -> None:
     refused(model_copy / "config.json", "no such model directory")
 
 
-# -- config.json -----------------------------------------------------------------------------------------------------
+# -- files that are missing, cut off or nonsense ---------------------------------------------------------------------
 
 
-def test_missing_config(model_copy: Path) -> None:
+def test_missing_files_are_named(model_copy: Path) -> None:
+    files = shard(model_copy)
+    (model_copy / "tokenizer.json").rename(model_copy / "other.json")
+    (model_copy / "vocab.txt").unlink()
+    refused(model_copy, "no tokenizer there (tokenizer.json or vocab.txt)")
+    (model_copy / "other.json").rename(model_copy / "tokenizer.json")
+    (model_copy / files["embeddings.word_embeddings.weight"]).unlink()
+    refused(model_copy, files["embeddings.word_embeddings.weight"], "no such file")
+    (model_copy / "model.safetensors.index.json").unlink()
+    refused(model_copy, "no weights there (model.safetensors or pytorch_model.bin)")
     (model_copy / "config.json").unlink()
     refused(model_copy, "config.json: no such file")
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1, 2]", '"bert"', "null", "\0"])
-def test_config_that_is_no_json_object(model_copy: Path, content: str) -> None:
-    (model_copy / "config.json").write_text(content)
-    refused(model_copy, "config.json: ", "JSON")
+CUTS = {
+    "model.safetensors": ([0, 4, 100, 0.5, 0.999], "truncated or not a safetensors file"),
+    "pytorch_model.bin": ([0, 1, 100, 0.5, 0.99], "pytorch_model.bin: damaged"),
+    "vocab.txt": ([40, 0.5, 0.8], f"words, the model {len(VOCABULARY)}, is a file cut?"),  # else most would be [UNK]
+}
+
+
+@pytest.mark.parametrize(("name", "keep"), [(name, keep) for name, (keeps, _) in CUTS.items() for keep in keeps])
+def test_a_file_that_is_cut_off_is_named(model_copy: Path, name: str, keep: float) -> None:
+    if name == "pytorch_model.bin":
+        to_bin(model_copy)
+    if name == "vocab.txt":
+        (model_copy / "tokenizer.json").unlink()
+    whole = (model_copy / name).read_bytes()
+    (model_copy / name).write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    refused(model_copy, CUTS[name][1])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        *(("config.json", text, "JSON") for text in ("", "{", "[1, 2]", '"bert"', "null", "\0")),
+        *(("tokenizer.json", text, "the tokenizer can't be read") for text in ("", "{", "{}", "[]", "\0\1\2")),
+        ("tokenizer.json", '{"model": {"type": "Nonsense"}}', "the tokenizer can't be read"),
+    ],
+)
+def test_a_file_of_nonsense_is_named(model_copy: Path, name: str, content: str, part: str) -> None:
+    (model_copy / name).write_text(content)
+    refused(model_copy, part)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "modules.json", "model.safetensors", "1_Pooling/config.json", "tokenizer.json"]
+)
+def test_a_directory_in_place_of_a_file(model_copy: Path, name: str) -> None:
+    (model_copy / name).unlink()
+    (model_copy / name).mkdir()
+    (model_copy / "vocab.txt").unlink()
+    refused(model_copy)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "modules.json"])
+def test_a_file_that_may_not_be_read(model_copy: Path, tmp_path: Path, name: str) -> None:
+    for place in [*tmp_path.parents, tmp_path, *model_copy.rglob("*")]:
+        if place.is_relative_to("/tmp") and place != Path("/tmp"):
+            place.chmod(place.stat().st_mode | 0o055)
+    (model_copy / name).chmod(0)
+
+    def read() -> None:
+        os.seteuid(65534)
+        run_command(lambda: load(model_copy) and None)
+
+    status, line = in_child(read, tmp_path / "errors")
+    assert status == 2 and line.startswith("error: ") and str(model_copy) in line and line.count("\n") == 1
+
+
+# -- config.json -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "mpnet", "modernbert", "distilbert", "t5", "llama"])
@@ -262,17 +290,6 @@ def test_other_architectures_are_named(model_copy: Path, kind: str) -> None:
         ({"pad_token_id": 99999}, "no BERT can be built from it"),
         ({"hidden_act": "swishy"}, "unknown hidden_act 'swishy'"),
         ({"hidden_act": ["gelu"]}, "not a BERT config"),
-    ],
-    ids=str,
-)
-def test_config_values_that_make_no_sense(model_copy: Path, changes: dict, part: str) -> None:
-    edit(model_copy / "config.json", **changes)
-    refused(model_copy, "config.json", part)
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
         ({"num_hidden_layers": 7}, "config.json asks for 7 layers, the weights hold fewer"),
         ({"num_hidden_layers": 10**9}, "the weights hold fewer"),
         ({"hidden_size": 64}, "shape (351, 32), config.json asks for (351, 64)"),
@@ -283,10 +300,10 @@ def test_config_values_that_make_no_sense(model_copy: Path, changes: dict, part:
     ],
     ids=str,
 )
-def test_config_that_does_not_fit_the_weights(model_copy: Path, changes: dict, part: str) -> None:
+def test_config_values_that_make_no_sense_or_do_not_fit_the_weights(model_copy: Path, changes: dict, part: str) -> None:
     """Without asking for the memory that such a config would need."""
     edit(model_copy / "config.json", **changes)
-    refused(model_copy, part.replace("351", str(len(VOCABULARY))))
+    refused(model_copy, "config.json", part.replace("351", str(len(VOCABULARY))))
 
 
 def test_fewer_layers_than_the_weights_have(model_copy: Path) -> None:
@@ -295,19 +312,6 @@ def test_fewer_layers_than_the_weights_have(model_copy: Path) -> None:
 
 
 # -- damaged weights -------------------------------------------------------------------------------------------------
-
-
-def test_missing_weights(model_copy: Path) -> None:
-    (model_copy / "model.safetensors").unlink()
-    refused(model_copy, "no weights there (model.safetensors or pytorch_model.bin)")
-
-
-@pytest.mark.parametrize("keep", [0, 4, 100, 0.5, 0.999])
-def test_truncated_safetensors(model_copy: Path, keep: float) -> None:
-    path = model_copy / "model.safetensors"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
-    refused(model_copy, "model.safetensors: truncated or not a safetensors file", "fetch or write it again")
 
 
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.9999])
@@ -320,82 +324,60 @@ def test_a_flipped_bit_in_what_we_saved(model_copy: Path, tmp_path: Path, place:
     refused(tmp_path / "saved", "model.safetensors: checksum does not match, the file is damaged")
 
 
-@pytest.mark.parametrize("name", ["embeddings.LayerNorm.bias", "encoder.layer.3.output.dense.weight"])
-def test_a_missing_tensor(model_copy: Path, name: str) -> None:
-    tensors = load_file(model_copy / "model.safetensors")
-    save_file({key: tensor for key, tensor in tensors.items() if key != name}, model_copy / "model.safetensors")
-    refused(model_copy, f"1 tensors are missing, {name} first")
+BIAS = "encoder.layer.1.output.dense.bias"
+DAMAGES: dict[str, tuple[Callable[[str, torch.Tensor], tuple[str, torch.Tensor] | None], str]] = {
+    "missing": (lambda name, t: None if name == BIAS else (name, t), f"1 tensors are missing, {BIAS} first"),
+    "of something else": (lambda name, t: (f"other.{name}", t), "the weights hold fewer"),
+    "another shape": (
+        lambda name, t: (name, t[:-1].clone() if name == BIAS else t),
+        f"{BIAS} has shape (31,), config.json asks for (32,)",
+    ),
+    "quantised": (
+        lambda name, t: (name, t.to(torch.int8) if t.ndim == 2 else t),
+        "is torch.int8; quantised weights are not supported",
+    ),
+}
 
 
-def test_weights_of_something_else(model_copy: Path) -> None:
-    save_file({"a": torch.ones(2)}, model_copy / "model.safetensors")
-    refused(model_copy, "the weights hold fewer")
-
-
-def test_a_tensor_of_another_shape(model_copy: Path) -> None:
-    change_weights(model_copy, lambda n, t: (n, t[:-1].clone()) if n == "encoder.layer.1.output.dense.bias" else (n, t))
-    refused(model_copy, "encoder.layer.1.output.dense.bias has shape (31,), config.json asks for (32,)")
-
-
-def test_quantised_weights(model_copy: Path) -> None:
-    change_weights(model_copy, lambda name, tensor: (name, tensor.to(torch.int8) if tensor.ndim == 2 else tensor))
-    refused(model_copy, "is torch.int8; quantised weights are not supported")
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_weights_that_do_not_fit(model_copy: Path, damage: str) -> None:
+    change, message = DAMAGES[damage]
+    change_weights(model_copy, change)
+    refused(model_copy, message)
 
 
 # -- tokenizer -------------------------------------------------------------------------------------------------------
 
 
-def test_missing_tokenizer(model_copy: Path) -> None:
-    (model_copy / "tokenizer.json").unlink()
-    (model_copy / "vocab.txt").unlink()
-    refused(model_copy, "no tokenizer there (tokenizer.json or vocab.txt)")
-
-
-@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"model": {"type": "Nonsense"}}', "\0\1\2"])
-def test_damaged_tokenizer(model_copy: Path, content: str) -> None:
-    (model_copy / "tokenizer.json").write_text(content)
-    refused(model_copy, "the tokenizer can't be read")
-
-
-def test_tokenizer_with_more_words_than_the_model(model_copy: Path) -> None:
-    value = json.loads((model_copy / "tokenizer.json").read_text(encoding="utf-8"))
-    value["model"]["vocab"]["newword"] = len(VOCABULARY)
-    write(model_copy / "tokenizer.json", value)
-    refused(model_copy, f"numbers words up to {len(VOCABULARY)}, the model has {len(VOCABULARY)}")
-
-
-def test_tokenizer_that_numbers_words_beyond_the_model(model_copy: Path) -> None:
-    """As many words as the model, but one with a large number."""
-    value = json.loads((model_copy / "tokenizer.json").read_text(encoding="utf-8"))
-    value["model"]["vocab"]["dog"] = 10**6
-    write(model_copy / "tokenizer.json", value)
-    refused(model_copy, "numbers words up to 1000000")
-
-
-@pytest.mark.parametrize("keep", [40, 0.5, 0.8])
-def test_a_vocabulary_that_is_cut_off(model_copy: Path, keep: float) -> None:
-    """Otherwise most words would silently become [UNK]."""
-    (model_copy / "tokenizer.json").unlink()
-    whole = (model_copy / "vocab.txt").read_bytes()
-    (model_copy / "vocab.txt").write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
-    refused(model_copy, f"words, the model {len(VOCABULARY)}, is a file cut?")
-
-
-def test_tokenizer_without_a_word_for_the_unknown(model_copy: Path) -> None:
-    value = json.loads((model_copy / "tokenizer.json").read_text(encoding="utf-8"))
+def forget_unknown(value: dict[str, Any]) -> None:
     del value["model"]["vocab"]["[UNK]"]
     value["added_tokens"] = [token for token in value["added_tokens"] if token["content"] != "[UNK]"]
     value["model"]["unk_token"] = "[NOTHING]"
+
+
+TOKENIZERS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "more words than the model": (
+        lambda value: value["model"]["vocab"].update(newword=len(VOCABULARY)),
+        f"numbers words up to {len(VOCABULARY)}, the model has {len(VOCABULARY)}",
+    ),
+    "a word of a large number": (
+        lambda value: value["model"]["vocab"].update(dog=10**6),
+        "numbers words up to 1000000",
+    ),
+    "no word for the unknown": (forget_unknown, "the tokenizer"),
+    "no [CLS] and [SEP]": (lambda value: value.update(post_processor=None), "puts no [CLS] and [SEP] around a text"),
+}
+
+
+@pytest.mark.parametrize("case", TOKENIZERS)
+def test_tokenizers_that_can_not_be_the_models(model_copy: Path, case: str) -> None:
+    change, message = TOKENIZERS[case]
+    value = json.loads((model_copy / "tokenizer.json").read_text(encoding="utf-8"))
+    change(value)
     write(model_copy / "tokenizer.json", value)
     (model_copy / "vocab.txt").unlink()
-    refused(model_copy, "the tokenizer")
-
-
-def test_tokenizer_that_adds_no_special_words(model_copy: Path) -> None:
-    value = json.loads((model_copy / "tokenizer.json").read_text(encoding="utf-8"))
-    write(model_copy / "tokenizer.json", value | {"post_processor": None})
     edit(model_copy / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
-    refused(model_copy, "puts no [CLS] and [SEP] around a text")
+    refused(model_copy, message)
 
 
 def test_code_from_a_model_directory_is_not_run(model_copy: Path, tmp_path: Path) -> None:
@@ -583,47 +565,7 @@ def test_prompts_may_be_empty(model_copy: Path) -> None:
     assert load(model_copy).settings.prompts == {}
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "modules.json", "model.safetensors", "1_Pooling/config.json", "tokenizer.json"]
-)
-def test_a_directory_in_place_of_a_file(model_copy: Path, name: str) -> None:
-    (model_copy / name).unlink()
-    (model_copy / name).mkdir()
-    (model_copy / "vocab.txt").unlink()
-    refused(model_copy)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "modules.json"])
-def test_a_file_that_may_not_be_read(model_copy: Path, tmp_path: Path, name: str) -> None:
-    for place in [*tmp_path.parents, tmp_path, *model_copy.rglob("*")]:
-        if place.is_relative_to("/tmp") and place != Path("/tmp"):
-            place.chmod(place.stat().st_mode | 0o055)
-    (model_copy / name).chmod(0)
-
-    def read() -> None:
-        os.seteuid(65534)
-        run_command(lambda: load(model_copy) and None)
-
-    status, line = in_child(read, tmp_path / "errors")
-    assert status == 2 and line.startswith("error: ") and str(model_copy) in line and line.count("\n") == 1
-
-
 # -- saving ----------------------------------------------------------------------------------------------------------
-
-
-def in_child(action: Callable[[], None], errors: Path) -> tuple[int, str]:
-    """Run an action in a forked process of its own; returns its exit status and what it wrote to stderr."""
-
-    def main() -> None:
-        sys.stderr = errors.open("w", encoding="utf-8")
-        action()
-
-    process = multiprocessing.get_context("fork").Process(target=main)
-    process.start()
-    process.join(60)
-    assert process.exitcode is not None, "the child hangs"
-    return process.exitcode, errors.read_text(encoding="utf-8")
 
 
 def test_a_model_is_replaced_by_another(tiny_model_dir: Path, tmp_path: Path, wanted: np.ndarray) -> None:
@@ -660,12 +602,11 @@ def test_what_is_no_model_is_not_replaced(tiny_model_dir: Path, tmp_path: Path) 
     assert load(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("limit", [200, 500, 1000, 5000, 20_000, 100_000, 250_000])
+@pytest.mark.parametrize("limit", [200, 1000, 20_000, 250_000])
 def test_a_full_disk_while_saving_keeps_the_old_model(model_copy: Path, tmp_path: Path, limit: int) -> None:
-    """No file can grow beyond `limit`: each in turn is the one at which the disk is full."""
+    """No file can grow beyond `limit`: another library's file each time is the one at which the disk is full."""
     student, before = load(model_copy).keep_layers(range(6)), contents(model_copy)
-    largest = max(len(content) for content in before.values())
-    assert largest > limit
+    assert max(len(content) for content in before.values()) > limit
 
     def save() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -676,37 +617,6 @@ def test_a_full_disk_while_saving_keeps_the_old_model(model_copy: Path, tmp_path
     assert line.startswith(f"error: {model_copy}: no space left to write") and line.count("\n") == 1
     assert contents(model_copy) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "errors"]
-
-
-@pytest.mark.parametrize("call", ["fsync", "rename", "replace"])
-def test_an_error_of_the_system_while_saving_keeps_the_old_model(
-    model_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    embedder, before = load(model_copy), contents(model_copy)
-
-    def fail(*arguments: object) -> None:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(os, call, fail)
-    with pytest.raises(OSError, match="Input/output error") as caught:
-        embedder.save(model_copy)
-    monkeypatch.undo()
-    assert caught.value.filename == str(model_copy)
-    assert contents(model_copy) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
-def test_a_read_only_place_is_named(model_copy: Path, tmp_path: Path) -> None:
-    embedder, before = load(model_copy), contents(model_copy)
-
-    def save() -> None:
-        os.seteuid(65534)
-        run_command(lambda: embedder.save(model_copy.parent / "other"))
-
-    status, line = in_child(save, tmp_path / "errors")
-    assert status == 1 and line.startswith(f"error: {model_copy.parent}") and "not writable" in line
-    assert contents(model_copy) == before
 
 
 # -- anything at all -------------------------------------------------------------------------------------------------

@@ -1,0 +1,189 @@
+"""The corpus: distinct, shuffled, some held out; the same for the same seed, used again, built anew after damage."""
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import put
+
+from distillation.data import corpus as module
+from distillation.data.corpus import build_corpus
+from model.files import InputError
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> list[str]:
+    """Two sources: 300 sentences, each twice; 200 more, and 100 of the first again."""
+    first = [f"first {number}" for number in range(300)]
+    second = [f"second {number}" for number in range(200)] + first[:100]
+    return [put(tmp_path / "a.txt", "\n".join(first * 2)), put(tmp_path / "b.txt", "\n".join(second))]
+
+
+@pytest.mark.parametrize("sampling", ["mixed", "in_order"])
+def test_corpus_is_distinct_shuffled_and_disjoint(tmp_path: Path, sources: list[str], sampling: str) -> None:
+    corpus = build_corpus(tmp_path / "corpus", sources, None, 60, 42, sampling)
+    training, evaluation = corpus.sentences(0, len(corpus)), corpus.evaluation()
+    assert (len(corpus), corpus.size, corpus.evaluation_size) == (440, 440, 60)
+    assert len(set(training) | set(evaluation)) == 500 == len(training) + len(evaluation)
+    assert training != sorted(training) and any(text.startswith("second") for text in training[:50])
+    counts = [sum(text.startswith(word) for text in training) for word in ["first", "second"]]
+    assert corpus.counts == dict(zip(sources, counts, strict=True))
+
+
+def test_rows_are_found_by_number(tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH_ROWS", 32)
+    monkeypatch.setattr(module, "GATHER_ROWS", 64)
+    corpus = build_corpus(tmp_path / "corpus", sources, 400, 100, 42)
+    training = corpus.sentences(0, 400)
+    assert len(set(training)) == 400
+    indices = np.array([399, 0, 31, 32, 33, 0, 200])
+    assert corpus.take(indices) == [training[index] for index in indices]
+    assert corpus.take(np.array([], dtype=np.int64)) == []
+    assert corpus.sentences(30, 70) == training[30:70]
+    for bad in [[400], [-1]]:
+        with pytest.raises(IndexError):
+            corpus.take(np.array(bad))
+
+
+def test_the_same_seed_gives_the_same_corpus_and_another_does_not(tmp_path: Path, sources: list[str]) -> None:
+    corpora = [build_corpus(tmp_path / name, sources, 300, 50, seed) for name, seed in [("a", 1), ("b", 1), ("c", 2)]]
+    texts = [(corpus.sentences(0, 300), corpus.evaluation()) for corpus in corpora]
+    assert texts[0] == texts[1] and corpora[0].fingerprint == corpora[1].fingerprint
+    assert texts[0] != texts[2] and corpora[0].fingerprint != corpora[2].fingerprint
+
+
+def test_the_split_is_part_of_the_fingerprint(tmp_path: Path, sources: list[str]) -> None:
+    corpus = build_corpus(tmp_path / "corpus", sources, None, 0, 1)
+    batches = [corpus.file.get_batch(index) for index in range(corpus.file.num_record_batches)]
+    assert corpus.evaluation() == []
+    assert module.fingerprint_of(batches, 500) == corpus.fingerprint
+    assert module.fingerprint_of(batches, 499) != corpus.fingerprint
+
+
+def test_in_order_uses_up_the_first_source_before_the_second(tmp_path: Path, sources: list[str]) -> None:
+    corpus = build_corpus(tmp_path / "corpus", sources, 350, 41, 7, "in_order")
+    evaluation = corpus.evaluation()
+    assert sum(text.startswith("first") for text in evaluation) == 21
+    assert sum(text.startswith("second") for text in evaluation) == 20
+    assert corpus.counts == {sources[0]: 300 - 21, sources[1]: 350 - (300 - 21)}
+    second = [int(text.split()[1]) for text in corpus.sentences(0, 350) if text.startswith("second")]
+    assert second != sorted(second) and max(second) > 100  # cut at random, not at the end
+
+
+def test_in_order_stops_within_the_first_source(tmp_path: Path, sources: list[str]) -> None:
+    corpus = build_corpus(tmp_path / "corpus", sources, 100, 0, 7, "in_order")
+    assert corpus.counts == {sources[0]: 100, sources[1]: 0}
+
+
+@pytest.mark.parametrize(
+    "sampling, maximum, held_out, message",
+    [
+        ("mixed", None, 500, "500 distinct sentences, but 500 to hold out and 1"),
+        ("in_order", None, 450, "source 2 of 2 adds 200 distinct sentences, but 225"),
+        ("in_order", None, 402, "source 2 of 2 adds 200 distinct"),
+        ("sorted", None, 10, "choose mixed or in_order"),
+        ("mixed", 0, 10, "too small"),
+        ("mixed", None, -1, "too small"),
+    ],
+)
+def test_corpora_that_cannot_be_are_refused(
+    tmp_path: Path, sources: list[str], sampling: str, maximum: int | None, held_out: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        build_corpus(tmp_path / "corpus", sources, maximum, held_out, 7, sampling)
+    assert not [path for path in tmp_path.rglob("*") if ".spool" in path.name or path.suffix == ".arrow"]
+
+
+def test_no_sources_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no sentences"):
+        build_corpus(tmp_path / "corpus", [], None, 10, 7)
+
+
+def test_the_spool_goes_away_also_on_error_and_after_a_crash(tmp_path: Path, sources: list[str]) -> None:
+    directory = tmp_path / "corpus"
+    directory.mkdir()
+    (directory / ".spool.crashed").write_text("left by a killed run")
+    bad = put(tmp_path / "bad.txt", b"fine\n\xff\n")
+    with pytest.raises(InputError, match=r"bad\.txt:2"):
+        build_corpus(directory, [*sources, bad], None, 10, 7)
+    assert list(directory.iterdir()) == []
+    build_corpus(directory, sources, None, 10, 7)
+    assert {path.name for path in directory.iterdir()} == {"sentences.arrow", "corpus.json"}
+
+
+def test_a_finished_corpus_is_used_again(tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = build_corpus(tmp_path / "corpus", sources, None, 10, 7)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_spool", None)  # it would fail if it built anything
+        assert build_corpus(tmp_path / "corpus", sources, None, 10, 7) == corpus
+    assert build_corpus(tmp_path / "corpus", sources, None, 10, 8) != corpus
+    with open(sources[1], "a") as file:
+        file.write("\none more\n")
+    assert build_corpus(tmp_path / "corpus", sources, None, 10, 8).size == 491
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data.replace(b"second 17", b"second 71", 1),
+        lambda data: b"",
+        None,
+    ],
+)
+def test_a_damaged_corpus_is_built_anew(
+    tmp_path: Path, sources: list[str], damage: Callable[[bytes], bytes] | None
+) -> None:
+    corpus = build_corpus(tmp_path / "corpus", sources, None, 10, 7)
+    expected = corpus.sentences(0, len(corpus))
+    if damage is None:
+        corpus.path.unlink()
+    else:
+        corpus.path.write_bytes(damage(corpus.path.read_bytes()))
+    again = build_corpus(tmp_path / "corpus", sources, None, 10, 7)
+    assert again == corpus and again.sentences(0, len(again)) == expected
+    (tmp_path / "corpus" / "corpus.json").write_text("[]")
+    assert build_corpus(tmp_path / "corpus", sources, None, 10, 7) == corpus
+
+
+def test_duplicates_are_found_whatever_their_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 3, size=(5000, 2)).astype(np.uint64) * np.uint64(0x7777_7777_7777_7777)
+    seen: set[tuple[int, int]] = set()
+    expected = []
+    for row in hashes.tolist():
+        expected.append(tuple(row) not in seen)
+        seen.add(tuple(row))
+    assert module.first_occurrences(hashes).tolist() == expected
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    program = """
+        import sys, tracemalloc
+        from pathlib import Path
+        import pyarrow as pa
+        from distillation.data import corpus as sentences
+        sentences.BATCH_ROWS, sentences.GATHER_ROWS = 256, 1024
+        directory = Path(sys.argv[1])
+        for count in (4_000, 24_000):
+            source = directory / f"{count}.txt"
+            with open(source, "w") as file:
+                file.writelines(f"{number} " * 80 + "\\n" for number in range(count))
+            tracemalloc.start()
+            corpus = sentences.build_corpus(directory / str(count), [str(source)], None, 100, 1)
+            for start in range(0, len(corpus) - 64, 4096):
+                corpus.sentences(start, start + 64)
+            print(tracemalloc.get_traced_memory()[1] + pa.default_memory_pool().max_memory())
+            tracemalloc.stop()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert result.returncode == 0, result.stderr
+    small, large = map(int, result.stdout.split())
+    assert (tmp_path / "24000" / "sentences.arrow").stat().st_size > 9e6
+    # 20,000 more sentences are 9 MB more text; what may grow is the bookkeeping, 25 to 40 bytes for each of them
+    assert large - small < 20_000 * 60
