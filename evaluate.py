@@ -77,22 +77,25 @@ def correlations(similarities: np.ndarray, scores: np.ndarray) -> dict[str, floa
     }
 
 
-def bootstrap_spearman(columns: Sequence[np.ndarray], scores: np.ndarray, seed: int = 0) -> np.ndarray:
+def bootstrap_spearman(
+    columns: Sequence[np.ndarray], scores: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+) -> np.ndarray:
     """Spearman correlations over resampled pairs, the same resamples for each column.
 
     Args:
         columns: predicted similarities of one or more models, (n,) each.
         scores: human scores, (n,).
         seed: of the resampling.
+        resamples: how many.
 
     Returns:
-        (columns, RESAMPLES).
+        (columns, resamples).
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile intervals).
     """
     generator = np.random.default_rng(seed)
-    found = np.empty((len(columns), RESAMPLES))
-    for number in range(RESAMPLES):
+    found = np.empty((len(columns), resamples))
+    for number in range(resamples):
         sample = generator.integers(len(scores), size=len(scores))
         ranked = stats.rankdata([column[sample] for column in (*columns, scores)], axis=1)
         with np.errstate(invalid="ignore"):  # a resample of few pairs may be constant

@@ -14,7 +14,7 @@ SAMPLE = 256  # sentences that choices are compared on
 EXHAUSTIVE = 500  # with more choices than this, layers are removed one by one instead
 
 
-def search_layers(teacher: Embedder, sentences: Sequence[str], count: int) -> list[int]:
+def search_layers(teacher: Embedder, sentences: Sequence[str], count: int, exhaustive: int = EXHAUSTIVE) -> list[int]:
     """Choose the layers whose untrained student gives most nearly the teacher's similarities.
 
     Up to 500 choices are all tried: C(6, 3) = 20 for MiniLM. Beyond that layers are taken away one at a time, each time
@@ -24,6 +24,7 @@ def search_layers(teacher: Embedder, sentences: Sequence[str], count: int) -> li
         teacher: in evaluation mode; left as it was.
         sentences: text like what the student will see, with its prompts before it; the first 256 are used.
         count: layers to keep.
+        exhaustive: up to so many choices are all tried.
 
     Returns:
         Teacher layers to keep, ascending.
@@ -39,7 +40,7 @@ def search_layers(teacher: Embedder, sentences: Sequence[str], count: int) -> li
     def score(layers: Iterable[int]) -> float:
         return linear_cka(_embed_with(teacher, list(layers), tokens), whole)
 
-    if math.comb(total, count) <= EXHAUSTIVE:
+    if math.comb(total, count) <= exhaustive:
         return list(max(itertools.combinations(range(total), count), key=score))
     kept = list(range(total))
     while len(kept) > count:

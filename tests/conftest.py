@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported: no test asks the Hub
@@ -11,6 +12,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from tiny import make_bert_dir
+
+from distillation.command_line import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,3 +74,29 @@ def shared_data() -> Path:
     if not directory.is_dir():
         pytest.skip(f"{directory} is missing: no STS Benchmark and no captions to test with")
     return directory
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run a command's `main` with these arguments, as its command line would."""
+
+    def run(main: Callable[[], object], *arguments: object) -> None:
+        monkeypatch.setattr("sys.argv", ["command", *map(str, arguments)])
+        main()
+
+    return run
+
+
+@pytest.fixture
+def refusal(call: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """The same with arguments that are wrong: exit status 2 and one line, which is returned."""
+
+    def run(main: Callable[[], object], *arguments: object) -> str:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            run_command(lambda: call(main, *arguments))
+        (line,) = capfd.readouterr().err.splitlines()
+        assert stopped.value.code == 2 and line.startswith("error: ")
+        return line
+
+    return run

@@ -18,9 +18,7 @@ import train
 from distillation import checkpoint, losses, meter
 from distillation.data import labels
 from distillation.run import Run
-from model import Embedder, files
-
-__all__ = ["Embedder", "checkpoint"]  # for `full_disk`, by name
+from model import files
 
 
 def small_shards(sentences: int, window: int = 4) -> None:
@@ -149,17 +147,16 @@ def limit_file_size(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def full_disk(owner: str, name: str, call: int, size: int) -> None:
-    """Let the disk be full from the n-th call of `owner`.`name` on; `owner` is a module's or a class's name here."""
-    place = globals()[owner]
-    real, count = getattr(place, name), itertools.count(1)
+def full_disk_while_saving(call: int, size: int) -> None:
+    """Let the disk be full from the n-th checkpoint on."""
+    real, count = checkpoint.save_checkpoint, itertools.count(1)
 
-    def limited(*arguments: Any, **keywords: Any) -> Any:
+    def limited(*arguments: Any) -> None:
         if next(count) == call:
             limit_file_size(size)
-        return real(*arguments, **keywords)
+        real(*arguments)
 
-    setattr(place, name, limited)
+    checkpoint.save_checkpoint = limited
 
 
 def full_disk_while_logging(call: int) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 from tiny import english_sentences, make_bert_dir
 
-from distillation.command_line import run_command
 from distillation.recipe import Recipe, recipe_text
 from model import Embedder
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SENTENCES = english_sentences(50)
+Call, Main = Callable[..., None], Callable[[], None]
 
 
 def example(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -39,10 +40,11 @@ def run(tiny_model_dir: Path, tmp_path: Path) -> Path:
     return directory
 
 
-def search(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
-    monkeypatch.setattr("sys.argv", ["search.py", *map(str, arguments)])
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Of search.py, in a wide terminal."""
     monkeypatch.setenv("COLUMNS", "400")
-    example("search", monkeypatch).main()
+    return example("search", monkeypatch).main
 
 
 def nearest(embedder: Embedder, query: str, top: int) -> list[str]:
@@ -52,9 +54,9 @@ def nearest(embedder: Embedder, query: str, top: int) -> list[str]:
 
 
 def test_search_shows_student_and_teacher_side_by_side(
-    run: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, tiny_model_dir: Path, tmp_path: Path, main: Main, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    search(monkeypatch, run / "model", tmp_path / "text.txt", SENTENCES[7], "--top", "4")
+    call(main, run / "model", tmp_path / "text.txt", SENTENCES[7], "--top", "4")
     lines = capsys.readouterr().out.splitlines()
     student, teacher = Embedder.load(run / "model"), Embedder.load(tiny_model_dir, pooling="cls")
     assert [line.split() for line in lines[:1]] == [["student", "teacher"]]
@@ -66,19 +68,19 @@ def test_search_shows_student_and_teacher_side_by_side(
 
 
 def test_search_without_a_teacher_and_with_few_sentences(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, main: Main, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "few.txt").write_text("a cat\na dog\n")
-    search(monkeypatch, run / "model", tmp_path / "few.txt", "a cat", "--teacher", "none")
+    call(main, run / "model", tmp_path / "few.txt", "a cat", "--teacher", "none")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "student" and lines[1] == "1.000 a cat" and lines[2].endswith(" a dog") and len(lines) == 5
 
 
 def test_search_puts_the_models_prompt_before_the_query_only(
-    tiny_cls_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_cls_dir: Path, tmp_path: Path, main: Main, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.txt").write_text("\n".join(SENTENCES))
-    search(monkeypatch, tiny_cls_dir, tmp_path / "text.txt", "a dog", "--top", "1")
+    call(main, tiny_cls_dir, tmp_path / "text.txt", "a dog", "--top", "1")
     embedder = Embedder.load(tiny_cls_dir)
     query = embedder.encode("a dog", prompt_name="query")
     best = float(embedder.similarity(query, embedder.encode(SENTENCES)).max())
@@ -103,14 +105,10 @@ def test_columns_are_wrapped_within_their_width(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_search_names_what_is_wrong(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    arguments: list[str], words: str,
-) -> None:  # fmt: skip
+    run: Path, tmp_path: Path, main: Main, refusal: Callable[..., str], arguments: list[str], words: str
+) -> None:
     places = {"model": run / "model", "text": tmp_path / "text.txt"}
-    with pytest.raises(SystemExit) as stopped:
-        run_command(lambda: search(monkeypatch, *(argument.format(**places) for argument in arguments)))
-    (line,) = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2 and words in line
+    assert words in refusal(main, *(argument.format(**places) for argument in arguments))
 
 
 # -- langchain_embeddings.py -----------------------------------------------------------------------------------------
@@ -134,11 +132,10 @@ def test_langchain_embeddings_are_the_embedders(langchain: ModuleType, tmp_path:
 
 
 def test_a_vector_store_finds_with_them(
-    langchain: ModuleType, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    langchain: ModuleType, tiny_model_dir: Path, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = langchain.InMemoryVectorStore(langchain.ShortstackEmbeddings(str(tiny_model_dir), "fp32"))
     store.add_texts(SENTENCES)
     assert store.similarity_search(SENTENCES[9], k=1)[0].page_content == SENTENCES[9]
-    monkeypatch.setattr("sys.argv", ["langchain_embeddings.py", str(tiny_model_dir), "It will rain in the north."])
-    langchain.main()
+    call(langchain.main, tiny_model_dir, "It will rain in the north.")
     assert capsys.readouterr().out.splitlines()[0] == "1.000 It will rain in the north."

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
-from tiny import AWKWARD, english_sentences, make_bert_dir
+from tiny import AWKWARD, english_sentences, load, make_bert_dir
 
-from distillation.command_line import run_command
 from model import Embedder
 from model.files import InputError, RunError
 
@@ -41,10 +41,6 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     directory = make_bert_dir(tmp_path_factory.mktemp("export") / "model", **KINDS[request.param])
     module.export(str(directory))
     return directory
-
-
-def load(path: Path) -> Embedder:
-    return Embedder.load(path, device="cpu", precision="fp32")
 
 
 def inputs_of(embedder: Embedder, sentences: list[str]) -> dict[str, np.ndarray]:
@@ -189,10 +185,9 @@ def test_a_model_that_is_none(tmp_path: Path) -> None:
 
 
 def test_the_command(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tiny: Path, tmp_path: Path, call: Callable, refusal: Callable, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["export", str(tiny), "--output", str(tmp_path / "out")])
-    run_command(module.main)
+    call(module.main, tiny, "--output", tmp_path / "out")
     printed = capfd.readouterr()
     lines = printed.out.splitlines()
     assert len(lines) == 2 and printed.err == ""
@@ -201,8 +196,4 @@ def test_the_command(
         r" MB, mean cosine similarity (0.99..|1.0000)$", lines[1]
     )
     assert not (tiny / "onnx").exists()
-    monkeypatch.setattr("sys.argv", ["export"])
-    with pytest.raises(SystemExit) as stopped:
-        run_command(module.main)
-    assert stopped.value.code == 2
-    assert capfd.readouterr().err == "error: the following arguments are required: MODEL; see --help\n"
+    assert refusal(module.main) == "error: the following arguments are required: MODEL; see --help"

@@ -36,6 +36,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) 
     return RunDirectory(recipe.parent / "runs" / "tiny")
 
 
+def stopped_at_12(recipe: Path) -> Path:
+    """Let the recipe's run be stopped after step 12; returns its checkpoints."""
+    assert train(recipe, before=functools.partial(hooks.signal_at_step, signal.SIGTERM, 12)).status == 1
+    return run_of(recipe).path / "checkpoints"
+
+
 def run_of(recipe: Path) -> RunDirectory:
     return RunDirectory(recipe.parent / "runs" / "tiny")
 
@@ -59,55 +65,24 @@ def assert_goes_on(recipe: Path, undisturbed: RunDirectory) -> None:
 # -- a full disk -----------------------------------------------------------------------------------------------------
 
 FULL_DISK = "no space left to write; free some or choose another --output, then run again"
+FULL = {  # what is written in another way each: the text's spool, a tensor file, a line added to the log
+    "text": (functools.partial(hooks.limit_file_size, 4096), "runs/corpus/"),
+    "checkpoint": (functools.partial(hooks.full_disk_while_saving, call=2, size=4096), "checkpoints/last.safetensors"),
+    "log": (functools.partial(hooks.full_disk_while_logging, call=4), "runs/tiny/log.jsonl"),
+}
 
 
-def test_full_disk_while_reading_text(recipe: Path, undisturbed: RunDirectory) -> None:
-    ended = train(recipe, before=functools.partial(hooks.limit_file_size, 4096))
-    assert ended.status == 1 and ended.error.endswith(FULL_DISK)
-    assert str(recipe.parent / "runs" / "corpus") in ended.error
-    assert_goes_on(recipe, undisturbed)
-
-
-def test_full_disk_while_labelling(recipe: Path, undisturbed: RunDirectory) -> None:
-    ended = train(recipe, before=functools.partial(hooks.full_disk, "labels", "write_shard", call=2, size=4096))
-    shards = list((recipe.parent / "runs" / "labels").rglob("*.safetensors"))
-    assert [path.name for path in shards] == ["evaluation.safetensors"]  # finished before, and kept
-    assert ended.status == 1 and ended.error == f"error: {shards[0].parent}/00000.safetensors: {FULL_DISK}"
-    written = shards[0].stat().st_mtime_ns
-    assert_goes_on(recipe, undisturbed)
-    assert shards[0].stat().st_mtime_ns == written
-
-
-def test_full_disk_while_saving_a_checkpoint(recipe: Path, undisturbed: RunDirectory) -> None:
-    ended = train(recipe, before=functools.partial(hooks.full_disk, "checkpoint", "save_checkpoint", call=2, size=4096))
-    last = run_of(recipe).path / "checkpoints" / "last.safetensors"
-    assert ended.status == 1 and ended.error == f"error: {last}: {FULL_DISK}"
-    again = train(recipe, "--resume", before=functools.partial(hooks.signal_at_step, signal.SIGTERM, 1))
-    assert "going on after step 5 of 20" in again.out  # the earlier checkpoint is whole
-    assert_goes_on(recipe, undisturbed)
-
-
-def test_full_disk_while_saving_the_best(recipe: Path, undisturbed: RunDirectory) -> None:
-    ended = train(recipe, before=functools.partial(hooks.full_disk, "checkpoint", "save_weights", call=2, size=4096))
-    best = run_of(recipe).path / "checkpoints" / "best.safetensors"
-    assert ended.status == 1 and ended.error == f"error: {best}: {FULL_DISK}"
-    load_file(best)
-    assert_goes_on(recipe, undisturbed)
-
-
-def test_full_disk_while_saving_the_model(recipe: Path, undisturbed: RunDirectory) -> None:
-    ended = train(recipe, before=functools.partial(hooks.full_disk, "Embedder", "save", call=1, size=4096))
-    model = run_of(recipe).path / "model"
-    assert ended.status == 1 and ended.error.startswith(f"error: {model}") and ended.error.endswith(FULL_DISK)
-    assert not model.exists()
-    assert_goes_on(recipe, undisturbed)
-
-
-def test_full_disk_while_logging(recipe: Path, undisturbed: RunDirectory) -> None:
-    ended = train(recipe, before=functools.partial(hooks.full_disk_while_logging, call=4))
-    log = run_of(recipe).path / "log.jsonl"
-    assert ended.status == 1 and ended.error == f"error: {log}: {FULL_DISK}"
-    assert not log.read_text().endswith("\n")  # the last line is cut short
+@pytest.mark.parametrize("place", FULL)
+def test_full_disk(recipe: Path, undisturbed: RunDirectory, place: str) -> None:
+    """In the text, a checkpoint and the log; tests/test_files.py has all files that are written at once."""
+    before, name = FULL[place]
+    ended = train(recipe, before=before)
+    assert ended.status == 1 and ended.error.endswith(FULL_DISK) and name in ended.error
+    if place == "log":
+        assert not (run_of(recipe).path / "log.jsonl").read_text().endswith("\n")  # the last line is cut short
+    if place == "checkpoint":
+        again = train(recipe, "--resume", before=functools.partial(hooks.signal_at_step, signal.SIGTERM, 1))
+        assert "going on after step 5 of 20" in again.out  # the earlier checkpoint is whole
     assert_goes_on(recipe, undisturbed)
 
 
@@ -121,8 +96,9 @@ def truncate(path: Path) -> None:
 DAMAGES = {"flipped bit": (hooks.flip_bit, "checksum does not match"), "truncated": (truncate, "truncated")}
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["00000.safetensors", "evaluation.safetensors"])
+@pytest.mark.parametrize(
+    ("name", "damage"), [("00000.safetensors", "flipped bit"), ("evaluation.safetensors", "truncated")]
+)
 def test_a_damaged_shard_is_labelled_anew(recipe: Path, undisturbed: RunDirectory, name: str, damage: str) -> None:
     assert train(recipe).status == 0
     shard = only((recipe.parent / "runs" / "labels").rglob(name))
@@ -151,9 +127,7 @@ def test_a_shard_that_is_damaged_during_the_run(recipe: Path, undisturbed: RunDi
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_refused(recipe: Path, undisturbed: RunDirectory, damage: str) -> None:
-    stopped = train(recipe, before=functools.partial(hooks.signal_at_step, signal.SIGTERM, 12))
-    assert stopped.status == 1
-    last = run_of(recipe).path / "checkpoints" / "last.safetensors"
+    last = stopped_at_12(recipe) / "last.safetensors"
     apply, reason = DAMAGES[damage]
     apply(last)
     left = last.read_bytes()
@@ -168,9 +142,7 @@ def test_a_damaged_checkpoint_is_refused(recipe: Path, undisturbed: RunDirectory
 
 @pytest.mark.parametrize("damage", [*DAMAGES, "missing"])
 def test_damaged_best_weights_are_looked_for_again(recipe: Path, undisturbed: RunDirectory, damage: str) -> None:
-    stopped = train(recipe, before=functools.partial(hooks.signal_at_step, signal.SIGTERM, 12))
-    assert stopped.status == 1
-    best = run_of(recipe).path / "checkpoints" / "best.safetensors"
+    best = stopped_at_12(recipe) / "best.safetensors"
     apply, reason = DAMAGES.get(damage, (os.unlink, "no such file"))
     apply(best)
     ended = train(recipe, "--resume")
@@ -180,26 +152,19 @@ def test_damaged_best_weights_are_looked_for_again(recipe: Path, undisturbed: Ru
     assert same_weights(run_of(recipe), undisturbed)  # whose best came after step 12
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_model_is_refused(undisturbed: RunDirectory, tmp_path: Path, damage: str) -> None:
-    model = Path(shutil.copytree(undisturbed.path / "model", tmp_path / "model"))
-    apply, reason = DAMAGES[damage]
-    apply(model / "model.safetensors")
-    ended = train(write_recipe(tmp_path / "again", model, layers=[0]))
-    assert ended.status == 2 and ended.error.startswith(f"error: {model}/model.safetensors: {reason}")
-
-
 # -- numbers that are none -------------------------------------------------------------------------------------------
 
 
 def test_steps_with_nan_are_skipped_and_counted(recipe: Path) -> None:
-    ended = train(recipe, before=functools.partial(hooks.nan_losses, 5, 7))
+    ended = train(recipe, before=functools.partial(hooks.nan_losses, 8, 10))
     assert ended.status == 0
     assert "warning: 3 steps were skipped because their gradient was not finite" in ended.out
     run = run_of(recipe)
     assert run.logged("skipped_steps") == {10: 3, 20: 3}
     assert all(tensor.isfinite().all() for tensor in run.weights.values())
     assert run.logged("negative_mse")[20] > run.logged("negative_mse")[0]
+    assert run.logged("grad_norm")[10] is None and run.logged("loss")[10] is None  # NaN is no JSON
+    assert run.logged("loss")[20] is not None
 
 
 def test_too_many_nan_steps_stop_the_run_and_the_best_is_kept(recipe: Path, undisturbed: RunDirectory) -> None:
@@ -216,14 +181,7 @@ def test_too_many_nan_steps_stop_the_run_and_the_best_is_kept(recipe: Path, undi
     student = Embedder.load(undisturbed.path / "model", "cpu", "fp32")
     load_weights(best, student)
     assert all(tensor.isfinite().all() for tensor in student.state_dict().values())
-    assert "NaN" not in (run.path / "log.jsonl").read_text()  # which is no JSON
-
-
-def test_nan_is_null_in_the_log(recipe: Path) -> None:
-    assert train(recipe, before=functools.partial(hooks.nan_losses, 10, 10)).status == 0
-    run = run_of(recipe)
-    assert run.logged("grad_norm")[10] is None and run.logged("loss")[10] is None
-    assert run.logged("loss")[20] is not None
+    assert "NaN" not in (run.path / "log.jsonl").read_text()
 
 
 def test_a_teacher_that_gives_nan_is_refused(recipe: Path, model_copy: Path) -> None:
@@ -255,13 +213,6 @@ def test_a_read_only_place_is_named(tiny_model_dir: Path) -> None:
         assert "not writable or readable (Permission denied)" in ended.error
         assert not list(runs.iterdir())
         place.chmod(0o755)
-
-
-def test_an_output_that_can_not_be_is_named(recipe: Path) -> None:
-    file = recipe.with_name("file")
-    file.touch()
-    ended = train(recipe, "--output", str(file / "runs"))
-    assert ended.status == 1 and ended.error == f"error: {file}/runs: Not a directory"
 
 
 def test_two_runs_in_one_directory(recipe: Path, undisturbed: RunDirectory) -> None:

@@ -2,11 +2,9 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import in_child
+from tiny import contents
 
 from distillation.command_line import run_command
 from model.files import (
@@ -29,26 +29,6 @@ from model.files import (
     write_json,
     write_text,
 )
-
-
-def in_child(action: Callable[[], None], errors: Path) -> int:
-    """Run an action in a forked process of its own; returns its exit status (-9 after SIGKILL), stderr in `errors`."""
-
-    def main() -> None:
-        sys.stderr = errors.open("w", encoding="utf-8")
-        action()
-
-    process = multiprocessing.get_context("fork").Process(target=main)
-    process.start()
-    process.join(60)
-    assert process.exitcode is not None, "the child hangs"
-    return process.exitcode
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory by its path in it, hidden ones included."""
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
 
 # -- single files ----------------------------------------------------------------------------------------------------
 
@@ -69,14 +49,19 @@ def current_umask() -> int:
     return umask
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")], ids=repr)
-def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
-    path = tmp_path / "a.txt"
-    write_text(path, "old")
-    with pytest.raises(type(error)), atomic_path(path) as temporary:
-        temporary.write_text("half of the n")
-        raise error
-    assert contents(tmp_path) == {"a.txt": b"old"}
+@pytest.mark.parametrize("atomic", [atomic_path, atomic_directory])
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, OSError])
+def test_an_error_while_writing_leaves_what_was_there(
+    tmp_path: Path, atomic: Callable, kind: type[BaseException]
+) -> None:
+    name = "a.txt" if atomic is atomic_path else "a.txt/inside"
+    write_text(tmp_path / name, "old")
+    with pytest.raises(kind) as caught, atomic(tmp_path / "a.txt") as temporary:
+        (temporary / "inside" if temporary.is_dir() else temporary).write_text("half of the n")
+        raise kind(errno.ENOSPC, "full")
+    assert contents(tmp_path) == {name: b"old"}
+    if kind is OSError:
+        assert caught.value.filename == str(tmp_path / "a.txt")
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -116,9 +101,9 @@ def test_a_read_only_place_is_named(tmp_path: Path) -> None:
         os.seteuid(65534)
         run_command(lambda: write_text(tmp_path / "place" / "a.txt", "new"))
 
-    assert in_child(write, tmp_path / "errors") == 1
-    line = (tmp_path / "errors").read_text(encoding="utf-8")
-    assert line.startswith(f"error: {tmp_path}/place") and "not writable" in line and line.count("\n") == 1
+    status, line = in_child(write, tmp_path / "errors")
+    assert status == 1 and line.count("\n") == 1
+    assert line.startswith(f"error: {tmp_path}/place") and "not writable" in line
     assert contents(tmp_path / "place") == {}
 
 
@@ -148,8 +133,8 @@ def test_killed_while_writing_a_file(tmp_path: Path, steps: int) -> None:
     """SIGKILL before the n-th call to the system: the file is the old or the new one, whole."""
     path = tmp_path / "a.txt"
     write_text(path, "old" * 99)
-    status = in_child(killed_after(steps, lambda: write_text(path, "new" * 99)), tmp_path / "errors")
-    assert status == (0 if steps > 6 else -signal.SIGKILL), (tmp_path / "errors").read_text()
+    status, errors = in_child(killed_after(steps, lambda: write_text(path, "new" * 99)), tmp_path / "errors")
+    assert status == (0 if steps > 6 else -signal.SIGKILL), errors
     assert path.read_text() == ("new" if steps > 4 else "old") * 99
 
 
@@ -166,8 +151,8 @@ def test_killed_while_writing_a_directory(tmp_path: Path, steps: int) -> None:
             (temporary / "a").write_text("new")
             (temporary / "only new").write_text("new")
 
-    status = in_child(killed_after(steps, write), tmp_path / "errors")
-    assert status in (-signal.SIGKILL, 0), (tmp_path / "errors").read_text()
+    status, errors = in_child(killed_after(steps, write), tmp_path / "errors")
+    assert status in (-signal.SIGKILL, 0), errors
     old, new = {"a": b"old", "only old": b"old"}, {"a": b"new", "only new": b"new"}
     if path.exists():
         assert contents(path) in (old, new)
@@ -193,8 +178,8 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
             run_command(action)
 
-        assert in_child(write, tmp_path / "errors") == 1
-        line = (tmp_path / "errors").read_text(encoding="utf-8")
+        status, line = in_child(write, tmp_path / "errors")
+        assert status == 1
         assert line.startswith(f"error: {path}: no space left to write") and line.count("\n") == 1
         assert contents(place) == before
 
@@ -208,19 +193,6 @@ def test_a_directory_is_written_and_replaced(tmp_path: Path) -> None:
             (temporary / "folder").mkdir()
             (temporary / "folder" / text).write_text(text)
     assert contents(tmp_path) == {"deep/model/folder/new": b"new"}
-
-
-@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")], ids=repr)
-def test_an_error_while_writing_leaves_the_old_directory(tmp_path: Path, error: BaseException) -> None:
-    path = tmp_path / "model"
-    path.mkdir()
-    (path / "a").write_text("old")
-    with pytest.raises(type(error)) as caught, atomic_directory(path) as temporary:
-        (temporary / "a").write_text("half of the n")
-        raise error
-    assert contents(tmp_path) == {"model/a": b"old"}
-    if isinstance(error, OSError):
-        assert caught.value.filename == str(path)
 
 
 @pytest.mark.parametrize("failing", [{1}, {2}, {2, 3}], ids=str)

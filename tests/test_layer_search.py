@@ -6,19 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import english_sentences
+from tiny import english_sentences, load
 
-from distillation import layer_search
 from distillation.layer_search import linear_cka, search_layers
-from model import Embedder
-from model.files import InputError
-from model.layers import choose_layers
 
 SENTENCES = english_sentences(60)
 
 
 def test_every_choice_is_tried_and_the_best_taken(tiny_model_dir: Path) -> None:
-    teacher = Embedder.load(tiny_model_dir, precision="fp32")
+    teacher = load(tiny_model_dir)
     whole = torch.as_tensor(teacher.encode(SENTENCES))
     scores = {
         layers: linear_cka(torch.as_tensor(teacher.keep_layers(layers).encode(SENTENCES)), whole)
@@ -27,11 +23,8 @@ def test_every_choice_is_tried_and_the_best_taken(tiny_model_dir: Path) -> None:
     assert search_layers(teacher, SENTENCES, 2) == list(max(scores, key=lambda layers: scores[layers]))
 
 
-def test_too_many_choices_are_searched_by_leaving_layers_out(
-    tiny_cls_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(layer_search, "EXHAUSTIVE", 1)
-    teacher = Embedder.load(tiny_cls_dir, precision="fp32")
+def test_too_many_choices_are_searched_by_leaving_layers_out(tiny_cls_dir: Path) -> None:
+    teacher = load(tiny_cls_dir)
     whole = torch.as_tensor(teacher.encode(SENTENCES))
     total = teacher.bert.config.num_hidden_layers
 
@@ -40,17 +33,19 @@ def test_too_many_choices_are_searched_by_leaving_layers_out(
         return linear_cka(torch.as_tensor(teacher.keep_layers(kept).encode(SENTENCES)), whole)
 
     least_missed = max(range(total), key=without)
-    assert search_layers(teacher, SENTENCES, total - 1) == [layer for layer in range(total) if layer != least_missed]
-    assert len(search_layers(teacher, SENTENCES, 3)) == 3
+    assert search_layers(teacher, SENTENCES, total - 1, exhaustive=1) == [
+        layer for layer in range(total) if layer != least_missed
+    ]
+    assert len(search_layers(teacher, SENTENCES, 3, exhaustive=1)) == 3
 
 
 def test_all_layers_are_the_teacher_itself(tiny_model_dir: Path) -> None:
-    teacher = Embedder.load(tiny_model_dir, precision="fp32")
+    teacher = load(tiny_model_dir)
     assert search_layers(teacher, SENTENCES, 6) == list(range(6))
 
 
 def test_the_teacher_is_left_as_it_was(tiny_model_dir: Path) -> None:
-    teacher = Embedder.load(tiny_model_dir, precision="fp32")
+    teacher = load(tiny_model_dir)
     before = teacher.encode(SENTENCES)
     search_layers(teacher, SENTENCES, 3)
     assert np.array_equal(teacher.encode(SENTENCES), before)
@@ -62,11 +57,3 @@ def test_linear_cka_is_1_for_a_rotation_and_less_for_noise() -> None:
     rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator))
     assert linear_cka(embeddings, embeddings @ rotation) == pytest.approx(1, abs=1e-5)
     assert linear_cka(embeddings, torch.randn(50, 8, generator=generator)) < 0.5
-
-
-def test_recipes_ask_for_it_by_name() -> None:
-    assert choose_layers("auto:2", 6, search=lambda count: [1, 5][:count]) == [1, 5]
-    with pytest.raises(InputError, match="auto needs a teacher and text"):
-        choose_layers("auto:2", 6)
-    with pytest.raises(InputError, match="needs a count from 1 to 6"):
-        choose_layers("auto", 6, search=lambda count: [])

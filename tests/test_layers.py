@@ -75,6 +75,7 @@ def test_the_given_list_is_copied() -> None:
         ("evne:3", "'evne:3' is neither a list of numbers nor one of auto, even, first"),
         ("", "neither"),
         ("even", "needs a count from 1 to 6, such as even:2"),
+        ("auto", "needs a count from 1 to 6"),
         ("even:0", "needs a count"),
         ("even:7", "needs a count from 1 to 6"),
         ("even:-2", "needs a count"),

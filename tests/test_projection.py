@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tiny import english_sentences, make_bert_dir
+from tiny import english_sentences, load, make_bert_dir
 
 from distillation.projection import project_teacher
-from model import Embedder
 from model.files import InputError, read_json
 
 SENTENCES = english_sentences(200)
-
-
-def load(path: Path) -> Embedder:
-    return Embedder.load(path, device="cpu", precision="fp32")
 
 
 @pytest.mark.parametrize("dimensions", [1, 8, 47])

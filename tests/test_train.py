@@ -197,9 +197,10 @@ def test_the_reference_recipe_in_small(place: Path) -> None:
 
 @pytest.mark.parametrize("settings", [["--precision", "bf16"], ["--dimensions", "8"]], ids=lambda settings: settings[0])
 def test_it_learns_in_half_precision_and_in_fewer_dimensions(recipe: Path, settings: list[str]) -> None:
-    ended = train(recipe, "--name", settings[0], *settings)
+    name = settings[0].strip("-")
+    ended = train(recipe, "--name", name, *settings)
     assert ended.status == 0, ended.err
-    run = RunDirectory(recipe.parent / "runs" / settings[0])
+    run = RunDirectory(recipe.parent / "runs" / name)
     distances = run.logged("negative_mse")
     assert distances[40] > 0.2 * distances[0]
     student = SentenceTransformer(str(run.path / "model"), device="cpu")
