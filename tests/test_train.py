@@ -217,12 +217,12 @@ def test_a_student_with_all_layers_starts_as_its_teacher(recipe: Path) -> None:
     assert "warning: training did not improve on the untrained student" in ended.out
 
 
-def test_a_default_prompt_is_text_like_any_other(tmp_path: Path) -> None:
+def test_a_default_prompt_is_text_like_any_other(tmp_path: Path, model_copy: Path) -> None:
     """Labels, layer search, projection and evaluation put it before each sentence: as if it stood in the text."""
     runs, prompt = [], "the dog sees "
     for name, model, text in (("model", prompt, ""), ("text", "", prompt)):
-        teacher = make_bert_dir(tmp_path / name / "teacher", prompts={"sts": model}, default_prompt="sts")
-        recipe = write_recipe(tmp_path / name, teacher, prompt=text, layers="auto:2", dimensions=8)
+        edit(model_copy / "config_sentence_transformers.json", prompts={"sts": model}, default_prompt_name="sts")
+        recipe = write_recipe(tmp_path / name, model_copy, prompt=text, layers="auto:2", dimensions=8)
         ended = train(recipe)
         assert ended.status == 0, ended.err
         runs.append(RunDirectory(tmp_path / name / "runs" / "tiny"))
