@@ -1,6 +1,8 @@
 """Model directories: each layout of the field loads, each damage is told in one line, and saving is all or nothing."""
 
+import functools
 import json
+import operator
 import os
 import pickle
 import resource
@@ -268,49 +270,6 @@ def test_a_file_that_may_not_be_read(model_copy: Path, tmp_path: Path, name: str
     assert status == 2 and line.startswith("error: ") and str(model_copy) in line and line.count("\n") == 1
 
 
-# -- config.json -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "mpnet", "modernbert", "distilbert", "t5", "llama"])
-def test_other_architectures_are_named(model_copy: Path, kind: str) -> None:
-    edit(model_copy / "config.json", model_type=kind)
-    refused(model_copy, "config.json", f"the architecture is '{kind}'", "only BERT encoders (model_type 'bert')")
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"is_decoder": True}, "no decoders"),
-        ({"position_embedding_type": "relative_key"}, "absolute positions"),
-        ({"hidden_size": "big"}, "not a BERT config"),
-        ({"hidden_size": 0}, "hidden_size must be a whole number of at least 1, got 0"),
-        ({"num_hidden_layers": -1}, "num_hidden_layers must be"),
-        ({"type_vocab_size": 0}, "type_vocab_size must be"),
-        ({"num_attention_heads": 5}, "no BERT can be built from it"),
-        ({"pad_token_id": 99999}, "no BERT can be built from it"),
-        ({"hidden_act": "swishy"}, "unknown hidden_act 'swishy'"),
-        ({"hidden_act": ["gelu"]}, "not a BERT config"),
-        ({"num_hidden_layers": 7}, "config.json asks for 7 layers, the weights hold fewer"),
-        ({"num_hidden_layers": 10**9}, "the weights hold fewer"),
-        ({"hidden_size": 64}, "shape (351, 32), config.json asks for (351, 64)"),
-        ({"hidden_size": 4 * 10**9}, "no BERT can be built from it"),
-        ({"vocab_size": 10**12}, "embeddings.word_embeddings.weight has shape"),
-        ({"intermediate_size": 100}, "encoder.layer.0.intermediate.dense.weight has shape"),
-        ({"max_position_embeddings": 10**11}, "embeddings.position_embeddings.weight has shape"),
-    ],
-    ids=str,
-)
-def test_config_values_that_make_no_sense_or_do_not_fit_the_weights(model_copy: Path, changes: dict, part: str) -> None:
-    """Without asking for the memory that such a config would need."""
-    edit(model_copy / "config.json", **changes)
-    refused(model_copy, "config.json", part.replace("351", str(len(VOCABULARY))))
-
-
-def test_fewer_layers_than_the_weights_have(model_copy: Path) -> None:
-    edit(model_copy / "config.json", num_hidden_layers=4)  # as transformers does: the first four
-    assert len(load(model_copy).bert.encoder.layer) == 4
-
-
 # -- damaged weights -------------------------------------------------------------------------------------------------
 
 
@@ -392,7 +351,7 @@ def test_code_from_a_model_directory_is_not_run(model_copy: Path, tmp_path: Path
     assert not marker.exists()
 
 
-# -- modules, pooling, dense -----------------------------------------------------------------------------------------
+# -- settings --------------------------------------------------------------------------------------------------------
 
 
 def modules(*kinds: str) -> list[dict]:
@@ -402,9 +361,30 @@ def modules(*kinds: str) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("value", "part"),
-    [
+WRONG: dict[str, list[tuple[Any, str]]] = {  # by file: fields that are set, or for modules.json what it holds
+    "config.json": [
+        *(({"model_type": kind}, f"the architecture is '{kind}'") for kind in ("roberta", "modernbert", "t5")),
+        ({"model_type": "mpnet"}, "only BERT encoders (model_type 'bert')"),
+        ({"is_decoder": True}, "no decoders"),
+        ({"position_embedding_type": "relative_key"}, "absolute positions"),
+        ({"hidden_size": "big"}, "not a BERT config"),
+        ({"hidden_size": 0}, "hidden_size must be a whole number of at least 1, got 0"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be"),
+        ({"type_vocab_size": 0}, "type_vocab_size must be"),
+        ({"num_attention_heads": 5}, "no BERT can be built from it"),
+        ({"pad_token_id": 99999}, "no BERT can be built from it"),
+        ({"hidden_act": "swishy"}, "unknown hidden_act 'swishy'"),
+        ({"hidden_act": ["gelu"]}, "not a BERT config"),
+        # what does not fit the weights: told without asking for the memory that it would need
+        ({"num_hidden_layers": 7}, "config.json asks for 7 layers, the weights hold fewer"),
+        ({"num_hidden_layers": 10**9}, "the weights hold fewer"),
+        ({"hidden_size": 64}, f"shape ({len(VOCABULARY)}, 32), config.json asks for ({len(VOCABULARY)}, 64)"),
+        ({"hidden_size": 4 * 10**9}, "no BERT can be built from it"),
+        ({"vocab_size": 10**12}, "embeddings.word_embeddings.weight has shape"),
+        ({"intermediate_size": 100}, "encoder.layer.0.intermediate.dense.weight has shape"),
+        ({"max_position_embeddings": 10**11}, "embeddings.position_embeddings.weight has shape"),
+    ],
+    "modules.json": [
         ({}, "modules ;"),
         ([], "modules ;"),
         ("text", "not a list of modules with type and path"),
@@ -419,11 +399,60 @@ def modules(*kinds: str) -> list[dict]:
         (modules("Transformer", "Pooling", "Dense", "Dense"), "once and in this order"),
         (modules("Transformer", "Pooling", "Normalize", "Dense"), "once and in this order"),
     ],
-    ids=str,
+    "1_Pooling/config.json": [
+        *(
+            (
+                {"pooling_mode_mean_tokens": False, f"pooling_mode_{mode}": True},
+                f"{mode} is not supported (cls and mean",
+            )
+            for mode in ("max_tokens", "mean_sqrt_len_tokens", "lasttoken")
+        ),
+        ({"pooling_mode": ["cls", "mean"]}, "not supported"),
+        ({"pooling_mode": "lasttoken"}, "not supported"),
+        ({"pooling_mode": {"a": 1}}, "not supported"),
+        ({"pooling_mode_cls_token": True}, "not supported"),  # beside mean
+        ({"include_prompt": False}, "not supported"),
+    ],
+    "2_Dense/config.json": [
+        ({"activation_function": "torch.nn.modules.activation.Mish"}, "activation Mish is not supported"),
+        ({"activation_function": "os.system"}, "activation system is not supported"),
+        ({"in_features": 31}, "in_features must be 32"),
+        ({"out_features": 10**12}, "linear.weight has shape (16, 32), config.json asks for (1000000000000, 32)"),
+        ({"out_features": "many"}, "out_features a number"),
+        ({"module_input_name": "token_embeddings"}, "module_input_name and use_residual are not supported"),
+        ({"use_residual": True}, "module_input_name and use_residual are not supported"),
+    ],
+    "sentence_bert_config.json": [
+        ({"max_seq_length": value}, f"at least 3, got {value!r}") for value in (0, 2, -1, 1.5, "64", [64], True)
+    ],
+    "config_sentence_transformers.json": [
+        ({"prompts": ["a"]}, "prompts must be texts by name"),
+        ({"prompts": {"query": 3}}, "prompts must be texts by name"),
+        ({"default_prompt_name": "query"}, "default_prompt_name 'query' is not among the prompts"),
+        ({"default_prompt_name": ["query"]}, "default_prompt_name"),
+        ({"similarity_fn_name": {"a": 1}}, "similarity_fn_name must be a name"),
+        ({"truncate_dim": 16}, "truncate_dim in its sentence-transformers config is not supported"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "part"), [(file, *case) for file, cases in WRONG.items() for case in cases], ids=str
 )
-def test_modules_that_are_not_supported(model_copy: Path, value: Any, part: str) -> None:
-    write(model_copy / "modules.json", value)
-    refused(model_copy, "modules.json", part)
+def test_settings_that_are_not_supported(model_copy: Path, tmp_path: Path, file: str, value: Any, part: str) -> None:
+    directory = model_copy
+    if file.startswith("2_Dense"):
+        directory = make_bert_dir(tmp_path / "dense", layers=1, dense=(16, "torch.nn.modules.activation.Tanh"))
+    if file == "modules.json":
+        write(directory / file, value)
+    else:
+        edit(directory / file, **value)
+    refused(directory, part)
+
+
+def test_fewer_layers_than_the_weights_have(model_copy: Path) -> None:
+    edit(model_copy / "config.json", num_hidden_layers=4)  # as transformers does: the first four
+    assert len(load(model_copy).bert.encoder.layer) == 4
 
 
 @pytest.mark.parametrize("path", ["../outside", "1_Pooling/../../outside", "{outside}"])
@@ -443,28 +472,6 @@ def test_shards_can_not_leave_the_directory(model_copy: Path) -> None:
     moved = {name: f"../{file}" for name, file in files.items()}
     write(model_copy / "model.safetensors.index.json", {"weight_map": moved})
     refused(model_copy, "leads out of the model directory")
-
-
-@pytest.mark.parametrize("mode", ["max", "mean_sqrt_len", "weightedmean", "lasttoken"])
-def test_other_poolings_are_named(tmp_path: Path, mode: str) -> None:
-    refused(make_bert_dir(tmp_path, layers=1, pooling=mode), "1_Pooling/config.json", mode, "(cls and mean are)")
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"pooling_mode": ["cls", "mean"]},
-        {"pooling_mode": "lasttoken"},
-        {"pooling_mode": {"a": 1}},
-        {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True},
-        {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True},
-        {"pooling_mode": "mean", "include_prompt": False},
-    ],
-    ids=str,
-)
-def test_poolings_that_are_not_supported(model_copy: Path, value: dict) -> None:
-    write(model_copy / "1_Pooling" / "config.json", value)
-    refused(model_copy, "1_Pooling/config.json", "not supported")
 
 
 @pytest.mark.parametrize(
@@ -491,25 +498,6 @@ def test_the_default_that_was_taken_is_told(tmp_path: Path, tiny_model_dir: Path
     assert load(tiny_model_dir).settings.notes == []
 
 
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"activation_function": "torch.nn.modules.activation.Mish"}, "activation Mish is not supported"),
-        ({"activation_function": "os.system"}, "activation system is not supported"),
-        ({"in_features": 31}, "in_features must be 32"),
-        ({"out_features": 10**12}, "linear.weight has shape (16, 32), config.json asks for (1000000000000, 32)"),
-        ({"out_features": "many"}, "out_features a number"),
-        ({"module_input_name": "token_embeddings"}, "module_input_name and use_residual are not supported"),
-        ({"use_residual": True}, "module_input_name and use_residual are not supported"),
-    ],
-    ids=str,
-)
-def test_dense_modules_that_are_not_supported(tmp_path: Path, changes: dict, part: str) -> None:
-    directory = make_bert_dir(tmp_path, layers=1, dense=(16, "torch.nn.modules.activation.Tanh"))
-    edit(directory / "2_Dense" / "config.json", **changes)
-    refused(directory, "2_Dense", part)
-
-
 def test_dense_module_without_weights(tmp_path: Path) -> None:
     directory = make_bert_dir(tmp_path, layers=1, dense=(16, "torch.nn.modules.activation.Tanh"))
     save_file({"linear.weight": torch.ones(16, 32)}, directory / "2_Dense" / "model.safetensors")
@@ -520,15 +508,6 @@ def test_dense_module_without_weights(tmp_path: Path) -> None:
     refused(directory, "2_Dense: no weights there")
 
 
-# -- lengths and prompts ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("value", [0, 2, -1, 1.5, "64", [64], True])
-def test_maximum_lengths_that_make_no_sense(model_copy: Path, value: Any) -> None:
-    edit(model_copy / "sentence_bert_config.json", max_seq_length=value)
-    refused(model_copy, "max_seq_length", "at least 3", repr(value))
-
-
 def test_maximum_length_from_the_tokenizer(model_copy: Path) -> None:
     (model_copy / "sentence_bert_config.json").unlink()
     edit(model_copy / "tokenizer_config.json", model_max_length=40)
@@ -537,23 +516,6 @@ def test_maximum_length_from_the_tokenizer(model_copy: Path) -> None:
     assert load(model_copy).settings.max_length == 512
     edit(model_copy / "tokenizer_config.json", model_max_length=1)
     refused(model_copy, "model_max_length in tokenizer_config.json")
-
-
-@pytest.mark.parametrize(
-    ("changes", "part"),
-    [
-        ({"prompts": ["a"]}, "prompts must be texts by name"),
-        ({"prompts": {"query": 3}}, "prompts must be texts by name"),
-        ({"default_prompt_name": "query"}, "default_prompt_name 'query' is not among the prompts"),
-        ({"default_prompt_name": ["query"]}, "default_prompt_name"),
-        ({"similarity_fn_name": {"a": 1}}, "similarity_fn_name must be a name"),
-        ({"truncate_dim": 16}, "truncate_dim in its sentence-transformers config is not supported"),
-    ],
-    ids=str,
-)
-def test_prompts_that_make_no_sense(model_copy: Path, changes: dict, part: str) -> None:
-    edit(model_copy / "config_sentence_transformers.json", **changes)
-    refused(model_copy, part)
 
 
 def test_prompts_may_be_empty(model_copy: Path) -> None:
@@ -655,29 +617,13 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def places_in(value: Any, path: tuple = ()) -> list[tuple]:
     """Every place in a JSON value, as the keys that lead to it; of long lists and objects the first few."""
-    found = [path]
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in list(items)[:12]:
-        found += places_in(inner, (*path, key))
-    return found
-
-
-def put(value: Any, path: tuple, new: Any, delete: bool) -> Any:
-    """The JSON value with `new` at a place, or without what is there."""
-    if not path:
-        return new
-    inner = value
-    for key in path[:-1]:
-        inner = inner[key]
-    if delete:
-        del inner[path[-1]]
-    else:
-        inner[path[-1]] = new
-    return value
+    inside = [place for key, inner in list(items)[:12] for place in places_in(inner, (*path, key))]
+    return [path, *inside] if path else inside
 
 
 def damage(data: st.DataObject, path: Path) -> None:
-    """Do something to one file: remove, cut, overwrite or change a part of it."""
+    """Do something to one file: remove, cut, overwrite it, or change or remove a part of it."""
     content = path.read_bytes()
     ways = ["remove", "cut", "replace", "bytes", *(["json"] * 8 if path.suffix == ".json" else [])]
     way = data.draw(st.sampled_from(ways), label=path.name)
@@ -693,8 +639,13 @@ def damage(data: st.DataObject, path: Path) -> None:
         path.write_bytes(content[:start] + data.draw(st.binary(max_size=9)) + content[stop:])
     else:
         value = json.loads(content)
-        place = data.draw(st.sampled_from(places_in(value)))
-        path.write_text(json.dumps(put(value, place, data.draw(VALUES), delete=data.draw(st.booleans()))))
+        *keys, last = data.draw(st.sampled_from(places_in(value)))
+        inner = functools.reduce(operator.getitem, keys, value)
+        if data.draw(st.booleans()):
+            del inner[last]
+        else:
+            inner[last] = data.draw(VALUES)
+        path.write_text(json.dumps(value))
 
 
 @given(data=st.data())
