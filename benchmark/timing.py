@@ -18,7 +18,8 @@ from distillation.optimizer import StudentOptimizer
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
 from model import Embedder
-from model.products import dtype_of, make_product_for
+from model.bert import Linear
+from model.products import dtype_of, layout_for
 
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")  # those that decide the rate
 
@@ -115,12 +116,13 @@ class Products:
 
 def products_of(config: BertConfig, precision: str, device: torch.device) -> list[Products]:
     """Matrix products of a model's shapes, computed as encoding computes them: the limit of what it can reach."""
-    make, dtype = make_product_for(precision, device), dtype_of(precision)
+    lay_out, dtype = layout_for(precision, device), dtype_of(precision)
     D, inner = config.hidden_size, config.intermediate_size
     found = []
     for rows in (1024, 4096):
         for inputs, outputs in ((D, inner), (inner, D)):
-            product = make(torch.randn(outputs, inputs, device=device), torch.zeros(outputs, device=device), "")
+            weight, bias = torch.randn(outputs, inputs, device=device), torch.zeros(outputs, device=device)
+            product = lay_out(Linear(weight, bias))
             x_NI = torch.randn(rows, inputs, device=device, dtype=dtype)
             flops = 2 * rows * inputs * outputs
             calls = max(1, int((2e12 if device.type == "cuda" else 2e10) / flops))  # enough for the clock

@@ -57,14 +57,13 @@ def linear_cka(a_nd: torch.Tensor, b_nd: torch.Tensor) -> float:
 
 def _embed_with(teacher: Embedder, layers: Sequence[int], tokens: Sequence[np.ndarray]) -> torch.Tensor:
     """Embed with some of the teacher's layers, without copying them: (n, d)."""
-    bert = teacher.bert
-    every, prepared = bert.encoder.layer, bert.prepared
+    prepared = teacher.prepared
+    whole = prepared or teacher.bert.network()
     try:
-        bert.encoder.layer = nn.ModuleList(every[layer] for layer in layers)
-        bert.prepared = None if prepared is None else [prepared[layer] for layer in layers]
+        teacher.prepared = whole._replace(layers=[whole.layers[layer] for layer in layers])
         result = torch.empty(len(tokens), teacher.dimensions, device=teacher.device)
         for rows, embeddings in teacher.encode_tokens(tokens):
             result[torch.from_numpy(rows).to(result.device)] = embeddings
         return result
     finally:
-        bert.encoder.layer, bert.prepared = every, prepared
+        teacher.prepared = prepared

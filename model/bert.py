@@ -8,11 +8,13 @@ Shapes: B sentences, T tokens a sentence, N tokens of the whole batch, D hidden 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import BertConfig, BertModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
@@ -21,63 +23,114 @@ from transformers.models.bert.modeling_bert import BertLayer
 from model.attention import attention
 from model.tokens import PackedTokens
 
-Product = Callable[[torch.Tensor], torch.Tensor]  # (N, inputs) -> (N, outputs): a matrix product with its bias
+Part = Callable[[torch.Tensor], torch.Tensor]  # (N, inputs) -> (N, outputs)
 
 
-class LayerParts(NamedTuple):
+@dataclass(frozen=True)
+class Linear:
+    """A matrix product with its bias and activation, as training computes it: autograd and autocast see it."""
+
+    weight: torch.Tensor  # (outputs, inputs)
+    bias: torch.Tensor | None  # (outputs,)
+    activation: str = ""  # the name of one of transformers'; "" for none
+
+    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
+        product = F.linear(x_NI, self.weight, self.bias)
+        return ACT2FN[self.activation](product) if self.activation else product
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A layer norm over the last dimension."""
+
+    weight: torch.Tensor  # (D,)
+    bias: torch.Tensor  # (D,)
+    eps: float
+
+    def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x_ND, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Layer(NamedTuple):
     """What one layer computes with: four matrix products and two layer norms."""
 
-    qkv: Product  # (N, D) -> (N, 3D): queries, keys and values in one
-    attention_output: Product  # (N, D) -> (N, D)
-    attention_norm: Product  # (N, D) -> (N, D)
-    intermediate: Product  # (N, D) -> (N, 4D), its activation applied
-    output: Product  # (N, 4D) -> (N, D)
-    output_norm: Product  # (N, D) -> (N, D)
+    qkv: Part  # (N, D) -> (N, 3D): queries, keys and values in one
+    attention_output: Part  # (N, D) -> (N, D)
+    attention_norm: Part  # (N, D) -> (N, D)
+    intermediate: Part  # (N, D) -> (N, 4D), its activation applied
+    output: Part  # (N, 4D) -> (N, D)
+    output_norm: Part  # (N, D) -> (N, D)
 
 
-# A weight, a bias and the name of an activation ("" for none), all three computed as one.
-MakeProduct = Callable[[torch.Tensor, torch.Tensor | None, str], Product]
+class Network(NamedTuple):
+    """What the encoder computes with. `model.products.prepare` makes one for inference of it."""
+
+    embed: Callable[[PackedTokens], torch.Tensor]  # a batch's embedding vectors, (N, D)
+    layers: list[Layer]
+    heads: int
+    dropout: float  # probability
 
 
-def plain_product(weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "") -> Product:
-    """A product that autograd and autocast see: what training uses."""
-    product = partial(F.linear, weight=weight, bias=bias)
-    return then_activate(product, activation) if activation else product
-
-
-def then_activate(product: Product, activation: str) -> Product:
-    """A product followed by one of transformers' activations."""
-    activate = ACT2FN[activation]
-    return lambda x_NI: activate(product(x_NI))
-
-
-def layer_parts(
-    layer: BertLayer, activation: str, make: MakeProduct = plain_product, dtype: torch.dtype | None = None
-) -> LayerParts:
-    """The parts of a transformers BertLayer, its query, key and value weights joined into one.
+def layer_of(module: BertLayer, activation: str) -> Layer:
+    """Where the parts of a layer are in transformers' module, its query, key and value weights joined into one.
 
     Args:
-        layer: the layer.
+        module: one layer.
         activation: the name of the one after the intermediate product.
-        make: lays out a weight, a bias and an activation as a product.
-        dtype: what the layer norms are cast to; None leaves them.
     """
-
-    def norm(module: torch.nn.LayerNorm) -> Product:
-        weight, bias = (p if dtype is None else p.detach().to(dtype) for p in (module.weight, module.bias))
-        shape = module.normalized_shape
-        return partial(F.layer_norm, normalized_shape=shape, weight=weight, bias=bias, eps=module.eps)
-
-    attention = layer.attention.self
-    joined = (attention.query, attention.key, attention.value)
-    return LayerParts(
-        qkv=make(torch.cat([part.weight for part in joined]), torch.cat([part.bias for part in joined]), ""),
-        attention_output=make(layer.attention.output.dense.weight, layer.attention.output.dense.bias, ""),
-        attention_norm=norm(layer.attention.output.LayerNorm),
-        intermediate=make(layer.intermediate.dense.weight, layer.intermediate.dense.bias, activation),
-        output=make(layer.output.dense.weight, layer.output.dense.bias, ""),
-        output_norm=norm(layer.output.LayerNorm),
+    attention, mlp = module.attention, module.output
+    qkv = attention.self.query, attention.self.key, attention.self.value
+    return Layer(
+        qkv=Linear(torch.cat([each.weight for each in qkv]), torch.cat([each.bias for each in qkv])),
+        attention_output=Linear(attention.output.dense.weight, attention.output.dense.bias),
+        attention_norm=norm_of(attention.output.LayerNorm),
+        intermediate=Linear(module.intermediate.dense.weight, module.intermediate.dense.bias, activation),
+        output=Linear(mlp.dense.weight, mlp.dense.bias),
+        output_norm=norm_of(mlp.LayerNorm),
     )
+
+
+def norm_of(module: nn.LayerNorm) -> Norm:
+    """A module's layer norm."""
+    return Norm(module.weight, module.bias, module.eps)
+
+
+# -- the forward -----------------------------------------------------------------------------------------------------
+
+
+def encode(network: Network, tokens: PackedTokens, first_token_only: bool = False) -> torch.Tensor:
+    """Run the encoder on a packed batch.
+
+    Args:
+        network: what to compute with.
+        tokens: the batch.
+        first_token_only: return only each sentence's first row, (B, D). The last layer then computes its output
+            for these rows alone, which spares most of that layer: exact, and what cls pooling needs.
+
+    Returns:
+        The last layer's output, (N, D) or (B, D).
+    """
+    hidden = network.embed(tokens)
+    for number, layer in enumerate(network.layers, start=1):
+        rows = tokens.of_first_tokens if first_token_only and number == len(network.layers) else tokens
+        hidden = run_layer(layer, hidden, tokens, rows, network)
+    return hidden
+
+
+def run_layer(
+    layer: Layer, hidden: torch.Tensor, tokens: PackedTokens, rows: PackedTokens, network: Network
+) -> torch.Tensor:
+    """One post-norm transformer layer (Devlin et al., 2018, https://arxiv.org/abs/1810.04805): attention, then MLP.
+
+    Returns the rows of `rows` only: (N, D) or (B, D).
+    """
+    dropout = partial(F.dropout, p=network.dropout, training=network.dropout > 0)
+    qkv_N3HE = layer.qkv(hidden).view(-1, 3, network.heads, hidden.shape[1] // network.heads)
+    context = attention(qkv_N3HE, tokens, rows, network.dropout)
+    if rows is not tokens:
+        hidden = hidden[tokens.boundaries[:-1].long()]
+    hidden = layer.attention_norm(hidden + dropout(layer.attention_output(context.flatten(1))))
+    return layer.output_norm(hidden + dropout(layer.output(layer.intermediate(hidden))))
 
 
 class DistilledBert(BertModel):
@@ -92,8 +145,6 @@ class DistilledBert(BertModel):
         if self.pooler is not None:
             self.pooler.requires_grad_(False)
         self.dropout = 0.0  # probability, of attention weights too; acts in training mode only
-        self.prepared: list[LayerParts] | None = None
-        self.dtype_of_hidden = torch.float32
 
     def keep_layers(self, layers: Sequence[int]) -> "DistilledBert":
         """A new DistilledBert with copies of these layers (counted from 0), of the embeddings and of the pooler."""
@@ -104,37 +155,14 @@ class DistilledBert(BertModel):
             student.pooler.load_state_dict(self.pooler.state_dict())
         for new, old in enumerate(layers):
             student.encoder.layer[new].load_state_dict(self.encoder.layer[old].state_dict())
-        torch.nn.Module.to(student, self.device)
+        nn.Module.to(student, self.device)
         return student
 
-    def prepare(self, make: MakeProduct, dtype: torch.dtype) -> None:
-        """Fix the weights' layout for inference: join, cast and repack them once instead of in every forward.
-
-        Args:
-            make: lays out a weight, a bias and an activation as a product.
-            dtype: the type of the vectors between products.
-        """
-        with torch.no_grad():
-            self.prepared = [layer_parts(layer, self.config.hidden_act, make, dtype) for layer in self.encoder.layer]
-        self.dtype_of_hidden = dtype
-
-    def forget_prepared(self) -> None:
-        """Drop the weights that `prepare` laid out, before the parameters that they copy change."""
-        self.prepared, self.dtype_of_hidden = None, torch.float32
-
-    def train(self, mode: bool = True) -> "DistilledBert":
-        """Switch between training and evaluation mode."""
-        if mode:
-            self.forget_prepared()
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> "DistilledBert":  # what .to() and the like call
-        self.forget_prepared()
-        return super()._apply(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.forget_prepared()
-        super()._load_from_state_dict(*args, **kwargs)
+    def network(self) -> Network:
+        """What the forward computes with, made of the weights as they are now."""
+        layers = [layer_of(module, self.config.hidden_act) for module in self.encoder.layer]
+        dropout = self.dropout if self.training else 0.0
+        return Network(self.embed_tokens, layers, self.config.num_attention_heads, dropout)
 
     def embed_tokens(self, tokens: PackedTokens) -> torch.Tensor:
         """Word, position and segment embeddings, summed and normalised: (N, D)."""
@@ -145,45 +173,11 @@ class DistilledBert(BertModel):
         segments = tables.token_type_embeddings.weight
         segments_ND = segments[0] if tokens.token_type_ids is None else segments[tokens.token_type_ids]
         summed_ND = words_ND + segments_ND + tables.position_embeddings(tokens.positions)
-        return F.dropout(tables.LayerNorm(summed_ND), self.dropout, self.training).to(self.dtype_of_hidden)
+        return F.dropout(tables.LayerNorm(summed_ND), self.dropout, self.training)
 
     def encode_packed(self, tokens: PackedTokens, first_token_only: bool = False) -> torch.Tensor:
-        """Run the encoder on a packed batch.
-
-        Args:
-            tokens: the batch.
-            first_token_only: return only each sentence's first row, (B, D). The last layer then computes its output
-                for these rows alone, which spares most of that layer: exact, and what cls pooling needs.
-
-        Returns:
-            The last layer's output, (N, D) or (B, D).
-        """
-        hidden = self.embed_tokens(tokens)
-        last = len(self.encoder.layer) - 1
-        for number, layer in enumerate(self.encoder.layer):
-            rows = tokens.of_first_tokens if first_token_only and number == last else tokens
-            parts = self.prepared[number] if self.prepared else layer_parts(layer, self.config.hidden_act)
-            hidden = self.run_layer(hidden, parts, tokens, rows)
-        return hidden
-
-    def run_layer(
-        self, hidden: torch.Tensor, parts: LayerParts, tokens: PackedTokens, rows: PackedTokens
-    ) -> torch.Tensor:
-        """One post-norm transformer layer (Devlin et al., 2018, https://arxiv.org/abs/1810.04805): attention, then MLP.
-
-        Returns the rows of `rows` only: (N, D) or (B, D).
-        """
-        dropout = self.dropout if self.training else 0.0
-        qkv = parts.qkv(hidden)
-        heads = self.config.num_attention_heads
-        context = attention(qkv.view(-1, 3, heads, hidden.shape[1] // heads), tokens, rows, dropout)
-        if rows is not tokens:
-            hidden = hidden[tokens.boundaries[:-1].long()]
-        attended = F.dropout(parts.attention_output(context.flatten(1)), dropout, self.training)
-        hidden = parts.attention_norm(hidden + attended)
-
-        outer = F.dropout(parts.output(parts.intermediate(hidden)), dropout, self.training)
-        return parts.output_norm(hidden + outer)
+        """The last layer's output for a packed batch; see `encode`."""
+        return encode(self.network(), tokens, first_token_only)
 
     def forward(  # type: ignore[override]
         self,

@@ -18,11 +18,11 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from model.bert import DistilledBert
+from model.bert import DistilledBert, Network, encode
 from model.directory import Parts, Settings, best_device, read_model, write_model
 from model.files import InputError, first_line
 from model.pooling import Pooling, pool
-from model.products import dtype_of, make_product_for, resolve_precision
+from model.products import prepare, resolve_precision
 from model.tokens import PackedTokens
 
 CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every batch with equal lengths, little memory
@@ -51,6 +51,7 @@ class Embedder(nn.Module):
         self.dense = dense
         self.dense_activation = dense_activation
         self.precision = "fp32"
+        self.prepared: Network | None = None  # the weights laid out for encoding; None where they may have changed
         # A copy: encoding must not truncate or pad as other users of the tokenizer please.
         self._rust_tokenizer = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
         self._rust_tokenizer.no_padding()
@@ -106,10 +107,21 @@ class Embedder(nn.Module):
         write_model(parts, Path(path), model_card)
 
     def use_precision(self, precision: str) -> "Embedder":
-        """Lay out the weights for encoding in this precision; see `load`. Returns self."""
+        """Lay out the weights, as they are now, for encoding in this precision; see `load`. Returns self."""
         self.precision = resolve_precision(precision, self.device)
-        self.bert.prepare(make_product_for(self.precision, self.device), dtype_of(self.precision))
+        self.prepared = prepare(self.bert.network(), self.precision, self.device)
         return self
+
+    def train(self, mode: bool = True) -> "Embedder":
+        """Switch between training and evaluation mode. Training computes with the weights themselves."""
+        if mode:
+            self.prepared = None
+        return super().train(mode)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights; encoding then computes with these, in fp32 until `use_precision`."""
+        self.prepared = None
+        return super().load_state_dict(*args, **kwargs)
 
     def set_max_length(self, max_length: int) -> None:
         """Read this many tokens of a sentence, [CLS] and [SEP] included.
@@ -124,9 +136,8 @@ class Embedder(nn.Module):
         self._rust_tokenizer.enable_truncation(max_length, direction=self.tokenizer.truncation_side)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "Embedder":  # what .to() and the like call
-        prepared = self.bert.prepared is not None
         super()._apply(*args, **kwargs)
-        return self.use_precision(self.precision) if prepared else self
+        return self.use_precision(self.precision) if self.prepared is not None else self
 
     def keep_layers(self, layers: Sequence[int]) -> "Embedder":
         """A new Embedder with copies of these of the encoder's layers, counted from 0, in fp32."""
@@ -164,7 +175,7 @@ class Embedder(nn.Module):
     def forward(self, tokens: PackedTokens) -> torch.Tensor:
         """Embed a packed batch: (B, dimensions), fp32, in the batch's order."""
         cls_only = self.settings.pooling is Pooling.CLS
-        hidden = self.bert.encode_packed(tokens, first_token_only=cls_only)
+        hidden = encode(self.prepared or self.bert.network(), tokens, first_token_only=cls_only)
         rows = tokens.of_first_tokens if cls_only else tokens
         return self.finish(pool(hidden, rows.groups, self.settings.pooling))
 

@@ -1,6 +1,6 @@
-"""The matrix products of inference, by precision: repacked fp32 and bf16, and dynamically quantised int8, on a CPU.
+"""The network laid out for inference, by precision: its products in repacked fp32 and bf16, and in int8, on a CPU.
 
-Training uses `model.bert.plain_product`. Shapes: N tokens, I inputs, O outputs.
+Shapes: N tokens, I inputs, O outputs.
 
 torch has no public call for a product that reads repacked weights, applies the activation in the same pass, or
 multiplies int8 on a CPU. So this file calls, and is the only one that does, the oneDNN operators that torch's own
@@ -9,13 +9,16 @@ compiler emits for such products, `mkldnn::_linear_pointwise` and `onednn::qline
 
 import os
 import warnings
+from collections.abc import Callable
 
 import torch
+from transformers.activations import ACT2FN
 
-from model.bert import MakeProduct, Product, plain_product, then_activate
+from model.bert import Layer, Linear, Network, Norm, Part
 from model.files import InputError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+LayOut = Callable[[Linear], Part]  # a matrix product made ready to compute: weights cast, repacked or quantised once
 PostOperation = tuple[str, list[None], str]  # what oneDNN does with a product's output: name, numbers, algorithm
 NOTHING: PostOperation = ("none", [], "")
 FUSED: dict[str, PostOperation] = {"gelu": ("gelu", [], "none"), "relu": ("relu", [], "")}
@@ -70,8 +73,29 @@ def dtype_of(precision: str) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 
-def make_product_for(precision: str, device: torch.device) -> MakeProduct:
-    """How `DistilledBert.prepare` lays out weights for a precision on a device."""
+@torch.no_grad()
+def prepare(network: Network, precision: str, device: torch.device) -> Network:
+    """Lay out a network's weights for inference: cast and repack them once instead of in every forward.
+
+    Args:
+        network: a DistilledBert's own; later changes of its weights do not reach the result.
+        precision: one of PRECISIONS but auto.
+        device: where the weights are.
+    """
+    dtype, lay_out = dtype_of(precision), layout_for(precision, device)
+
+    def part_of(part: Part) -> Part:
+        if isinstance(part, Linear):
+            return lay_out(part)
+        assert isinstance(part, Norm)
+        return Norm(part.weight.detach().to(dtype), part.bias.detach().to(dtype), part.eps)
+
+    layers = [Layer(*map(part_of, layer)) for layer in network.layers]
+    return network._replace(embed=lambda tokens: network.embed(tokens).to(dtype), layers=layers)
+
+
+def layout_for(precision: str, device: torch.device) -> LayOut:
+    """How a product is laid out for a precision on a device."""
     if precision == "int8":
         return quantised_product
     if device.type == "cpu" and torch.backends.mkldnn.is_available() and repacking_pays(precision):
@@ -90,36 +114,43 @@ def repacking_pays(precision: str) -> bool:
     return not torch.backends.mkl.is_available() or bool(torch.cpu.get_capabilities().get("avx512_f"))
 
 
-def cast_product(dtype: torch.dtype) -> MakeProduct:
+def cast_product(dtype: torch.dtype) -> LayOut:
     """Weights cast once."""
-
-    def make(weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "") -> Product:
-        return plain_product(weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype), activation)
-
-    return make
+    return lambda linear: Linear(linear.weight.detach().to(dtype), cast(linear.bias, dtype), linear.activation)
 
 
-def repacked_product(dtype: torch.dtype) -> MakeProduct:
+def cast(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """A bias in another type, if there is one."""
+    return None if bias is None else bias.detach().to(dtype)
+
+
+def then_activate(product: Part, activation: str) -> Part:
+    """A product followed by its activation, where oneDNN does not compute both in one pass."""
+    if activation in ("", *FUSED):
+        return product
+    return lambda x_NI: ACT2FN[activation](product(x_NI))
+
+
+def repacked_product(dtype: torch.dtype) -> LayOut:
     """Weights cast and blocked once in the order oneDNN's kernels read them.
 
     It saves a reordering on every call. An activation done on the product's output while that is in cache saves writing
     and reading (N, O) numbers again.
     """
 
-    def make(weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "") -> Product:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype).contiguous(), None)
-        cast_bias = None if bias is None else bias.detach().to(dtype)
-        fused = FUSED.get(activation, NOTHING)
+    def lay_out(linear: Linear) -> Part:
+        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype).contiguous(), None)
+        bias, fused = cast(linear.bias, dtype), FUSED.get(linear.activation, NOTHING)
 
         def product(x_NI: torch.Tensor) -> torch.Tensor:
-            return torch.ops.mkldnn._linear_pointwise(x_NI, packed, cast_bias, *fused)
+            return torch.ops.mkldnn._linear_pointwise(x_NI, packed, bias, *fused)
 
-        return then_activate(product, activation) if activation and fused is NOTHING else product
+        return then_activate(product, linear.activation)
 
-    return make
+    return lay_out
 
 
-def quantised_product(weight: torch.Tensor, bias: torch.Tensor | None, activation: str = "") -> Product:
+def quantised_product(linear: Linear) -> Part:
     """A product of 8-bit integers: fp32 in, fp32 out.
 
     Weights are rounded once, symmetrically, with a scale for each output: w = scale_O * q, -127 <= q <= 127.
@@ -131,12 +162,11 @@ def quantised_product(weight: torch.Tensor, bias: torch.Tensor | None, activatio
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference", 2017 (https://arxiv.org/abs/1712.05877).
     """
-    weight = weight.detach().float()
+    weight, bias = linear.weight.detach().float(), cast(linear.bias, torch.float32)
     scale_O = weight.abs().amax(dim=1).clamp(min=SMALLEST) / 127
     packed = torch.ops.onednn.qlinear_prepack((weight / scale_O[:, None]).round().to(torch.int8), None)
     zero_point_O = torch.zeros(len(weight), dtype=torch.int64)
-    bias = None if bias is None else bias.detach().float()
-    fused = FUSED.get(activation, NOTHING)
+    fused = FUSED.get(linear.activation, NOTHING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantise(torch.zeros(1, 1), 1.0, 0)  # its first call in a process warns that it is to go: have it said here
@@ -151,7 +181,7 @@ def quantised_product(weight: torch.Tensor, bias: torch.Tensor | None, activatio
             q_NI, scale, zero_point, packed, scale_O, zero_point_O, bias, 1.0, 0, torch.float32, *fused
         )
 
-    return then_activate(product, activation) if activation and fused is NOTHING else product
+    return then_activate(product, linear.activation)
 
 
 def quantise(x_NI: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:

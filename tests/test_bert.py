@@ -8,8 +8,8 @@ from tiny import make_bert
 from transformers import BertModel
 
 from model.attention import attention
-from model.bert import DistilledBert, MakeProduct
-from model.products import cast_product, make_product_for, repacked_product
+from model.bert import DistilledBert, Layer, Linear, encode
+from model.products import LayOut, cast_product, prepare, repacked_product
 from model.tokens import PackedTokens, positions_of
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -233,61 +233,24 @@ def test_dropout_keeps_the_mean() -> None:
     torch.testing.assert_close(mean, attention(qkv, tokens, tokens, 0.0), atol=0.06, rtol=0)
 
 
-def prepare(bert: DistilledBert, precision: str = "fp32") -> DistilledBert:
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    bert.prepare(make_product_for(precision, torch.device("cpu")), dtype)
-    return bert
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("make", [cast_product, repacked_product])  # which of them is taken depends on the CPU
-def test_prepared_weights_compute_the_same(theirs: BertModel, make: Callable[[torch.dtype], MakeProduct]) -> None:
-    bert, inputs = ours_of(theirs), batch("right")
-    wanted = bert(**inputs)
-    bert.prepare(make(torch.float32), torch.float32)
-    torch.testing.assert_close(bert(**inputs).last_hidden_state, wanted.last_hidden_state, **CLOSE)
+@pytest.mark.parametrize("activation", ["gelu", "silu"])  # one that oneDNN fuses, one that it does not
+def test_laid_out_weights_compute_the_same(make: Callable[[torch.dtype], LayOut], activation: str) -> None:
+    network, tokens = ours_of(make_bert(layers=3, hidden_act=activation)).network(), packed([2, 5, 5, 9])
+    lay_out = make(torch.float32)
+    layers = [
+        Layer(*(lay_out(part) if isinstance(part, Linear) else part for part in layer)) for layer in network.layers
+    ]
+    torch.testing.assert_close(encode(network._replace(layers=layers), tokens), encode(network, tokens), **CLOSE)
 
 
 @torch.no_grad()
-def test_bf16_weights_compute_nearly_the_same(theirs: BertModel) -> None:
-    bert, inputs = ours_of(theirs), batch("right")
-    wanted = bert(**inputs)
-    half = prepare(bert, "bf16")(**inputs)
-    torch.testing.assert_close(half.last_hidden_state.float(), wanted.last_hidden_state, atol=0.15, rtol=0.1)
-    torch.testing.assert_close(half.pooler_output, wanted.pooler_output, atol=0.1, rtol=0)
-
-
-def test_changed_weights_are_never_computed_with_the_prepared_old_ones(theirs: BertModel) -> None:
-    inputs = batch("right")
-
-    def output(bert: DistilledBert) -> torch.Tensor:
-        with torch.no_grad():
-            return bert(**inputs).last_hidden_state
-
-    other = make_bert(layers=3, seed=9)
-    bert = prepare(ours_of(theirs))
-    bert.load_state_dict(other.state_dict())  # while in evaluation mode
-    torch.testing.assert_close(output(bert), output(ours_of(other)), **CLOSE)
-
-    prepare(bert).train()
-    assert bert.prepared is None
-    with torch.no_grad():
-        for parameter in bert.parameters():
-            parameter.mul_(0.5)
-    changed = ours_of(theirs)
-    changed.load_state_dict(bert.state_dict())
-    torch.testing.assert_close(output(bert.eval()), output(changed), **CLOSE)
-
-    double = prepare(bert).to(torch.float64)  # moved or cast, as .to("cuda") would
-    assert double.prepared is None
-
-
-def test_gradients_flow_after_evaluation(theirs: BertModel) -> None:
-    bert = prepare(ours_of(theirs), "bf16").train()
-    hidden = bert(**batch("right")).last_hidden_state
-    assert hidden.dtype == torch.float32
-    hidden.sum().backward()
-    assert all(p.grad is not None for name, p in bert.named_parameters() if not name.startswith("pooler"))
+def test_bf16_weights_compute_nearly_the_same(ours: DistilledBert) -> None:
+    tokens = packed([2, 5, 5, 9])
+    half = encode(prepare(ours.network(), "bf16", torch.device("cpu")), tokens)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), ours.encode_packed(tokens), atol=0.15, rtol=0.1)
 
 
 def test_training_under_autocast_gives_fp32_gradients(theirs: BertModel) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model.bert import Linear
 from model.files import InputError
 from model.products import quantise, quantised_product, repacking_pays, resolve_precision
 
@@ -36,7 +37,7 @@ def test_int8_product_is_exact_in_integers(activation: str) -> None:
     wanted = q_NI @ (weight / scale_O[:, None]).round().T * (scale * scale_O) + bias
     activate = {"": torch.nn.Identity(), "gelu": torch.nn.GELU(), "relu": torch.nn.ReLU()}[activation]
     torch.testing.assert_close(
-        quantised_product(weight, bias, activation)(x_NI), activate(wanted), atol=1e-3, rtol=1e-4
+        quantised_product(Linear(weight, bias, activation))(x_NI), activate(wanted), atol=1e-3, rtol=1e-4
     )
 
 
