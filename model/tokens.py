@@ -1,15 +1,52 @@
-"""A batch's tokens end to end: nothing downstream ever computes padding.
+"""Tokens of many sentences end to end: in memory as `Tokenized`, in a batch as `PackedTokens`. None is ever padding.
 
-Shapes: B sentences, N tokens of the whole batch, D hidden dimensions.
+Shapes: n sentences in memory, B sentences of a batch, N tokens of them all, D hidden dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+
+
+class Tokenized:
+    """n sentences' token numbers in one array, from which any of them are gathered in one pass.
+
+    Attributes:
+        ids: token numbers, sentences end to end, (N,) int32.
+        lengths: tokens of each sentence, (n,) int64.
+    """
+
+    def __init__(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        self.ids, self.lengths = ids, lengths.astype(np.int64)
+        self.starts = self.lengths.cumsum() - self.lengths
+
+    @classmethod
+    def of(cls, sentences: "Sequence[np.ndarray] | Tokenized") -> "Tokenized":
+        """Token lists laid end to end; what is that already is given back."""
+        if isinstance(sentences, Tokenized):
+            return sentences
+        ids = np.concatenate(sentences) if len(sentences) else np.empty(0)
+        return cls(ids.astype(np.int32, copy=False), np.array([len(each) for each in sentences], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        """Token numbers of one sentence, (T,)."""
+        start = self.starts[place]
+        return self.ids[start : start + self.lengths[place]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[place] for place in range(len(self)))
+
+    def take(self, places: np.ndarray) -> "Tokenized":
+        """The sentences at these places, in this order."""
+        lengths = self.lengths[places]
+        shift = self.starts[places] - (lengths.cumsum() - lengths)  # from the place in the result to the place here
+        return Tokenized(self.ids[np.arange(lengths.sum()) + np.repeat(shift, lengths)], lengths)
 
 
 @dataclass
@@ -17,8 +54,8 @@ class PackedTokens:
     """The tokens of B sentences end to end, sentences in ascending order of length.
 
     Attributes:
-        input_ids: token numbers, (N,) int64.
-        positions: each token's index in its sentence, (N,) int64.
+        input_ids: token numbers, (N,) int32 or int64.
+        positions: each token's index in its sentence, (N,) int32 or int64.
         lengths: tokens of each sentence, (B,) int64, ascending, on the CPU.
         token_type_ids: segment numbers, (N,) int64, or None for all 0.
         word_vectors: (N, D) vectors to use in place of the word embedding table's, or None.
@@ -31,14 +68,25 @@ class PackedTokens:
     word_vectors: torch.Tensor | None = None
 
     @classmethod
-    def pack(cls, sentences: Sequence[np.ndarray], device: torch.device | str = "cpu") -> "PackedTokens":
-        """Lay token lists end to end; they must come in ascending order of length."""
-        lengths = torch.tensor([len(sentence) for sentence in sentences])
-        ids = torch.from_numpy(np.concatenate(sentences).astype(np.int64))
-        packed = cls(ids, positions_of(lengths), lengths)
-        if torch.device(device).type == "cuda":  # pinned memory lets the copy run while the GPU computes
-            packed.input_ids = packed.input_ids.pin_memory().to(device, non_blocking=True)
-            packed.positions = packed.positions.pin_memory().to(device, non_blocking=True)
+    def pack(
+        cls, sentences: Sequence[np.ndarray] | Tokenized, device: torch.device | str = "cpu"
+    ) -> "PackedTokens":
+        """Lay token lists end to end; they must come in ascending order of length.
+
+        Everything that the forward pass reads of a batch is made here, on the host, and goes to the device in one copy:
+        nothing later has to wait for the device.
+        """
+        sentences = Tokenized.of(sentences)
+        ids, lengths, starts = sentences.ids, sentences.lengths, sentences.starts
+        positions = np.arange(len(ids)) - np.repeat(starts, lengths)
+        first = np.arange(len(lengths) + 1)
+        parts = (ids, positions, np.append(starts, len(ids)), ids[starts], positions[starts], first)
+        on_device = to_device(parts, device)
+        packed = cls(*on_device[:2], torch.from_numpy(lengths))
+        packed.boundaries = on_device[2]
+        packed.of_first_tokens = cls(*on_device[3:5], torch.ones(len(lengths), dtype=torch.int64))
+        packed.of_first_tokens.boundaries = on_device[5]
+        packed.of_first_tokens.groups = [(0, len(lengths), 1)]
         return packed
 
     @cached_property
@@ -52,18 +100,41 @@ class PackedTokens:
         return groups
 
     @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sentence."""
+        return int(self.lengths[-1])
+
+    @cached_property
     def boundaries(self) -> torch.Tensor:
         """Where each sentence starts, and the end of the last: (B + 1,) int32 on the tokens' device."""
-        return F.pad(self.lengths.cumsum(0), (1, 0)).to(self.input_ids.device, torch.int32)
+        ends = self.lengths.cumsum(0)
+        return torch.cat([ends.new_zeros(1), ends]).to(self.input_ids.device, torch.int32)
+
+    @property
+    def first_rows(self) -> torch.Tensor:
+        """The row of each sentence's first token, (B,) int32 on the tokens' device."""
+        return self.boundaries[:-1]
 
     @cached_property
     def of_first_tokens(self) -> "PackedTokens":
         """The same sentences cut to their first token: what cls pooling reads."""
-        first = self.boundaries[:-1].long()
-        return PackedTokens(self.input_ids[first], self.positions[first], torch.ones_like(self.lengths))
+        first = (each.index_select(0, self.first_rows) for each in (self.input_ids, self.positions))
+        return PackedTokens(*first, torch.ones_like(self.lengths))
 
 
 def positions_of(lengths: torch.Tensor) -> torch.Tensor:
     """0, 1, 2, ... restarting at each sentence: (B,) lengths to (N,) positions."""
     starts = lengths.cumsum(0) - lengths
     return torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths)
+
+
+def to_device(arrays: Sequence[np.ndarray], device: torch.device | str) -> tuple[torch.Tensor, ...]:
+    """Arrays of whole numbers as int32 tensors on the device, all in one copy.
+
+    To a GPU the copy starts from pinned memory: it neither waits for the GPU's work nor lets the host wait.
+    """
+    sizes = [len(array) for array in arrays]
+    pinned = torch.device(device).type == "cuda"
+    buffer = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=pinned)
+    np.concatenate(arrays, out=buffer.numpy(), casting="same_kind")
+    return buffer.to(device, non_blocking=pinned).split(sizes)
