@@ -5,7 +5,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 RUN := runs/minilm-3
 
-.PHONY: install distill test test-long lint fix clean
+.PHONY: install distill test test-long test-gpu lint fix clean
 
 distill: $(VENV)/installed
 	$(PY) -m distillation.prepare
@@ -17,7 +17,11 @@ test: $(VENV)/installed-test
 	$(PY) -m pytest --cov=model --cov=distillation --cov=benchmark --cov=train --cov=evaluate --cov=bench
 
 test-long: $(VENV)/installed-test
-	HYPOTHESIS_PROFILE=long $(PY) -m pytest -m ""
+	HYPOTHESIS_PROFILE=long $(PY) -m pytest -m "not gpu"
+
+# needs a GPU; prints a table and writes gpu.json
+test-gpu: $(VENV)/installed-test
+	TEST_GPU=1 $(PY) -m pytest -m gpu tests/gpu
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

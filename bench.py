@@ -92,7 +92,7 @@ def bench(systems: Sequence[System], sentences: list[str], repeats: int, batch_s
                 "tokens_per_second": float(lengths.sum()) / median,
                 "tflops": rate / 1e12,
                 "fraction_of_peak": rate / peaks[system.precision],
-                "peak_memory_mib": peak_memory_mib(partial(encode_once, system.make, sentences, batch_size)),
+                "peak_memory_mib": peak_memory_mib(partial(encode_once, system.make, sentences, batch_size), device),
             }
         )
     return {

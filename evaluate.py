@@ -26,6 +26,7 @@ from distillation.ranks import Ranks
 from distillation.recipe import read_recipe, teacher_overrides
 from model import Embedder
 from model.files import InputError, read_json, write_json
+from model.tokens import Tokenized
 
 RESAMPLES = 1000  # of the bootstrap: the interval's ends are then good to about a tenth of its width
 SIMILARITIES = 2**25  # of queries and documents in memory at a time: 134 MB
@@ -39,12 +40,11 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 # -- embedding -------------------------------------------------------------------------------------------------------
 
 
-def embed(embedder: Embedder, tokens: Sequence[np.ndarray], ranks: Ranks = ALONE) -> torch.Tensor:
+def embed(embedder: Embedder, tokens: Tokenized | Sequence[np.ndarray], ranks: Ranks = ALONE) -> torch.Tensor:
     """Embed tokenised sentences, shared among the ranks: (n, d) fp32 on the embedder's device, on every rank."""
     result = torch.zeros(len(tokens), embedder.dimensions, device=embedder.device)
     mine = np.arange(ranks.rank, len(tokens), ranks.world)
-    for rows, embeddings in embedder.encode_tokens([tokens[place] for place in mine.tolist()]):
-        result[torch.from_numpy(mine[rows]).to(result.device)] = embeddings
+    result[mine] = embedder.embed(Tokenized.of(tokens).take(mine))
     return ranks.sum(result)
 
 

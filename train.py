@@ -48,6 +48,7 @@ from model import Embedder
 from model.files import InputError, write_json, write_text
 from model.layers import choose_layers
 from model.products import dtype_of, resolve_precision
+from model.tokens import send
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "minilm-3.toml"
 # What may differ when a run is resumed: nothing that decides which steps are taken.
@@ -78,10 +79,10 @@ def train_step(
     """
     half = dtype_of(recipe.precision)
     batch_loss = torch.zeros((), device=ranks.device)
-    rows = optimizer.take_rows([window.tokens[index] for index in batch])
+    rows = optimizer.take_rows(window.tokens.take(batch))
     for micro_batch in micro_batches(network, batch, recipe.gradient_accumulation, ranks):
-        tokens = rows.pack([window.tokens[index] for index in micro_batch])
-        labels_Bd = window.labels[torch.from_numpy(micro_batch)].to(ranks.device, torch.float32)
+        tokens = rows.pack(window.tokens.take(micro_batch))
+        labels_Bd = send(window.labels[torch.from_numpy(micro_batch)], ranks.device).float()
 
         with torch.autocast(ranks.device.type, half, enabled=half != torch.float32):
             embeddings_Bd = network(tokens)

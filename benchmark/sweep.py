@@ -130,7 +130,7 @@ def label_and_train(teacher: Load, student: Load, train_step: TrainStep, precisi
         "building_seconds": built - start,
         "labelling_seconds": labelled - built,
         "training_seconds": time.perf_counter() - labelled,
-        "peak_memory_mib": memory_after(lambda: None),
+        "peak_memory_mib": memory_after(lambda: None, ranks.device),
     }
 
 

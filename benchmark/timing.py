@@ -41,9 +41,9 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
         return time.perf_counter() - start
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)
-    begin.record()
+    begin.record(torch.cuda.current_stream(device))  # without it, on the current device
     work()
-    end.record()
+    end.record(torch.cuda.current_stream(device))
     torch.cuda.synchronize(device)
     return begin.elapsed_time(end) / 1000
 
@@ -62,14 +62,14 @@ def in_turn(works: Sequence[Callable[[], Any]], turns: int, device: torch.device
 # -- memory ----------------------------------------------------------------------------------------------------------
 
 
-def peak_memory_mib(work: Callable[[], Any]) -> float | None:
+def peak_memory_mib(work: Callable[[], Any], device: torch.device) -> float | None:
     """The peak memory, in MiB, of a process of its own that does this work, which must be picklable.
 
     On a GPU its tensors, else the resident memory of the process, imported libraries included; None where the system
     does not tell.
     """
     with in_a_process_of_its_own() as process:
-        return process.submit(memory_after, work).result()
+        return process.submit(memory_after, work, device).result()
 
 
 def in_a_process_of_its_own() -> ProcessPoolExecutor:
@@ -77,11 +77,11 @@ def in_a_process_of_its_own() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
 
 
-def memory_after(work: Callable[[], Any]) -> float | None:
-    """Do the work; then this process's peak so far."""
+def memory_after(work: Callable[[], Any], device: torch.device) -> float | None:
+    """Do the work on the device; then this process's peak so far."""
     work()
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2**20
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
     return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else None
 
@@ -119,7 +119,7 @@ def products_of(config: BertConfig, precision: str, device: torch.device) -> lis
     lay_out, dtype = layout_for(precision, device), dtype_of(precision)
     D, inner = config.hidden_size, config.intermediate_size
     found = []
-    for rows in (1024, 4096):
+    for rows in (1024, 4096) if device.type == "cpu" else (8192, 32_768):  # fewer are too short for a GPU
         for inputs, outputs in ((D, inner), (inner, D)):
             weight, bias = torch.randn(outputs, inputs, device=device), torch.zeros(outputs, device=device)
             product = lay_out(Linear(weight, bias))

@@ -10,10 +10,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn, get_type_hints
 
-import torch
-
 from distillation.recipe import Recipe, check_set_name, read_recipe, set_field
-from model.files import InputError, RunError, first_line
+from model.files import InputError, RunError, first_line, is_out_of_memory
 
 # -- errors ----------------------------------------------------------------------------------------------------------
 
@@ -71,9 +69,7 @@ def explain_os_error(error: OSError) -> str:
 
 def explain_runtime_error(error: Exception) -> str | None:
     """The line for an error that a setting can mend; None for any other."""
-    text = str(error)
-    memory_errors = (torch.OutOfMemoryError, MemoryError)
-    if isinstance(error, memory_errors) or "can't allocate memory" in text or "out of memory" in text:
+    if is_out_of_memory(error):
         return (
             "out of memory: lower --batch-size, raise --gradient-accumulation, or lower --max-length "
             f"({first_line(error)})"

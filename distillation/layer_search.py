@@ -4,11 +4,11 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
 from model import Embedder
+from model.tokens import Tokenized
 
 SAMPLE = 256  # sentences that choices are compared on
 EXHAUSTIVE = 500  # with more choices than this, layers are removed one by one instead
@@ -55,15 +55,12 @@ def linear_cka(a_nd: torch.Tensor, b_nd: torch.Tensor) -> float:
     return float((a_nd.T @ b_nd).square().sum() / norms)
 
 
-def _embed_with(teacher: Embedder, layers: Sequence[int], tokens: Sequence[np.ndarray]) -> torch.Tensor:
+def _embed_with(teacher: Embedder, layers: Sequence[int], tokens: Tokenized) -> torch.Tensor:
     """Embed with some of the teacher's layers, without copying them: (n, d)."""
     prepared = teacher.prepared
     whole = prepared or teacher.bert.network()
     try:
         teacher.prepared = whole._replace(layers=[whole.layers[layer] for layer in layers])
-        result = torch.empty(len(tokens), teacher.dimensions, device=teacher.device)
-        for rows, embeddings in teacher.encode_tokens(tokens):
-            result[torch.from_numpy(rows).to(result.device)] = embeddings
-        return result
+        return teacher.embed(tokens)
     finally:
         teacher.prepared = prepared

@@ -17,6 +17,7 @@ from distillation.ranks import Ranks
 from distillation.recipe import Recipe
 from distillation.rows import BatchRows
 from model import Embedder
+from model.tokens import Tokenized
 
 
 class StudentOptimizer:
@@ -54,7 +55,7 @@ class StudentOptimizer:
         for group in self.adamw.param_groups:
             group["lr"] = rate
 
-    def take_rows(self, sentences: Sequence[np.ndarray]) -> BatchRows:
+    def take_rows(self, sentences: Tokenized | Sequence[np.ndarray]) -> BatchRows:
         """The rows of the word table that the next step trains: those of the whole batch, all ranks together."""
         return BatchRows(self._table, sentences)
 

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +21,12 @@ from model.files import InputError, RunError, first_line
 
 ROLL_CALL = 5.0  # seconds that a rank which lost the others listens for who is still there
 POLL = 0.1  # seconds between looks into the store
+# What NCCL or torch says of an exchange whose other end is gone or silent; all else is a fault of this rank's own.
+LOST_A_RANK = re.compile(
+    r"remote process exited|ncclRemoteError|ncclSystemError|connection (closed|reset|refused)|timed out|timeout|"
+    r"broken pipe|gloo",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Ranks:
             timeout_seconds: how long an exchange waits for the others before the run is given up.
 
         Raises:
-            InputError: a device that is not there.
+            InputError: a device that is not there, or that two ranks would share.
             RunError: the other ranks can't be reached.
         """
         world, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
@@ -70,10 +78,13 @@ class Ranks:
             store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
             name, restarted = meet(store, rank, world, timeout_seconds)
             store = dist.PrefixStore(name, store)
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+            if chosen.type == "cuda":
+                refuse_shared_gpus(dist.PrefixStore("gpus", store), rank, world, chosen)
+            own = chosen if chosen.type == "cuda" else None  # NCCL then connects now, and on this GPU only
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout, device_id=own)
         except RuntimeError as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise RunError(f"the {world} ranks did not find each other at {where} ({first_line(error)})") from None
+            raise RunError(f"the {world} ranks did not find each other at {where} ({said_last(error)})") from None
         restarted |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         return cls(rank, world, chosen, dist.PrefixStore("shortstack", store), restarted)
 
@@ -140,15 +151,18 @@ class Ranks:
 
     def _explained(self, error: BaseException) -> BaseException:
         """The error itself; of an exchange that failed, one that names the ranks that are gone or hang."""
-        if not (isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))):
+        of_exchange = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+        if not of_exchange:
             return error
+        if not LOST_A_RANK.search(str(error)):
+            return RunError(f"rank {self.rank}: {said_last(error)}")
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to save: torchrun may end us at once
         silent = self._roll_call()
         who = f"rank {' and rank '.join(map(str, silent))}" if silent else "another rank"
         what = "waited too long for" if "timed out" in str(error).lower() else "lost"
         why = "which does not answer" if silent else "which failed first"
         return RunError(
-            f"rank {self.rank} {what} {who}, {why}; --resume goes on from the last checkpoint ({first_line(error)})"
+            f"rank {self.rank} {what} {who}, {why}; --resume goes on from the last checkpoint ({said_last(error)})"
         )
 
     def _roll_call(self) -> list[int]:
@@ -167,9 +181,34 @@ class Ranks:
         return []
 
     def stop(self) -> None:
-        """Leave the process group."""
+        """Leave the process group, all ranks at the same time: one that left early would wait for rank 0 in NCCL."""
         if self.world > 1:
+            self.wait_for_main("finished")  # it evaluates for longer than an exchange may take
+            self.wait_for_all()
             dist.destroy_process_group()
+
+
+def refuse_shared_gpus(store: dist.Store, rank: int, world: int, device: torch.device) -> None:
+    """Make sure that each rank has a GPU of its own, which NCCL requires.
+
+    Raises:
+        InputError: two ranks have the same.
+    """
+    store.set(str(rank), f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}")
+    first_with: dict[bytes, int] = {}
+    for other in range(world):
+        first = first_with.setdefault(store.get(str(other)), other)
+        if first != other:
+            raise InputError(
+                f"device: ranks {first} and {other} would share one GPU; give --device cuda, and no more ranks a host "
+                "than it has GPUs"
+            )
+
+
+def said_last(error: BaseException) -> str:
+    """The line of an error that tells most: of NCCL's many its last, which follows "Last error:"; else the first."""
+    _, found, rest = str(error).partition("Last error:")
+    return rest.strip().splitlines()[-1].strip() if found and rest.strip() else first_line(error)
 
 
 def meet(store: dist.Store, rank: int, world: int, timeout_seconds: float) -> tuple[str, bool]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from distillation.ranks import Ranks
 from model import PackedTokens
+from model.tokens import Tokenized, to_device
 
 
 class BatchRows:
@@ -25,18 +26,22 @@ class BatchRows:
         vectors: their vectors, (U, D) fp32, with `.grad` after a backward pass.
     """
 
-    def __init__(self, table: nn.Parameter, sentences: Sequence[np.ndarray]) -> None:
+    def __init__(self, table: nn.Parameter, sentences: Tokenized | Sequence[np.ndarray]) -> None:
         self.table = table
-        self._sorted = np.unique(np.concatenate(sentences))
-        self.ids = torch.from_numpy(self._sorted.astype(np.int64)).to(table.device)
+        occurs = np.zeros(len(table), dtype=bool)
+        occurs[Tokenized.of(sentences).ids] = True
+        words = occurs.nonzero()[0]
+        self._index_of = np.zeros(len(table), dtype=np.int32)  # word to row of `vectors`, where it occurs
+        self._index_of[words] = np.arange(len(words))
+        self.ids = to_device([words], table.device)[0].long()
         self.vectors = table.detach()[self.ids].requires_grad_()
 
-    def of(self, sentences: Sequence[np.ndarray]) -> torch.Tensor:
+    def of(self, sentences: Tokenized | Sequence[np.ndarray]) -> torch.Tensor:
         """Word vectors (N, D) of a part of the batch, sentences end to end."""
-        indices = np.searchsorted(self._sorted, np.concatenate(sentences))
-        return nn.functional.embedding(torch.from_numpy(indices).to(self.table.device), self.vectors)
+        (indices,) = to_device([self._index_of[Tokenized.of(sentences).ids]], self.table.device)
+        return nn.functional.embedding(indices, self.vectors)
 
-    def pack(self, sentences: Sequence[np.ndarray]) -> PackedTokens:
+    def pack(self, sentences: Tokenized | Sequence[np.ndarray]) -> PackedTokens:
         """A part of the batch as the network reads it, its word vectors taken from these rows."""
         tokens = PackedTokens.pack(sentences, self.table.device)
         tokens.word_vectors = self.of(sentences)

@@ -34,10 +34,9 @@ def attention(qkv_N3HE: torch.Tensor, tokens: PackedTokens, queries: PackedToken
     first_only = queries is not tokens
     if dropout == 0 and has_varlen_kernel(qkv_N3HE):
         q, k, v = qkv_N3HE.unbind(1)
-        longest = int(tokens.lengths[-1])
         if first_only:
-            q = q[tokens.boundaries[:-1].long()]
-        out = varlen_attn(q, k, v, queries.boundaries, tokens.boundaries, int(queries.lengths[-1]), longest)
+            q = q.index_select(0, tokens.first_rows)
+        out = varlen_attn(q, k, v, queries.cu_seqlens, tokens.cu_seqlens, queries.longest, tokens.longest)
         assert isinstance(out, torch.Tensor)  # a pair only where auxiliary output is asked for
         return out
 

@@ -128,7 +128,7 @@ def run_layer(
     qkv_N3HE = layer.qkv(hidden).view(-1, 3, network.heads, hidden.shape[1] // network.heads)
     context = attention(qkv_N3HE, tokens, rows, network.dropout)
     if rows is not tokens:
-        hidden = hidden[tokens.boundaries[:-1].long()]
+        hidden = hidden.index_select(0, tokens.first_rows)
     hidden = layer.attention_norm(hidden + dropout(layer.attention_output(context.flatten(1))))
     return layer.output_norm(hidden + dropout(layer.output(layer.intermediate(hidden))))
 

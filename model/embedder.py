@@ -6,7 +6,8 @@ similarities = embedder.similarity(embeddings, embeddings)  # (2, 2) cosine
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,17 @@ from transformers import PreTrainedTokenizerFast
 
 from model.bert import DistilledBert, Network, encode
 from model.directory import Parts, Settings, best_device, read_model, write_model
-from model.files import InputError, first_line
+from model.files import InputError, first_line, is_out_of_memory
 from model.pooling import Pooling, pool
 from model.products import prepare, resolve_precision
-from model.tokens import PackedTokens
+from model.tokens import PackedTokens, Tokenized, to_device
 
 CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every batch with equal lengths, little memory
 OUTPUT_PRECISIONS = ("float32", "binary", "ubinary")
 # What a text is for, and the names of the prompts that go before it by the field's habit, the first that a model has.
 ROLE_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 ROLES = ("", *ROLE_PROMPTS)  # "" takes the model's default prompt, if it has one, as `encode` does
-TOKENS_PER_BATCH = 16_384  # long sentences make smaller batches, so that activations stay within memory
+CPU_BATCH = 64  # sentences computed at a time on a CPU: what fills its cores and stays near its caches
 
 
 class Embedder(nn.Module):
@@ -52,6 +53,7 @@ class Embedder(nn.Module):
         self.dense_activation = dense_activation
         self.precision = "fp32"
         self.prepared: Network | None = None  # the weights laid out for encoding; None where they may have changed
+        self.tokens_per_batch: int | None = None  # computed at a time at most; None is what suits the device
         # A copy: encoding must not truncate or pad as other users of the tokenizer please.
         self._rust_tokenizer = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
         self._rust_tokenizer.no_padding()
@@ -160,15 +162,17 @@ class Embedder(nn.Module):
 
     # -- tokens ------------------------------------------------------------------------------------------------------
 
-    def tokenize(self, sentences: Sequence[str], prompt: str = "") -> list[np.ndarray]:
-        """Token numbers of each sentence, [CLS] and [SEP] included, truncated to max_length: arrays of (T,) int32."""
+    def tokenize(self, sentences: Sequence[str], prompt: str = "") -> Tokenized:
+        """Token numbers of each sentence, [CLS] and [SEP] included, truncated to max_length."""
         texts = [prompt + sentence for sentence in sentences]
         try:
             encodings = self._rust_tokenizer.encode_batch_fast(texts)
         except TypeError:  # JSON can hold half a surrogate pair, UTF-8 and the tokenizer cannot
             bad = next((text for text in texts if text != text.encode(errors="replace").decode()), "")
             raise InputError(f"sentences: {ascii(bad[:60])} holds half a surrogate pair, which is no text") from None
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
+        ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, lengths.sum())
+        return Tokenized(ids, lengths)
 
     # -- the forward -------------------------------------------------------------------------------------------------
 
@@ -192,7 +196,7 @@ class Embedder(nn.Module):
         sentences: str | Sequence[str],
         prompt_name: str | None = None,
         prompt: str | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         show_progress_bar: bool = False,
         *,
         precision: str = "float32",
@@ -206,7 +210,7 @@ class Embedder(nn.Module):
             sentences: one sentence, or many.
             prompt_name: name of one of the model's prompts to put before each sentence.
             prompt: the text itself to put before each; wins over `prompt_name`.
-            batch_size: sentences computed at a time.
+            batch_size: sentences computed at a time at most; None takes what suits the device.
             show_progress_bar: show progress on stderr.
             precision: of the embeddings that are returned: float32; or ubinary or binary, a bit for each dimension (1
                 above 0), eight to a byte, which binary stores less 128. What the encoder computes in is `load`'s.
@@ -227,16 +231,17 @@ class Embedder(nn.Module):
             raise InputError("encode: takes a string or a list of strings")
         if precision not in OUTPUT_PRECISIONS:
             raise InputError(f"precision: {precision!r} is not one of {', '.join(OUTPUT_PRECISIONS)}")
-        if batch_size < 1 or (truncate_dim is not None and truncate_dim < 1):
-            raise InputError(f"batch_size and truncate_dim must be at least 1, got {batch_size} and {truncate_dim}")
+        for name, value in (("batch_size", batch_size), ("truncate_dim", truncate_dim)):
+            if value is not None and value < 1:
+                raise InputError(f"{name}: {value} must be at least 1")
         before = self.prompt_text(prompt_name, prompt)
-        result = torch.empty(len(texts), min(self.dimensions, truncate_dim or self.dimensions), device=self.device)
+        where = self.device if convert_to_tensor else "cpu"  # many embeddings may not fit beside the model on a GPU
+        result = torch.empty(len(texts), min(self.dimensions, truncate_dim or self.dimensions), device=where)
         with tqdm(total=len(texts), unit=" sentences", disable=not show_progress_bar) as progress:
             for start in range(0, len(texts), CHUNK):
                 tokenized = self.tokenize(texts[start : start + CHUNK], before)
-                for rows, embeddings in self.encode_tokens(tokenized, batch_size):
-                    result[torch.from_numpy(rows + start).to(self.device)] = embeddings[:, :truncate_dim]
-                    progress.update(len(rows))
+                embeddings = self.embed(tokenized, batch_size, progress.update)
+                result[start : start + len(tokenized)] = embeddings[:, :truncate_dim]
         if normalize_embeddings:
             result = F.normalize(result, dim=-1)
         if precision != "float32":
@@ -245,24 +250,59 @@ class Embedder(nn.Module):
         result = result[0] if single else result
         return result if convert_to_tensor else result.cpu().numpy()
 
+    def embed(
+        self,
+        tokenized: Tokenized | Sequence[np.ndarray],
+        batch_size: int | None = None,
+        progress: Callable[[int], Any] = lambda n: None,
+    ) -> torch.Tensor:
+        """Embed tokenised sentences: (n, dimensions) fp32 on the model's device, row i for sentence i.
+
+        A GPU may still be at work when this returns: nothing here waits for it.
+
+        Args:
+            tokenized: token numbers of n sentences.
+            batch_size: sentences computed at a time at most; None takes what suits the device.
+            progress: told the number of sentences after each batch.
+        """
+        result = torch.empty(len(tokenized), self.dimensions, device=self.device)
+        for rows, embeddings in self.encode_tokens(tokenized, batch_size):
+            (places,) = to_device([rows], self.device)
+            result.index_copy_(0, places.long(), embeddings)
+            progress(len(rows))
+        return result
+
     @torch.inference_mode()
     def encode_tokens(
-        self, tokenized: Sequence[np.ndarray], batch_size: int = 64
+        self, tokenized: Tokenized | Sequence[np.ndarray], batch_size: int | None = None
     ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Embed tokenised sentences in batches of equal length where possible, without a token of padding.
+
+        Where memory runs out, the batch is tried again in halves, and the later ones are no larger.
 
         Yields:
             (b,) places in `tokenized`, and (b, dimensions) fp32 embeddings, until each was given once.
         """
         assert not self.training, "encode in evaluation mode: call .eval() first"
-        lengths = np.array([len(tokens) for tokens in tokenized])
+        tokenized = Tokenized.of(tokenized)
+        lengths = tokenized.lengths
         order = np.argsort(-lengths, kind="stable")  # longest first: what does not fit in memory fails at once
+        if batch_size is None:
+            batch_size = CPU_BATCH if self.device.type == "cpu" else len(order)
         start = 0
         while start < len(order):
-            count = max(1, min(batch_size, TOKENS_PER_BATCH // lengths[order[start]]))
-            rows = order[start : start + count][::-1].copy()
-            yield rows, self(PackedTokens.pack([tokenized[row] for row in rows], self.device))
-            start += count
+            budget = self.tokens_per_batch or tokens_that_suit(self.device, self.bert.config.hidden_size)
+            longest = int(lengths[order[start]])
+            rows = order[start : start + max(1, min(batch_size, budget // longest))][::-1].copy()
+            try:
+                embeddings = self(PackedTokens.pack(tokenized.take(rows), self.device))
+            except (RuntimeError, MemoryError) as error:
+                if len(rows) == 1 or not is_out_of_memory(error):
+                    raise
+                self.tokens_per_batch = len(rows) * longest // 2
+                continue
+            yield rows, embeddings
+            start += len(rows)
 
     def prompt_text(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
         """The text that goes before each sentence.
@@ -306,6 +346,15 @@ class Embedder(nn.Module):
     def similarity_pairwise(a: np.ndarray | torch.Tensor, b: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Cosine similarity of row i of a (n, d) with row i of b (n, d): (n,)."""
         return (unit_rows(a) * unit_rows(b)).sum(dim=-1)
+
+
+def tokens_that_suit(device: torch.device, hidden_size: int) -> int:
+    """Tokens to compute at a time.
+
+    On a GPU as many as keep it at work for longer than the host takes to start a batch: 32,768 at 1024 dimensions,
+    which take 1 GB in half precision, and 131,072 at 384. On a CPU fewer: long sentences must stay within memory.
+    """
+    return 16_384 if device.type == "cpu" else min(131_072, 2**35 // hidden_size**2)
 
 
 def unit_rows(vectors: np.ndarray | torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch's error on a GPU or a CPU, Python's, or that of cuBLAS for its workspace."""
+    texts = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
+
+
 @contextlib.contextmanager
 def errors_about(path: Path, temporary: Path) -> Iterator[None]:
     """Let a failed write to `temporary` inside the block name `path`, which the user knows.

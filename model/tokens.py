@@ -68,9 +68,7 @@ class PackedTokens:
     word_vectors: torch.Tensor | None = None
 
     @classmethod
-    def pack(
-        cls, sentences: Sequence[np.ndarray] | Tokenized, device: torch.device | str = "cpu"
-    ) -> "PackedTokens":
+    def pack(cls, sentences: Sequence[np.ndarray] | Tokenized, device: torch.device | str = "cpu") -> "PackedTokens":
         """Lay token lists end to end; they must come in ascending order of length.
 
         Everything that the forward pass reads of a batch is made here, on the host, and goes to the device in one copy:
@@ -81,11 +79,11 @@ class PackedTokens:
         positions = np.arange(len(ids)) - np.repeat(starts, lengths)
         first = np.arange(len(lengths) + 1)
         parts = (ids, positions, np.append(starts, len(ids)), ids[starts], positions[starts], first)
-        on_device = to_device(parts, device)
-        packed = cls(*on_device[:2], torch.from_numpy(lengths))
-        packed.boundaries = on_device[2]
-        packed.of_first_tokens = cls(*on_device[3:5], torch.ones(len(lengths), dtype=torch.int64))
-        packed.of_first_tokens.boundaries = on_device[5]
+        input_ids, place_in_sentence, cu_seqlens, first_ids, first_places, first_cu_seqlens = to_device(parts, device)
+        packed = cls(input_ids, place_in_sentence, torch.from_numpy(lengths))
+        packed.cu_seqlens = cu_seqlens
+        packed.of_first_tokens = cls(first_ids, first_places, torch.ones(len(lengths), dtype=torch.int64))
+        packed.of_first_tokens.cu_seqlens = first_cu_seqlens
         packed.of_first_tokens.groups = [(0, len(lengths), 1)]
         return packed
 
@@ -105,7 +103,7 @@ class PackedTokens:
         return int(self.lengths[-1])
 
     @cached_property
-    def boundaries(self) -> torch.Tensor:
+    def cu_seqlens(self) -> torch.Tensor:
         """Where each sentence starts, and the end of the last: (B + 1,) int32 on the tokens' device."""
         ends = self.lengths.cumsum(0)
         return torch.cat([ends.new_zeros(1), ends]).to(self.input_ids.device, torch.int32)
@@ -113,13 +111,13 @@ class PackedTokens:
     @property
     def first_rows(self) -> torch.Tensor:
         """The row of each sentence's first token, (B,) int32 on the tokens' device."""
-        return self.boundaries[:-1]
+        return self.cu_seqlens[:-1]
 
     @cached_property
     def of_first_tokens(self) -> "PackedTokens":
         """The same sentences cut to their first token: what cls pooling reads."""
-        first = (each.index_select(0, self.first_rows) for each in (self.input_ids, self.positions))
-        return PackedTokens(*first, torch.ones_like(self.lengths))
+        ids, positions = (each.index_select(0, self.first_rows) for each in (self.input_ids, self.positions))
+        return PackedTokens(ids, positions, torch.ones_like(self.lengths))
 
 
 def positions_of(lengths: torch.Tensor) -> torch.Tensor:
@@ -129,12 +127,13 @@ def positions_of(lengths: torch.Tensor) -> torch.Tensor:
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device | str) -> tuple[torch.Tensor, ...]:
-    """Arrays of whole numbers as int32 tensors on the device, all in one copy.
+    """Arrays of whole numbers as int32 tensors on the device, all in one copy that the host does not wait for."""
+    together = torch.from_numpy(np.concatenate(arrays, dtype=np.int32, casting="same_kind"))
+    return send(together, device).split([len(array) for array in arrays])
 
-    To a GPU the copy starts from pinned memory: it neither waits for the GPU's work nor lets the host wait.
-    """
-    sizes = [len(array) for array in arrays]
-    pinned = torch.device(device).type == "cuda"
-    buffer = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=pinned)
-    np.concatenate(arrays, out=buffer.numpy(), casting="same_kind")
-    return buffer.to(device, non_blocking=pinned).split(sizes)
+
+def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor of the host's on the device. From pinned memory a GPU fetches it while the host goes on."""
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the libraries are imported: no test asks the Hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "TEST_GPU" not in os.environ:  # set by make test-gpu: all other tests compute on the CPU, whatever the machine has
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch

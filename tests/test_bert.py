@@ -265,6 +265,6 @@ def test_packing() -> None:
     tokens = packed([2, 2, 3])
     assert tokens.positions.tolist() == [0, 1, 0, 1, 0, 1, 2]
     assert tokens.groups == [(0, 2, 2), (4, 1, 3)]
-    assert tokens.boundaries.tolist() == [0, 2, 4, 7]
+    assert tokens.cu_seqlens.tolist() == [0, 2, 4, 7]
     assert tokens.of_first_tokens.input_ids.tolist() == tokens.input_ids[[0, 2, 4]].tolist()
     assert tokens.of_first_tokens.groups == [(0, 3, 1)]

@@ -29,6 +29,7 @@ from distillation.ranks import Ranks
 from model import Embedder
 from model.files import InputError, RunError, load_tensors
 from model.pooling import Pooling
+from model.tokens import Tokenized
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 TEXT = english_sentences(90)
@@ -224,8 +225,8 @@ def test_embeddings_that_are_no_numbers_stop_with_the_sentence(
 ) -> None:
     real = teacher.encode_tokens
 
-    def broken(tokens: list[np.ndarray]) -> object:
-        for rows, embeddings in real(tokens):
+    def broken(tokens: Tokenized, batch_size: int | None) -> object:
+        for rows, embeddings in real(tokens, batch_size):
             yield rows, torch.where(torch.from_numpy(rows == 2)[:, None], torch.nan, embeddings)
 
     teacher.encode_tokens = broken  # type: ignore[method-assign, assignment]

@@ -32,6 +32,7 @@ from model.files import (
     sha256_of_tensors,
     write_json,
 )
+from model.tokens import Tokenized
 
 SHARD = 16_384  # sentences of a shard
 WINDOW = 4  # shards shuffled together in an epoch: at 1024 dimensions, 134 MB of fp16 labels in memory
@@ -43,17 +44,20 @@ class LabelledSentences:
     """n sentences' tokens and labels in memory.
 
     Attributes:
-        tokens: n arrays of (T,) token numbers.
+        tokens: token numbers; n arrays of (T,) are laid end to end.
         labels: (n, dimensions), fp16 or fp32.
     """
 
-    tokens: list[np.ndarray]
+    tokens: Tokenized
     labels: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.tokens = Tokenized.of(self.tokens)
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each sentence, (n,)."""
-        return np.array([len(tokens) for tokens in self.tokens])
+        return self.tokens.lengths
 
 
 @dataclass
@@ -123,14 +127,9 @@ def read_shards(paths: Sequence[Path]) -> LabelledSentences:
     Raises:
         InputError: a shard is missing or damaged.
     """
-    tokens: list[np.ndarray] = []
-    labels = []
-    for path in paths:
-        tensors = read_shard(path)
-        ends = tensors["lengths"].cumsum(0)[:-1].numpy()
-        tokens += np.split(tensors["input_ids"].numpy(), ends)
-        labels.append(tensors["labels"])
-    return LabelledSentences(tokens, torch.cat(labels))
+    shards = [read_shard(path) for path in paths]
+    ids, lengths, labels = (torch.cat([shard[key] for shard in shards]) for key in ("input_ids", "lengths", "labels"))
+    return LabelledSentences(Tokenized(ids.numpy(), lengths.numpy()), labels)
 
 
 def read_shard(path: Path) -> dict[str, torch.Tensor]:
@@ -258,10 +257,7 @@ def label_sentences(
         RunError: an embedding is NaN or infinite.
     """
     tokens = teacher.tokenize(sentences)
-    labels = torch.empty(len(tokens), teacher.dimensions)
-    for rows, embeddings in teacher.encode_tokens(tokens):
-        labels[torch.from_numpy(rows)] = embeddings.cpu()
-        progress(len(rows))
+    labels = teacher.embed(tokens, progress=progress).cpu()  # one copy: a GPU is not waited for after each batch
     finite = labels.isfinite().all(dim=1)
     if not finite.all():
         bad = sentences[int((~finite).nonzero()[0])]
@@ -278,7 +274,7 @@ def write_shard(path: Path, shard: LabelledSentences, storage: str) -> None:
     labels = shard.labels.to(torch.float16 if storage == "fp16" else torch.float32)
     if not labels.isfinite().all():
         raise RunError("a label is beyond fp16's largest number, 65504; run with --label-precision fp32")
-    input_ids = torch.from_numpy(np.concatenate(shard.tokens))
+    input_ids = torch.from_numpy(shard.tokens.ids)
     lengths = torch.from_numpy(shard.lengths.astype(np.int32))
     save_tensors(path, {"input_ids": input_ids, "lengths": lengths, "labels": labels}, state=len(lengths))
 
