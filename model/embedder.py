@@ -267,8 +267,8 @@ class Embedder(nn.Module):
         """
         result = torch.empty(len(tokenized), self.dimensions, device=self.device)
         for rows, embeddings in self.encode_tokens(tokenized, batch_size):
-            (places,) = to_device([rows], self.device)
-            result.index_copy_(0, places.long(), embeddings)
+            (indices,) = to_device([rows], self.device)
+            result.index_copy_(0, indices.long(), embeddings)
             progress(len(rows))
         return result
 
@@ -281,7 +281,7 @@ class Embedder(nn.Module):
         Where memory runs out, the batch is tried again in halves, and the later ones are no larger.
 
         Yields:
-            (b,) places in `tokenized`, and (b, dimensions) fp32 embeddings, until each was given once.
+            (b,) indices in `tokenized`, and (b, dimensions) fp32 embeddings, until each was given once.
         """
         assert not self.training, "encode in evaluation mode: call .eval() first"
         tokenized = Tokenized.of(tokenized)

@@ -34,18 +34,18 @@ class Tokenized:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, place: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> np.ndarray:
         """Token numbers of one sentence, (T,)."""
-        start = self.starts[place]
-        return self.ids[start : start + self.lengths[place]]
+        start = self.starts[index]
+        return self.ids[start : start + self.lengths[index]]
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[place] for place in range(len(self)))
+        return (self[index] for index in range(len(self)))
 
-    def take(self, places: np.ndarray) -> "Tokenized":
-        """The sentences at these places, in this order."""
-        lengths = self.lengths[places]
-        shift = self.starts[places] - (lengths.cumsum() - lengths)  # from the place in the result to the place here
+    def take(self, indices: np.ndarray) -> "Tokenized":
+        """The sentences at these indices, in this order."""
+        lengths = self.lengths[indices]
+        shift = self.starts[indices] - (lengths.cumsum() - lengths)  # from the index in the result to the index here
         return Tokenized(self.ids[np.arange(lengths.sum()) + np.repeat(shift, lengths)], lengths)
 
 
@@ -79,10 +79,10 @@ class PackedTokens:
         positions = np.arange(len(ids)) - np.repeat(starts, lengths)
         first = np.arange(len(lengths) + 1)
         parts = (ids, positions, np.append(starts, len(ids)), ids[starts], positions[starts], first)
-        input_ids, place_in_sentence, cu_seqlens, first_ids, first_places, first_cu_seqlens = to_device(parts, device)
-        packed = cls(input_ids, place_in_sentence, torch.from_numpy(lengths))
+        input_ids, positions_N, cu_seqlens, first_ids, first_positions, first_cu_seqlens = to_device(parts, device)
+        packed = cls(input_ids, positions_N, torch.from_numpy(lengths))
         packed.cu_seqlens = cu_seqlens
-        packed.of_first_tokens = cls(first_ids, first_places, torch.ones(len(lengths), dtype=torch.int64))
+        packed.of_first_tokens = cls(first_ids, first_positions, torch.ones(len(lengths), dtype=torch.int64))
         packed.of_first_tokens.cu_seqlens = first_cu_seqlens
         packed.of_first_tokens.groups = [(0, len(lengths), 1)]
         return packed
