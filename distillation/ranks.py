@@ -27,6 +27,7 @@ LOST_A_RANK = re.compile(
     r"broken pipe|gloo",
     re.IGNORECASE,
 )
+WAITED_TOO_LONG = re.compile(r"timed out|timing out|timeout", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Ranks:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is left to save: torchrun may end us at once
         silent = self._roll_call()
         who = f"rank {' and rank '.join(map(str, silent))}" if silent else "another rank"
-        what = "waited too long for" if "timed out" in str(error).lower() else "lost"
+        what = "waited too long for" if WAITED_TOO_LONG.search(str(error)) else "lost"
         why = "which does not answer" if silent else "which failed first"
         return RunError(
             f"rank {self.rank} {what} {who}, {why}; --resume goes on from the last checkpoint ({said_last(error)})"

@@ -134,6 +134,6 @@ def to_device(arrays: Sequence[np.ndarray], device: torch.device | str) -> tuple
 
 def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """A tensor of the host's on the device. From pinned memory a GPU fetches it while the host goes on."""
-    if torch.device(device).type != "cuda":
+    if torch.device(device).type in ("cpu", "mps"):
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
