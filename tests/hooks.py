@@ -21,6 +21,18 @@ from distillation.run import Run
 from model import files
 
 
+def at_call(owner: Any, name: str, number: int, action: Callable[[], object]) -> None:
+    """Do something before the n-th call of a function, counted from 1."""
+    real, count = getattr(owner, name), itertools.count(1)
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        if next(count) == number:
+            action()
+        return real(*arguments, **keywords)
+
+    setattr(owner, name, counted)
+
+
 def small_shards(sentences: int, window: int = 4) -> None:
     """Let a shard hold this many sentences, and a window this many shards."""
     labels.SHARD, labels.WINDOW = sentences, window
@@ -93,16 +105,8 @@ def kill_while_writing(name: str, share: float, earlier: int = 0) -> None:
 
 
 def signal_at_step(number: int, step: int, times: int = 1) -> None:
-    """Send a signal to ourselves in a step, counted from 1."""
-    real, count = train.train_step, itertools.count(1)
-
-    def signalling(*arguments: Any) -> Any:
-        if next(count) == step:
-            for _ in range(times):
-                os.kill(os.getpid(), number)
-        return real(*arguments)
-
-    train.train_step = signalling
+    """Send a signal to ourselves before a step."""
+    at_call(train, "train_step", step, lambda: [os.kill(os.getpid(), number) for _ in range(times)])
 
 
 def hang_at_step(rank: int, step: int) -> None:
@@ -130,13 +134,7 @@ def blind_rank(rank: int, name: str) -> None:
 
 def signal_while_labelling(number: int) -> None:
     """Send a signal to ourselves after the first shard was written."""
-    real = labels.write_shard
-
-    def signalling(*arguments: Any) -> None:
-        real(*arguments)
-        os.kill(os.getpid(), number)
-
-    labels.write_shard = signalling
+    at_call(labels, "write_shard", 2, lambda: os.kill(os.getpid(), number))
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------
@@ -149,14 +147,7 @@ def limit_file_size(size: int) -> None:
 
 def full_disk_while_saving(call: int, size: int) -> None:
     """Let the disk be full from the n-th checkpoint on."""
-    real, count = checkpoint.save_checkpoint, itertools.count(1)
-
-    def limited(*arguments: Any) -> None:
-        if next(count) == call:
-            limit_file_size(size)
-        real(*arguments)
-
-    checkpoint.save_checkpoint = limited
+    at_call(checkpoint, "save_checkpoint", call, lambda: limit_file_size(size))
 
 
 def full_disk_while_logging(call: int) -> None:
@@ -204,15 +195,12 @@ def nan_losses(first: int, last: int) -> None:
 
 
 def raise_at_step(error: Exception, step: int) -> None:
-    """Raise an error in a step, counted from 1."""
-    real, count = train.train_step, itertools.count(1)
+    """Raise an error in a step."""
 
-    def failing(*arguments: Any) -> Any:
-        if next(count) == step:
-            raise error
-        return real(*arguments)
+    def fail() -> None:
+        raise error
 
-    train.train_step = failing
+    at_call(train, "train_step", step, fail)
 
 
 def become_nobody() -> None:

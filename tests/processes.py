@@ -116,6 +116,15 @@ def same_weights(one: RunDirectory, other: RunDirectory) -> bool:
     )
 
 
+def assert_same_run(run: RunDirectory, other: RunDirectory) -> None:
+    """The same weights bit for bit, the same figures, each step's lines once, nothing left behind."""
+    assert same_weights(run, other)
+    for key in ("loss", "grad_norm", "learning_rate", "negative_mse", "sts_dev_spearman_cosine"):
+        assert run.logged(key) == other.logged(key)
+    assert run.json("evaluation.json")["best_step"] == other.json("evaluation.json")["best_step"]
+    assert run.leftovers() == []
+
+
 # -- from the command line -------------------------------------------------------------------------------------------
 
 

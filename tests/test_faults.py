@@ -14,7 +14,7 @@ from pathlib import Path
 import hooks
 import pytest
 import torch
-from processes import ROOT, Forked, RunDirectory, same_weights, train, wait_until, write_recipe
+from processes import ROOT, Forked, RunDirectory, assert_same_run, same_weights, train, wait_until, write_recipe
 from safetensors.torch import load_file, save_file
 
 from distillation.checkpoint import load_weights
@@ -55,10 +55,7 @@ def assert_goes_on(recipe: Path, undisturbed: RunDirectory) -> None:
     """The same command with --resume ends as if nothing had been."""
     ended = train(recipe, "--resume")
     assert ended.status == 0, ended.err
-    run = run_of(recipe)
-    assert same_weights(run, undisturbed)
-    assert run.logged("loss") == undisturbed.logged("loss")
-    assert run.logged("negative_mse") == undisturbed.logged("negative_mse")
+    assert_same_run(run_of(recipe), undisturbed)
     assert RunDirectory(recipe.parent / "runs").leftovers() == []
 
 

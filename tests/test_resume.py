@@ -12,7 +12,7 @@ from pathlib import Path
 
 import hooks
 import pytest
-from processes import ENVIRONMENT, LIMIT, TRAIN, Forked, RunDirectory, same_weights, train, write_recipe
+from processes import ENVIRONMENT, LIMIT, TRAIN, Forked, RunDirectory, assert_same_run, train, write_recipe
 
 SETTINGS = {
     "fp32": {"precision": "fp32", "dropout": 0.1, "gradient_accumulation": 2},
@@ -35,15 +35,6 @@ def undisturbed(recipe: Path) -> RunDirectory:
     run = RunDirectory(recipe.parent / "undisturbed" / "tiny")
     assert list(run.logged("loss")) == list(range(10, STEPS + 1, 10))
     return run
-
-
-def assert_same(run: RunDirectory, undisturbed: RunDirectory) -> None:
-    """The same weights bit for bit, the same figures, each step's lines once, nothing left behind."""
-    assert same_weights(run, undisturbed)
-    for key in ("loss", "grad_norm", "learning_rate", "negative_mse", "sts_dev_spearman_cosine"):
-        assert run.logged(key) == undisturbed.logged(key)
-    assert run.json("evaluation.json")["best_step"] == undisturbed.json("evaluation.json")["best_step"]
-    assert run.leftovers() == []
 
 
 # -- SIGKILL ---------------------------------------------------------------------------------------------------------
@@ -78,7 +69,7 @@ def test_killed_twenty_times(recipe: Path, undisturbed: RunDirectory) -> None:
     assert len(reached) >= 5, reached  # and the run went on in between
     ended = train(recipe, "--resume")
     assert ended.status == 0, ended.err
-    assert_same(run, undisturbed)
+    assert_same_run(run, undisturbed)
 
 
 @pytest.mark.long
@@ -93,7 +84,7 @@ def test_killed_by_another_at_any_time(recipe: Path, undisturbed: RunDirectory) 
         process.join()
     ended = train(recipe, "--resume", "--name", name)
     assert ended.status == 0, ended.err
-    assert_same(RunDirectory(recipe.parent / "runs" / name), undisturbed)
+    assert_same_run(RunDirectory(recipe.parent / "runs" / name), undisturbed)
 
 
 # -- SIGTERM and Ctrl-C ----------------------------------------------------------------------------------------------
@@ -122,7 +113,7 @@ def test_a_stop_is_saved_and_says_how_to_go_on(plain: tuple[Path, RunDirectory],
     else:
         again = train(run.path / "recipe.toml", "--resume")
         assert again.status == 0 and "going on after step 13 of 30" in again.out
-    assert_same(run, undisturbed)
+    assert_same_run(run, undisturbed)
 
 
 def test_a_second_signal_stops_at_once(plain: tuple[Path, RunDirectory]) -> None:
@@ -134,7 +125,7 @@ def test_a_second_signal_stops_at_once(plain: tuple[Path, RunDirectory]) -> None
     assert ended.error.startswith("error: stopped; what is finished is kept; go on with: python")
     again = train(run.path / "recipe.toml", "--resume")
     assert again.status == 0 and "going on after step 10 of 30" in again.out
-    assert_same(run, undisturbed)
+    assert_same_run(run, undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
@@ -161,13 +152,13 @@ def test_a_finished_run_stays_as_it_is(plain: tuple[Path, RunDirectory]) -> None
     before = (undisturbed.path / "log.jsonl").read_text()
     assert train(recipe, "--resume", "--output", output).status == 0
     assert (undisturbed.path / "log.jsonl").read_text() == before
-    assert_same(RunDirectory(undisturbed.path), undisturbed)
+    assert_same_run(RunDirectory(undisturbed.path), undisturbed)
 
 
 def test_resume_without_a_run_starts_one(plain: tuple[Path, RunDirectory]) -> None:
     recipe, undisturbed = plain
     assert train(recipe, "--resume", "--name", "new").status == 0
-    assert_same(RunDirectory(recipe.parent / "runs" / "new"), undisturbed)
+    assert_same_run(RunDirectory(recipe.parent / "runs" / "new"), undisturbed)
 
 
 @pytest.mark.parametrize(
