@@ -234,15 +234,6 @@ def test_fewer_documents_than_ten() -> None:
     assert found == {"mrr@10": 1, "ndcg@10": 1, "recall@1": 0.5, "recall@10": 1}
 
 
-def test_blocks_of_queries_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    queries, documents = torch.randn(23, 8, generator=generator), torch.randn(40, 8, generator=generator)
-    relevant = [{number, number + 5} for number in range(23)]
-    whole = retrieval_figures(queries, documents, relevant)
-    monkeypatch.setattr(module, "SIMILARITIES", 100)
-    assert retrieval_figures(queries, documents, relevant) == pytest.approx(whole)
-
-
 def make_retrieval(queries: int = 20) -> RetrievalSet:
     relevant = [{number, (7 * number) % 50, 49 - number} for number in range(queries)]
     return RetrievalSet("captions", SENTENCES[-queries:], SENTENCES[:50], relevant)
@@ -303,11 +294,11 @@ def test_a_lost_search_is_clear_and_the_same_search_within_the_noise(
     assert same["retrieval"]["captions"]["student"]["difference"]["clear"] is False
     assert "100.0% of the teacher's nDCG@10 kept, within the noise" in table(same)
     units = torch.eye(60)
-    monkeypatch.setattr(
-        module,
-        "embed_texts",
-        lambda model, texts, role: units[: len(texts)] if model is teacher else units[-len(texts) :],
-    )
+
+    def embed(model: Embedder, texts: list[str], role: str) -> torch.Tensor:
+        return units[: len(texts)] if model is teacher else units[-len(texts) :]
+
+    monkeypatch.setattr(module, "embed_texts", embed)
     data = RetrievalSet("captions", data.queries, data.documents, [{row} for row in range(len(data.queries))])
     lost = evaluate_retrieval(student, teacher, data)
     assert lost["teacher"]["ndcg@10"] == 1 and lost["student"]["difference"]["clear"] is True
@@ -329,24 +320,25 @@ def test_neighbours_by_hand() -> None:
     assert found["student"][1] == pytest.approx(0.9) and found["asymmetric"][1] == 1.0
 
 
-def test_neighbours_in_blocks_and_below_eleven_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To neighbours, and to queries among documents; four sentences have three neighbours each."""
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(40, 8, generator=generator), torch.randn(40, 8, generator=generator)
-    whole = found_neighbours(student, teacher)
-    assert 0.1 < whole["student"].mean() < 0.5
+    relevant = [{number, (number + 5) % 40} for number in range(40)]
+    neighbours, found = found_neighbours(student, teacher), retrieval_figures(student, teacher, relevant)
+    assert 0.1 < neighbours["student"].mean() < 0.5
     monkeypatch.setattr(module, "SIMILARITIES", 100)
+    assert retrieval_figures(student, teacher, relevant) == pytest.approx(found)
     for who, shares in found_neighbours(student, teacher).items():
-        assert shares.tolist() == whole[who].tolist()
-    assert found_neighbours(student[:4], teacher[:4])["student"].tolist() == [1.0] * 4  # three of three
+        assert shares.tolist() == neighbours[who].tolist()
+    assert found_neighbours(student[:4], teacher[:4])["student"].tolist() == [1.0] * 4
 
 
 def test_the_sentences_with_the_fewest_neighbours_found_are_shown(tiny_model_dir: Path) -> None:
     student, teacher = pair_of_models(tiny_model_dir)
     figures, _ = evaluate(student, teacher, [], SENTENCES)
-    overlap, shares = (
-        figures["overlap"],
-        found_neighbours(*(torch.as_tensor(m.encode(SENTENCES)) for m in (student, teacher))),
-    )
+    shares = found_neighbours(*(torch.as_tensor(model.encode(SENTENCES)) for model in (student, teacher)))
+    overlap = figures["overlap"]
     assert overlap["student"]["overlap@10"] == pytest.approx(shares["student"].mean())
     assert overlap["student"]["interval"][0] < overlap["student"]["overlap@10"] < overlap["student"]["interval"][1]
     assert [row["found"] for row in overlap["worst"]] == pytest.approx(sorted(shares["student"])[:5])

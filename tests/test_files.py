@@ -241,13 +241,6 @@ def test_what_is_not_json_is_named(tmp_path: Path, content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_missing_json_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "missing.json", tmp_path / "file" / "below.json"):
-        with pytest.raises(InputError, match=f"{path}: no such file"):
-            read_json(path)
-
-
 @given(content=st.binary(max_size=40))
 def test_any_bytes_are_json_or_an_input_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"
@@ -317,12 +310,14 @@ def test_safetensors_of_others_have_no_state(tmp_path: Path) -> None:
     assert load_tensors(tmp_path / "b")[1] is None
 
 
-def test_missing_tensors_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a.safetensors: no such file"):
-        load_tensors(tmp_path / "a.safetensors")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="folder: truncated or not a safetensors file"):
-        load_tensors(tmp_path / "folder")
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "missing", tmp_path / "file" / "below"):
+        for read in (read_json, load_tensors):
+            with pytest.raises(InputError, match=f"{path}: no such file"):
+                read(path)
+    with pytest.raises(InputError, match=f"{tmp_path}: truncated or not a safetensors file"):
+        load_tensors(tmp_path)
 
 
 def test_checksums_see_names_types_shapes_and_values() -> None:
@@ -376,13 +371,9 @@ def test_errors_that_users_can_mend_are_one_line(
     assert out == "" and err.startswith(line) and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("a bug"), ValueError("a bug")], ids=repr)
-def test_bugs_keep_their_traceback(error: Exception) -> None:
-    def main() -> None:
-        raise error
-
-    with pytest.raises(type(error), match="a bug"):
-        run_command(main)
+def test_bugs_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 // 0 and None)
 
 
 def test_a_command_that_ends_well_returns() -> None:

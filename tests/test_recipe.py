@@ -154,12 +154,6 @@ def test_any_bytes_are_a_recipe_or_an_input_error(tmp_path_factory: pytest.TempP
 # -- values ----------------------------------------------------------------------------------------------------------
 
 
-def test_defaults_are_allowed_once_there_is_text() -> None:
-    usable().check()
-    with pytest.raises(InputError, match="sentences = .* at least one"):
-        Recipe(name="r").check()
-
-
 @pytest.mark.parametrize(
     ("key", "wrong", "right"),
     [
@@ -182,7 +176,6 @@ def test_defaults_are_allowed_once_there_is_text() -> None:
         ("precision", "fp64", "fp16"),
         ("label_precision", "bf16", "fp32"),
         ("loss", "mae", "cosine"),
-        ("sentences", [], ["a.txt"]),
         ("name", "a/b", "a-b_1.0"),
         ("name", "..", "..."),
         ("name", ".", ".a"),
@@ -199,21 +192,22 @@ def test_each_bound(key: str, wrong: Any, right: Any) -> None:
     assert f"{key} = {wrong!r} is not allowed; it must be" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a/b", "a=b", "negative_mse", "mean_cosine"])
-def test_names_of_sts_sets_are_keys(name: str) -> None:
-    with pytest.raises(InputError, match="recipe: sts: the name"):
-        usable(sts={name: "x.csv"}).check()
-
-
-def test_two_sts_sets_may_not_share_a_key_of_the_log() -> None:
-    with pytest.raises(InputError, match="sts_dev_spearman_cosine"):
-        usable(sts={"sts-dev": "a", "sts_dev": "b"}).check()
-
-
-@pytest.mark.parametrize("layers", [[], [-1], [2, 1], [1, 1]])
-def test_lists_of_layers_that_no_teacher_has(layers: list[int]) -> None:
-    with pytest.raises(InputError, match="layers"):
-        usable(layers=layers).check()
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *(({"sts": {name: "x.csv"}}, "recipe: sts: the name") for name in ("", "a b", "a/b", "a=b", "negative_mse")),
+        ({"retrieval": {"a b": "x"}}, "recipe: retrieval: the name 'a b' may hold"),
+        ({"retrieval": {"sts-dev": "x"}}, "recipe: retrieval: the name 'sts-dev' is taken by another set"),
+        ({"sts": {"sts-dev": "a", "sts_dev": "b"}}, "sts_dev_spearman_cosine"),  # they would share a key of the log
+        *(({"layers": layers}, "layers") for layers in ([], [-1], [2, 1], [1, 1])),
+        ({"sentences": []}, "sentences = .* at least one"),
+    ],
+    ids=str,
+)
+def test_values_that_make_no_sense(changes: dict[str, Any], words: str) -> None:
+    usable().check()
+    with pytest.raises(InputError, match=words):
+        usable(**changes).check()
 
 
 def test_metric_keys_and_overrides() -> None:

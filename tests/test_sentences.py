@@ -45,28 +45,22 @@ def test_sts_columns_by_name(tmp_path: Path) -> None:
 
 
 def test_sts_from_the_hub_takes_the_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> datasets.IterableDataset:
-        assert (name, config, split) == ("owner/stsb", None, "test")
-        rows = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "score": [0.1, 0.2]}
-        return datasets.Dataset.from_dict(rows).to_iterable_dataset()
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    rows = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "score": [0.1, 0.2]}
+    found = {("owner/stsb", None, "test", True): datasets.Dataset.from_dict(rows).to_iterable_dataset()}
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, config, split, streaming: found[name, config, split, streaming]
+    )
     assert read_sts("stsb", "owner/stsb").scores.tolist() == [0.1, 0.2]
 
 
-def test_real_captions_and_sts_files(shared_data: Path) -> None:
-    captions = list(read_sentences(f"{shared_data}/captions/val.*.en.gz"))
-    assert len(captions) == 5 * 1014
-    assert len(list(read_sentences(f"{shared_data}/stsb/sts-dev.csv"))) == 2 * len(
-        read_sts("sts-dev", f"{shared_data}/stsb/sts-dev.csv").scores
-    )
-
-
-def test_the_sts_benchmark_is_read_whole(shared_data: Path) -> None:
+def test_the_real_captions_and_sts_benchmark_are_read_whole(shared_data: Path) -> None:
+    assert len(list(read_sentences(f"{shared_data}/captions/val.*.en.gz"))) == 5 * 1014
     for split, count in [("dev", 1500), ("test", 1379)]:
-        pairs = read_sts(split, f"{shared_data}/stsb/sts-{split}.csv")
+        source = f"{shared_data}/stsb/sts-{split}.csv"
+        pairs = read_sts(split, source)
         assert len(pairs.scores) == len(pairs.sentences1) == len(pairs.sentences2) == count
         assert pairs.scores.min() >= 0 and pairs.scores.max() == 5
+        assert len(list(read_sentences(source))) == 2 * count
 
 
 @pytest.mark.parametrize(

@@ -79,21 +79,14 @@ def test_a_local_dataset_directory(tmp_path: Path) -> None:
 
 
 def test_a_hub_dataset_is_streamed_with_its_config_split_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = datasets.Dataset.from_dict({"sentence1": ["one"], "b": ["two"], "score": [1.0]}).to_iterable_dataset()
     calls = []
-
-    def load_dataset(*arguments: Any, **named: Any) -> datasets.IterableDataset:
-        calls.append((arguments, named))
-        return datasets.Dataset.from_dict({"sentence1": ["one"], "b": ["two"], "score": [1.0]}).to_iterable_dataset()
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **named: calls.append((*given, named)) or rows)
     assert list(read_sentences("owner/name:pair-score:dev:b,sentence1")) == ["two", "one"]
     assert list(read_sentences("owner/name")) == ["one"]
     assert list(read_sentences("owner/name:::b")) == ["two"]
-    assert calls == [
-        (("owner/name", "pair-score"), {"split": "dev", "streaming": True}),
-        (("owner/name", None), {"split": "train", "streaming": True}),
-        (("owner/name", None), {"split": "train", "streaming": True}),
-    ]
+    plain = ("owner/name", None, {"split": "train", "streaming": True})
+    assert calls == [("owner/name", "pair-score", {"split": "dev", "streaming": True}), plain, plain]
     with pytest.raises(InputError, match="owner/name:1: no column 'c'; .*: sentence1, b, score"):
         list(read_sentences("owner/name:::c"))
 
