@@ -87,12 +87,6 @@ def test_model_index_keeps_each_set_and_metric_apart(files: RunFiles) -> None:
     }
 
 
-def test_front_matter_goes_round_through_the_hubs_own_classes(files: RunFiles) -> None:
-    data = front_matter(files)
-    again = ModelCard(f"---\n{data.to_yaml()}\n---\n").data
-    assert again.to_dict() == data.to_dict()
-
-
 @pytest.mark.parametrize(
     ("teacher", "base_model"),
     [

@@ -59,11 +59,12 @@ def test_cells_of_a_table_are_cut_too(tmp_path: Path) -> None:
     assert list(read_sentences(f"passages@{tmp_path / 'a.jsonl'}:text")) == ["one", "two words", "three"]
 
 
-def test_a_long_paragraph_is_cut_at_sentence_ends_into_equal_parts() -> None:
+@pytest.mark.parametrize(("limit", "lengths"), [(44, [44, 44, 22]), (100, [55, 55])])
+def test_a_long_paragraph_is_cut_at_sentence_ends_into_equal_parts(limit: int, lengths: list[int]) -> None:
     sentences = [f"Number {number} of Dr. Smith's sentences has eleven words in all." for number in range(10)]
-    cutter = Cutter(limit=44, count=lambda texts: [len(text.split()) for text in texts])
+    cutter = Cutter(limit=limit, count=lambda texts: [len(text.split()) for text in texts])
     found = list(cutter.cut([" ".join(sentences)]))
-    assert [len(text.split()) for text in found] == [44, 44, 22]
+    assert [len(text.split()) for text in found] == lengths
     assert " ".join(found) == " ".join(sentences)
     assert list(cutter.cut(["short"])) == ["short"]
 

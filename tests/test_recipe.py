@@ -1,6 +1,5 @@
 """Recipes: read and written without loss, every wrong value refused in one line that names the file or the flag."""
 
-import argparse
 import dataclasses
 import tomllib
 from collections.abc import Callable
@@ -280,9 +279,3 @@ def test_help_lists_every_field_with_its_default(
         flag, default = "--" + field.name.replace("_", "-"), getattr(Recipe(), field.name)
         explained = field.metadata["help"] + ("" if default in ("", [], {}) else f" (default: {default})")
         assert f" {flag} " in text and explained in text
-
-
-def test_flags_are_those_of_the_recipe_and_no_others() -> None:
-    parser = argparse.ArgumentParser(add_help=False)
-    add_recipe_flags(parser)
-    assert [action.dest for action in parser._actions] == FIELDS

@@ -8,14 +8,12 @@ from typing import Any
 
 import hooks
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as parquet
 import pytest
 import torch
 from processes import ROOT, TRAIN, RunDirectory, assert_same_run, command, train, write_recipe
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from tiny import contents, edit, english_sentences, make_bert_dir
+from tiny import contents, edit, english_sentences, load, make_bert_dir, parquet_bytes, put
 
 import train as module
 from distillation.data import labels
@@ -103,7 +101,7 @@ def test_tensorboard_shows_what_the_log_says(first: tuple[RunDirectory, str]) ->
 def test_the_student_is_a_model_of_the_field(first: tuple[RunDirectory, str]) -> None:
     path = str(first[0].path / "model")
     theirs = SentenceTransformer(path, device="cpu").encode(TEST_TEXT)
-    ours = Embedder.load(path, device="cpu", precision="fp32").encode(TEST_TEXT)
+    ours = load(path).encode(TEST_TEXT)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
@@ -112,8 +110,8 @@ def test_it_learns(first: tuple[RunDirectory, str], tiny_model_dir: Path) -> Non
     losses, distances = run.logged("loss"), run.logged("negative_mse")
     assert losses[40] < 0.5 * losses[10]
     assert distances[40] > 0.05 * distances[0]  # both are negative: twenty times nearer than untrained
-    teacher = Embedder.load(tiny_model_dir, device="cpu", precision="fp32")
-    student = Embedder.load(run.path / "model", device="cpu", precision="fp32")
+    teacher = load(tiny_model_dir)
+    student = load(run.path / "model")
     untrained = teacher.keep_layers([0, 2, 5]).use_precision("fp32")
     wanted = teacher.encode(TEST_TEXT)
     errors = [np.square(each.encode(TEST_TEXT) - wanted).mean() for each in (student, untrained)]
@@ -158,9 +156,8 @@ def test_a_second_run_uses_the_labels_again_and_moves_the_first_aside(tmp_path: 
 
 def parquet_dataset(directory: Path, splits: dict[str, dict[str, list[Any]]]) -> Path:
     """A local directory in the form of a Hub dataset: a Parquet file for each split."""
-    (directory / "data").mkdir(parents=True)
     for split, columns in splits.items():
-        parquet.write_table(pa.table(columns), directory / "data" / f"{split}-00000-of-00001.parquet")
+        put(directory / "data" / f"{split}-00000-of-00001.parquet", parquet_bytes(columns))
     return directory
 
 
@@ -243,10 +240,9 @@ def one_step(student: Embedder, teacher: Embedder, **settings: Any) -> tuple[flo
     return float(loss), float(optimizer.grad_norm)
 
 
-def test_the_loss_is_computed_in_fp32_under_bf16(
-    tiny_cls_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # the unnormalised student's own output is bf16 there
-    teacher = Embedder.load(tiny_cls_dir, device="cpu", precision="fp32")
+def test_the_loss_is_computed_in_fp32_under_bf16(tiny_cls_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output of this student, which is not normalised, is bf16 there."""
+    teacher = load(tiny_cls_dir)
     seen = []
 
     def mse(student: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -259,7 +255,7 @@ def test_the_loss_is_computed_in_fp32_under_bf16(
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tiny_cls_dir: Path) -> None:
-    teacher = Embedder.load(tiny_cls_dir, device="cpu", precision="fp32")
+    teacher = load(tiny_cls_dir)
     loss, norm = one_step(teacher.keep_layers([0, 7]), teacher, precision="fp32")
     for pieces in (2, 7):
         again = one_step(teacher.keep_layers([0, 7]), teacher, precision="fp32", gradient_accumulation=pieces)
