@@ -20,9 +20,10 @@ from matplotlib.text import Text
 
 from distillation.command_line import run_command
 from distillation.report.__main__ import main, summary, write_report
+from distillation.report.card import model_card
 from distillation.report.figure import figure, shown_set
 from distillation.report.page import TEMPLATE, report_page, series
-from distillation.report.run_files import RunFiles, clean
+from distillation.report.run_files import ABOVE_ALL, RunFiles, clean
 from model.files import InputError
 
 HOSTILE = (
@@ -57,7 +58,18 @@ EVALUATION: dict[str, Any] = {
     "teacher": {"sts-dev": correlations(0.86), "sts-test": correlations(0.82), "words": correlations(0.4)},
     "retention": {"sts-dev": 0.976, "sts-test": 0.9756, "words": 1.25},
     "difference": {"sts-dev": {"spearman": -0.02, "interval": [-0.03, -0.01], "clear": True}},
-    "retrieval": {"captions": {who: {"mrr@10": 0.6, "recall@1": 0.5} for who in ("student", "teacher", "asymmetric")}},
+    "retrieval": {
+        "captions": {
+            who: {"mrr@10": 0.6, "ndcg@10": value, "recall@1": 0.5, "interval": [value - 0.05, value + 0.04]}
+            for who, value in (("student", 0.36), ("teacher", 0.45), ("asymmetric", 0.405))
+        }
+    },
+    "overlap": {
+        "student": {"overlap@10": 0.5, "interval": [0.4, 0.6]},
+        "asymmetric": {"overlap@10": 0.6, "interval": [0.5, 0.7]},
+        "sentences": 10,
+        "worst": [{"sentence": HOSTILE, "found": 0.1, "nearest by the teacher": "a", "nearest by the student": "b"}],
+    },
     "sanity": {"mean_cosine": 0.96, "p5_cosine": 0.91, "relative_error": 0.07, "warnings": ["<b>look here</b>"]},
     "models": {
         "student": {"layers": 2, "dimensions": 8, "parameters": 1_500_000},
@@ -223,12 +235,39 @@ def test_panels_say_what_they_show(files: RunFiles) -> None:
         "sts-test: student's Spearman 0.800",
         "Spearman with human scores, 95% intervals",
         "Speed: 2.88 times the teacher's; layer ratio 3.00",
-        "What is gained, per set: 2.0 points in the mean",
+        "Search: what is found, 95% intervals",
     ]
     assert all(axes.get_xlabel() for axes in figure(files).axes)
+    files.evaluation.pop("retrieval")
+    del files.searches
+    assert figure(files).axes[3].get_title(loc="left") == "What is gained, per set: 2.0 points in the mean"
+
+
+def test_search_panel_shows_what_the_student_keeps_alone_and_over_the_teachers_documents(files: RunFiles) -> None:
+    search = figure(files).axes[3]
+    assert [bar.get_width() for bar in bars(search)] == [0.36, 0.405, 0.45]
+    assert [text.get_text() for text in search.texts] == [
+        "0.360 (80% of the teacher's)",
+        "0.405 (90% of the teacher's)",
+        "0.450",
+    ]
+
+
+def test_the_headline_leads_with_what_is_kept_worst(files: RunFiles) -> None:
+    assert files.headline == (
+        "2 of 6 layers, keeps 80.0% of the teacher's search on captions, elsewhere 97.6% to 125.0%, 2.88 times as fast"
+    )
+    assert summary(files).splitlines()[-2:] == [ABOVE_ALL, files.headline]
+    card = model_card(files)
+    assert f"**{files.headline}.**" in card and ABOVE_ALL in card
+    assert "| captions | 0.3600 | 80.0% | 0.4050 | 90.0% | 0.4500 |" in card
+    files.evaluation["student"]["words"] = correlations(0.39)
+    del files.results, files.kept
+    assert ABOVE_ALL not in summary(files) and ABOVE_ALL not in model_card(files)
 
 
 def test_lost_panel_has_teacher_minus_student_in_points(files: RunFiles) -> None:
+    del files.evaluation["retrieval"]
     lost = figure(files).axes[3]
     assert [round(bar.get_width(), 6) for bar in bars(lost)] == [2.0, 2.0, -10.0]
     assert {"+2.0", "−10.0"} <= {text.get_text() for text in lost.texts}
@@ -406,4 +445,4 @@ def test_browser_draws_the_page_of_a_run_with_little_data(run: Path, tmp_path: P
 
 def test_table_without_sets_has_its_header(files: RunFiles) -> None:
     files.evaluation, files.bench = {"student": {}}, {}
-    assert summary(files).splitlines()[0] == "2 layers"
+    assert summary(files).splitlines()[-1] == "2 layers"

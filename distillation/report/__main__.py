@@ -13,21 +13,23 @@ from distillation.command_line import OneLineParser, run_command
 from distillation.report.card import model_card
 from distillation.report.figure import figure, format_number, shorten
 from distillation.report.page import report_page
-from distillation.report.run_files import RunFiles
+from distillation.report.run_files import ABOVE_ALL, RunFiles
 from model.files import RunError, atomic_path, first_line, write_text
 
 
 def summary(files: RunFiles) -> str:
-    """The run in a few lines: Spearman of student and teacher per set, their mean, and the speed."""
-    lines = [files.headline, f"{'Spearman':<22} {'student':>8} {'teacher':>8} {'kept':>7}"]
-    for row in files.rows:
+    """The run in a few lines: student and teacher per set, the speed, and last what is kept, the worst first."""
+    lines = [f"{'':<22} {'student':>8} {'teacher':>8} {'kept':>7}"]
+    figures = [(f"nDCG@10, {row.name}", row) for row in files.searches]
+    figures += [(f"Spearman, {row.name}", row) for row in files.rows]
+    for name, row in figures:
         kept = "–" if row.kept is None else f"{row.kept:.1%}"
         student, teacher = format_number(row.student), format_number(row.teacher)
-        lines.append(f"{shorten(row.name):<22} {student:>8} {teacher:>8} {kept:>7}")
+        lines.append(f"{shorten(name):<22} {student:>8} {teacher:>8} {kept:>7}")
     for speed in files.speeds:
         what, times = f"sentences/s, {speed.precision}", f"{speed.student / speed.teacher:.2f}x"
         lines.append(f"{what:<22} {speed.student:>8,.0f} {speed.teacher:>8,.0f} {times:>7}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *([ABOVE_ALL] if files.above_all else []), files.headline])
 
 
 def write_report(run: Path) -> None:
@@ -42,9 +44,9 @@ def write_report(run: Path) -> None:
         figure(files).savefig(temporary, format="png")
     write_text(page, report_page(files))
     write_text(card, model_card(files))
-    print(summary(files))
     for path in (picture, page, card):
         print(f"wrote {path}")
+    print(summary(files))
 
 
 def push_to_hub(run: Path, name: str) -> None:

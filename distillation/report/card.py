@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
 
-from distillation.data.sources import DATA_SUFFIXES
-from distillation.report.run_files import RunFiles, SetResult
+from distillation.data.sources import DATA_SUFFIXES, split_marks
+from distillation.report.run_files import ABOVE_ALL, RunFiles, SetResult
 
 DEFAULT_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"  # the embedded default: English, Apache-2.0
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -21,7 +21,7 @@ TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "d
 
 def hub_name(source: str) -> str | None:
     """OWNER/NAME of a Hub model or dataset, without what follows a colon; None for what is or looks like a file."""
-    name = source.split(":", 1)[0]
+    name = split_marks(source)[1].split(":", 1)[0]
     if name.endswith(DATA_SUFFIXES) or Path(name).exists():
         return None
     return name if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) else None
@@ -115,6 +115,7 @@ def model_card(files: RunFiles, model_id: str | None = None) -> str:
         prompts=prompts[:1],
         device=files.bench.get("device", {}).get("name"),
         tokens=files.data.get("tokens", {}),
+        above_all=ABOVE_ALL,
         has_teacher=any(row.teacher is not None for row in files.results),
         text=markdown,
         number=number,

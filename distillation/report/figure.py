@@ -45,11 +45,17 @@ def figure(files: RunFiles) -> Figure:
     with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.25, h_pad=0.25, wspace=0.04, hspace=0.04)
         picture = Figure(figsize=(16, 12), dpi=100, layout=layout, facecolor="white")
-        picture.suptitle(f"{shorten(files.name, 60)}: {files.headline}", fontsize=18, fontweight="bold")
-        panels: list[Callable[[Axes, RunFiles], None]] = [scatter_panel, correlation_panel, speed_panel, lost_panel]
+        title = "\n".join([shorten(files.name, 60), *textwrap.wrap(files.headline, 115)])
+        picture.suptitle(title, fontsize=16, fontweight="bold")
+        panels: list[Callable[[Axes, RunFiles], None]] = [scatter_panel, correlation_panel, speed_panel]
+        panels.append(search_panel if files.searches else lost_panel)
         for axes, draw in zip(picture.subplots(2, 2).flat, panels, strict=True):
             draw(axes, files)
-        meanings = {"student": STUDENT, "teacher": TEACHER, "student worse": LOST, "student better": GAINED}
+        meanings = {"student": STUDENT, "teacher": TEACHER}
+        if files.searches:
+            meanings["student's queries, teacher's documents"] = GAINED
+        else:
+            meanings |= {"student worse": LOST, "student better": GAINED}
         handles = [Patch(color=colour, label=label) for label, colour in meanings.items()]
         picture.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return picture
@@ -118,6 +124,32 @@ def speed_panel(axes: Axes, files: RunFiles) -> None:
     )
     device = files.bench.get("device", {}).get("name")
     axes.set_xlabel("sentences a second" + (f" on {shorten(device, 48)}" if device else ""))
+
+
+def search_panel(axes: Axes, files: RunFiles) -> None:
+    """nDCG@10 of the student, of its queries over the teacher's documents, and of the teacher, with intervals."""
+    height, reach = 0.26, 0.0
+    for place, row in enumerate(files.searches):
+        bars = [
+            (row.student, row.student_interval, STUDENT, row.kept, -height),
+            (row.asymmetric, row.asymmetric_interval, GAINED, row.asymmetric_kept, 0.0),
+            (row.teacher, row.teacher_interval, TEACHER, None, height),
+        ]
+        for value, interval, colour, kept, offset in bars:
+            if value is None:
+                continue
+            axes.barh(place + offset, value, height, color=colour)
+            high = max(interval or [value])
+            if interval:
+                whisker(axes, *interval, place + offset)
+            share = "" if kept is None else f" ({kept:.0%} of the teacher's)"
+            axes.text(high + 0.012, place + offset, format_number(value) + share, va="center", fontsize=11.5)
+            reach = max(reach, high)
+    name_rows(axes, [row.name for row in files.searches])
+    axes.set_xlim(0, reach * 1.45 + 0.02)  # room for the words
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1])
+    axes.set_title("Search: what is found" + (", 95% intervals" if files.searches[0].student_interval else ""))
+    axes.set_xlabel("nDCG@10 (1 would be every relevant document first)")
 
 
 def lost_panel(axes: Axes, files: RunFiles) -> None:

@@ -32,6 +32,7 @@ def report_page(files: RunFiles) -> str:
         "curves": curves(files),
         "evaluation": {
             "retrieval": files.evaluation.get("retrieval"),
+            "overlap": shown_overlap(files.evaluation.get("overlap")),
             "sanity": files.evaluation.get("sanity"),
             "bestStep": files.evaluation.get("best_step"),
             "negativeMse": files.evaluation.get("student", {}).get("negative_mse"),
@@ -43,6 +44,17 @@ def report_page(files: RunFiles) -> str:
         "versions": files.versions,
     }
     return TEMPLATE.read_text(encoding="utf-8").replace(PLACE, script_safe(data), 1)
+
+
+def shown_overlap(overlap: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The neighbours' figures with their sentences cut to what is shown."""
+    if overlap is None:
+        return None
+    worst = [
+        {key: value[:CHARACTERS] if isinstance(value, str) else value for key, value in row.items()}
+        for row in overlap["worst"]
+    ]
+    return overlap | {"worst": worst}
 
 
 def script_safe(value: Any) -> str:

@@ -10,6 +10,11 @@ from typing import Any, NamedTuple
 
 from model.files import InputError, read_json
 
+ABOVE_ALL = (
+    "More than 100% is no mistake: Spearman compares with people's judgement, not with the teacher, and on words "
+    "without context a student of few layers can be closer to people than its teacher is."
+)
+
 
 class SetResult(NamedTuple):
     """One STS set's figures: correlations of cosine similarity with human scores, None where not measured."""
@@ -33,6 +38,28 @@ class SetResult(NamedTuple):
     def kept(self) -> float | None:
         """Student over teacher: the share of the teacher's Spearman that is kept."""
         return None if self.student is None or not self.teacher else self.student / self.teacher
+
+
+class SearchResult(NamedTuple):
+    """One retrieval set's nDCG@10, None where not measured: alone, and the student's queries in the teacher's index."""
+
+    name: str
+    student: float | None
+    student_interval: list[float] | None
+    asymmetric: float | None
+    asymmetric_interval: list[float] | None
+    teacher: float | None
+    teacher_interval: list[float] | None
+
+    @property
+    def kept(self) -> float | None:
+        """Student over teacher: the share of the teacher's nDCG@10 that the student alone keeps."""
+        return None if self.student is None or not self.teacher else self.student / self.teacher
+
+    @property
+    def asymmetric_kept(self) -> float | None:
+        """The share that the student's queries find among the teacher's documents."""
+        return None if self.asymmetric is None or not self.teacher else self.asymmetric / self.teacher
 
 
 class Speed(NamedTuple):
@@ -137,6 +164,28 @@ class RunFiles:
         return rows
 
     @cached_property
+    def searches(self) -> list[SearchResult]:
+        """The figures of each retrieval set, in the order they were evaluated."""
+        rows = []
+        for name, systems in (self.evaluation.get("retrieval") or {}).items():
+            figures = [systems.get(who) or {} for who in ("student", "asymmetric", "teacher")]
+            pairs = [(each.get("ndcg@10"), interval_of(each.get("interval"))) for each in figures]
+            rows.append(SearchResult(name, *pairs[0], *pairs[1], *pairs[2]))
+        return rows
+
+    @cached_property
+    def kept(self) -> list[tuple[float, str]]:
+        """What is kept of each of the teacher's figures, the worst first: share, and of what."""
+        shares = [(row.kept, f"search on {row.name}") for row in self.searches]
+        shares += [(row.kept, f"Spearman on {row.name}") for row in self.results]
+        return sorted((share, what) for share, what in shares if share is not None)
+
+    @property
+    def above_all(self) -> bool:
+        """Whether the student is better than the teacher somewhere, which wants an explanation."""
+        return bool(self.kept) and self.kept[-1][0] > 1
+
+    @cached_property
     def mean(self) -> SetResult | None:
         """The mean over the sets that both models have, or all of the student's where there is no teacher."""
         compared = [row for row in self.results if row.kept is not None] or self.results
@@ -166,13 +215,16 @@ class RunFiles:
 
     @property
     def headline(self) -> str:
-        """The run in a line: layers, what is kept, what is won."""
+        """The run in a line: layers, what is kept of the teacher, the worst first, and what is won."""
         layers = f"{self.student['layers']} layers"
         if self.teacher.get("layers"):
             layers = f"{self.student['layers']} of {self.teacher['layers']} layers"
         parts = [layers]
-        if self.mean and self.mean.kept is not None:
-            parts.append(f"keeps {self.mean.kept:.1%} of the teacher's Spearman")
+        if self.kept:
+            worst, what = self.kept[0]
+            others = [f"{share:.1%}" for share, _ in self.kept[1:]]
+            elsewhere = f", elsewhere {' to '.join(dict.fromkeys([others[0], others[-1]]))}" if others else ""
+            parts.append(f"keeps {worst:.1%} of the teacher's {what}{elsewhere}")
         if self.bench.get("student_speedup"):
             parts.append(f"{self.bench['student_speedup']:.2f} times as fast")
         return ", ".join(parts)
