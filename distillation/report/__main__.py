@@ -20,12 +20,11 @@ from model.files import RunError, atomic_path, first_line, write_text
 def summary(files: RunFiles) -> str:
     """The run in a few lines: student and teacher per set, the speed, and last what is kept, the worst first."""
     lines = [f"{'':<22} {'student':>8} {'teacher':>8} {'kept':>7}"]
-    figures = [(f"nDCG@10, {row.name}", row) for row in files.searches]
-    figures += [(f"Spearman, {row.name}", row) for row in files.rows]
-    for name, row in figures:
-        kept = "–" if row.kept is None else f"{row.kept:.1%}"
-        student, teacher = format_number(row.student), format_number(row.teacher)
-        lines.append(f"{shorten(name):<22} {student:>8} {teacher:>8} {kept:>7}")
+    searches = [(f"nDCG@10, {row.name}", row.student, row.teacher, row.kept) for row in files.searches]
+    sets = [(f"Spearman, {row.name}", row.student, row.teacher, row.kept) for row in files.rows]
+    for name, student, teacher, kept in searches + sets:
+        share = "–" if kept is None else f"{kept:.1%}"
+        lines.append(f"{shorten(name):<22} {format_number(student):>8} {format_number(teacher):>8} {share:>7}")
     for speed in files.speeds:
         what, times = f"sentences/s, {speed.precision}", f"{speed.student / speed.teacher:.2f}x"
         lines.append(f"{what:<22} {speed.student:>8,.0f} {speed.teacher:>8,.0f} {times:>7}")

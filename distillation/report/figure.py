@@ -141,7 +141,7 @@ def search_panel(axes: Axes, files: RunFiles) -> None:
             axes.barh(place + offset, value, height, color=colour)
             high = max(interval or [value])
             if interval:
-                whisker(axes, *interval, place + offset)
+                whisker(axes, interval[0], interval[1], place + offset)
             share = "" if kept is None else f" ({kept:.0%} of the teacher's)"
             axes.text(high + 0.012, place + offset, format_number(value) + share, va="center", fontsize=11.5)
             reach = max(reach, high)
