@@ -253,6 +253,34 @@ def test_what_would_wait_is_noticed(transfers: Any) -> None:
             read(on_device[0])
 
 
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")]
+)
+def test_a_batch_that_does_not_fit_is_halved(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    """Until it fits; the batches after it are no larger."""
+    embedder = Embedder.load(tiny_model_dir, device="cpu", precision="fp32")
+    wanted = embedder.embed(sentences([9] * 20))
+    real, sizes = embedder.forward, []
+
+    def forward(tokens: PackedTokens) -> torch.Tensor:
+        sizes.append(len(tokens.input_ids))
+        if sizes[-1] > 45:
+            raise error
+        return real(tokens)
+
+    monkeypatch.setattr(embedder, "forward", forward)
+    torch.testing.assert_close(embedder.embed(sentences([9] * 20)), wanted, atol=1e-5, rtol=1e-5)
+    assert sizes == [180, 90, 45, 45, 45, 45]
+    monkeypatch.setattr(embedder, "forward", lambda tokens: (_ for _ in ()).throw(error))
+    with pytest.raises(type(error)):  # not even one sentence fits
+        embedder.embed(sentences([9] * 20))
+
+
 # -- devices ---------------------------------------------------------------------------------------------------------
 
 
