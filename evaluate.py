@@ -8,7 +8,8 @@ sentences are taken from the run that made the model where no flag names them.
 """
 
 import argparse
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,30 +78,42 @@ def correlations(similarities: np.ndarray, scores: np.ndarray) -> dict[str, floa
     }
 
 
-def bootstrap_spearman(
-    columns: Sequence[np.ndarray], scores: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+def bootstrap(
+    statistic: Callable[..., np.ndarray], columns: Sequence[np.ndarray], seed: int = 0, resamples: int = RESAMPLES
 ) -> np.ndarray:
-    """Spearman correlations over resampled pairs, the same resamples for each column.
+    """Statistics of columns (n,) over resampled rows, the same resamples for each column.
 
     Args:
-        columns: predicted similarities of one or more models, (n,) each.
-        scores: human scores, (n,).
+        statistic: `spearmans` or `means`.
+        columns: what it takes; row i of each belongs to the same pair or query.
         seed: of the resampling.
         resamples: how many.
 
     Returns:
-        (columns, resamples).
+        (outputs of the statistic, resamples).
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile intervals).
     """
-    generator = np.random.default_rng(seed)
-    found = np.empty((len(columns), resamples))
-    for number in range(resamples):
-        sample = generator.integers(len(scores), size=len(scores))
-        ranked = stats.rankdata([column[sample] for column in (*columns, scores)], axis=1)
-        with np.errstate(invalid="ignore"):  # a resample of few pairs may be constant
-            found[:, number] = np.corrcoef(ranked)[-1, :-1]
-    return found
+    if len(columns[0]) < 2:  # one row can be drawn in one way only, which scipy refuses to do
+        return np.repeat(statistic(*(column[None] for column in columns)), resamples, axis=1)
+    settings = {"paired": True, "vectorized": True, "method": "percentile", "n_resamples": resamples, "batch": 100}
+    with warnings.catch_warnings():  # of resamples whose statistic is NaN: `interval` leaves them out
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        return stats.bootstrap(tuple(columns), statistic, rng=seed, **settings).bootstrap_distribution
+
+
+def spearmans(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Spearman correlation of each column with the last one, over the last axis; NaN where one is constant."""
+    ranks = stats.rankdata(np.stack(columns), axis=-1)
+    ranks -= ranks.mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # a resample of few pairs may be constant
+        ranks /= np.linalg.norm(ranks, axis=-1, keepdims=True)
+    return (ranks[:-1] * ranks[-1]).sum(axis=-1)
+
+
+def means(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Mean of each column, over the last axis."""
+    return np.stack(columns).mean(axis=-1)
 
 
 def interval(values: np.ndarray) -> list[float]:
@@ -186,7 +199,7 @@ def nearest(queries_nd: torch.Tensor, documents_nd: torch.Tensor, count: int) ->
 def overlap_figures(student_nd: torch.Tensor, teacher_nd: torch.Tensor, sentences: Sequence[str]) -> dict[str, Any]:
     """`found_neighbours` in the mean, with intervals, and the sentences where the student finds least."""
     found = found_neighbours(student_nd, teacher_nd)
-    resampled = bootstrap_means(list(found.values()))
+    resampled = bootstrap(means, list(found.values()))
     figures: dict[str, Any] = {
         who: {"overlap@10": float(shares.mean()), "interval": interval(again)}
         for (who, shares), again in zip(found.items(), resampled, strict=True)
@@ -199,14 +212,6 @@ def overlap_figures(student_nd: torch.Tensor, teacher_nd: torch.Tensor, sentence
         for row in worst.tolist()
     ]
     return figures | {"sentences": len(sentences)}
-
-
-def bootstrap_means(columns: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
-    """Means of columns (n,) over resampled rows, the same resamples for each: (columns, RESAMPLES)."""
-    values = np.stack(columns)
-    generator = np.random.default_rng(seed)
-    size = values.shape[1]
-    return np.stack([values[:, generator.integers(size, size=size)].mean(axis=1) for _ in range(RESAMPLES)], axis=1)
 
 
 def evaluate_quickly(
@@ -293,7 +298,7 @@ def evaluate_retrieval(student: Embedder, teacher: Embedder | None, data: Retrie
         judged["teacher"] = judge_queries(queries, documents, data.relevant)
         if student.dimensions == teacher.dimensions:
             judged["asymmetric"] = judge_queries(student_queries, documents.to(student.device), data.relevant)
-    resampled = dict(zip(judged, bootstrap_means([each["ndcg@10"] for each in judged.values()]), strict=True))
+    resampled = dict(zip(judged, bootstrap(means, [each["ndcg@10"] for each in judged.values()]), strict=True))
     figures: dict[str, dict[str, Any]] = {}
     for who, each in judged.items():
         figures[who] = {key: float(values.mean()) for key, values in each.items()} | {
@@ -330,7 +335,7 @@ def evaluate(
     pairs_file = {}
     for pairs in sts:
         similarities = {name: sts_similarities(each, pairs) for name, each in models.items()}
-        resampled = bootstrap_spearman(list(similarities.values()), pairs.scores)
+        resampled = bootstrap(spearmans, [*similarities.values(), pairs.scores])
         for name, values, again in zip(models, similarities.values(), resampled, strict=True):
             figures[name][pairs.name] = correlations(values, pairs.scores)
             figures[name][pairs.name] |= {"spearman_interval": interval(again), "pairs": len(pairs.scores)}

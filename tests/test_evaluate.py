@@ -27,7 +27,7 @@ from distillation.recipe import Recipe, recipe_text
 from evaluate import (
     MEASURES,
     RESAMPLES,
-    bootstrap_spearman,
+    bootstrap,
     correlations,
     distance_to_teacher,
     evaluate,
@@ -36,6 +36,7 @@ from evaluate import (
     found_neighbours,
     interval,
     retrieval_figures,
+    spearmans,
     sts_similarities,
     table,
 )
@@ -114,22 +115,22 @@ def related(count: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.nda
 
 def test_bootstrap_is_the_spearman_of_resampled_pairs() -> None:
     similarities, scores = related(30, noise=2)
-    found = bootstrap_spearman([similarities, -similarities], scores, seed=3)
+    found = bootstrap(spearmans, [similarities, -similarities, scores], seed=3)
     assert found.shape == (2, RESAMPLES)
     generator = np.random.default_rng(3)
     for number in range(20):
         sample = generator.integers(30, size=30)
         expected = stats.spearmanr(similarities[sample], scores[sample]).statistic
         np.testing.assert_allclose(found[:, number], [expected, -expected], atol=1e-12)
-    np.testing.assert_array_equal(found, bootstrap_spearman([similarities, -similarities], scores, seed=3))
-    assert (found != bootstrap_spearman([similarities, -similarities], scores, seed=4)).any()
+    np.testing.assert_array_equal(found, bootstrap(spearmans, [similarities, -similarities, scores], seed=3))
+    assert (found != bootstrap(spearmans, [similarities, -similarities, scores], seed=4)).any()
 
 
 def test_intervals_hold_the_estimate_and_narrow_with_more_pairs() -> None:
     widths = []
     for count in (50, 200, 800, 3200):
         similarities, scores = related(count, noise=2)
-        low, high = interval(bootstrap_spearman([similarities], scores)[0])
+        low, high = interval(bootstrap(spearmans, [similarities, scores])[0])
         assert low < correlations(similarities, scores)["spearman_cosine"] < high
         widths.append(high - low)
     ratios = np.array(widths[:-1]) / widths[1:]
@@ -145,14 +146,14 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     hits = 0
     for seed in range(60):
         similarities, scores = related(60, noise=2, seed=seed + 1)
-        low, high = interval(bootstrap_spearman([similarities], scores, resamples=200)[0])
+        low, high = interval(bootstrap(spearmans, [similarities, scores], resamples=200)[0])
         hits += low < truth < high
     assert 50 <= hits < 60  # 57 expected
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_set_of_two_pairs_has_an_interval_too() -> None:
-    found = bootstrap_spearman([np.array([0.1, 0.2])], np.array([1.0, 2.0]))
+    found = bootstrap(spearmans, [np.array([0.1, 0.2]), np.array([1.0, 2.0])])
     assert interval(found[0]) == pytest.approx([1, 1])  # half of the resamples hold one pair twice and are left out
 
 
