@@ -1,6 +1,7 @@
 """A model as ONNX, for ONNX Runtime and what builds on it: model.onnx in fp32, model_int8.onnx a quarter of its size.
 
     python -m distillation.export runs/minilm-3/model
+    python -m distillation.export runs/minilm-3/model --router    # student and teacher as a pair; see router.py
 
 Inputs: input_ids, attention_mask and token_type_ids, (batch, sequence) int64. Outputs: token_embeddings (batch,
 sequence, hidden) and sentence_embedding (batch, dimensions), the latter after pooling, dense layer and normalisation.
@@ -22,6 +23,7 @@ from torch import nn
 from transformers import BertModel
 
 from distillation.command_line import OneLineParser, run_command
+from distillation.router import export_router
 from model import Embedder
 from model.files import InputError, RunError, atomic_path
 from model.pooling import Pooling
@@ -177,9 +179,17 @@ def export(model: str, output: Path | None = None) -> None:
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="directory or Hub name")
-    parser.add_argument("--output", type=Path, help="directory to write to (default: MODEL/onnx)")
+    parser.add_argument("--output", type=Path, help="directory to write (default: MODEL/onnx; router beside MODEL)")
+    parser.add_argument("--router", action="store_true", help="write the pair of student and teacher; see router.py")
+    parser.add_argument("--teacher", help="of the pair: directory or Hub name (default: the run's teacher)")
     arguments = parser.parse_args()
-    export(arguments.model, arguments.output)
+    if arguments.teacher and not arguments.router:
+        raise InputError("--teacher: belongs to --router")
+    if arguments.router:
+        path = export_router(arguments.model, arguments.teacher, arguments.output)
+        print(f"{path}: queries by the student, documents by the teacher")
+    else:
+        export(arguments.model, arguments.output)
 
 
 if __name__ == "__main__":

@@ -43,12 +43,12 @@ def run(tiny_model_dir: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Of search.py, in a wide terminal."""
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("COLUMNS", "600")
     return example("search", monkeypatch).main
 
 
-def nearest(embedder: Embedder, query: str, top: int) -> list[str]:
-    similarities = embedder.similarity(embedder.encode(query), embedder.encode(SENTENCES))[0].numpy()
+def nearest(embedder: Embedder, index: Embedder, query: str, top: int) -> list[str]:
+    similarities = embedder.similarity(embedder.encode(query), index.encode(SENTENCES))[0].numpy()
     places = np.argsort(-similarities, kind="stable")[:top]
     return [f"{similarities[place]:.3f} {SENTENCES[place]}" for place in places]
 
@@ -59,12 +59,20 @@ def test_search_shows_student_and_teacher_side_by_side(
     call(main, run / "model", tmp_path / "text.txt", SENTENCES[7], "--top", "4")
     lines = capsys.readouterr().out.splitlines()
     student, teacher = Embedder.load(run / "model"), Embedder.load(tiny_model_dir, pooling="cls")
-    assert [line.split() for line in lines[:1]] == [["student", "teacher"]]
-    assert [line[:200].rstrip() for line in lines[1:5]] == nearest(student, SENTENCES[7], 4)
-    assert [line[200:].rstrip() for line in lines[1:5]] == nearest(teacher, SENTENCES[7], 4)
+    assert [line.strip() for line in (lines[0][:200], lines[0][200:400], lines[0][400:])] == [
+        "student", "teacher", "student, teacher's index",
+    ]  # fmt: skip
+    shown = [[line[start : start + 200].rstrip() for line in lines[1:5]] for start in (0, 200, 400)]
+    assert shown == [
+        nearest(student, student, SENTENCES[7], 4),
+        nearest(teacher, teacher, SENTENCES[7], 4),
+        nearest(student, teacher, SENTENCES[7], 4),
+    ]
     assert lines[1].startswith(f"1.000 {SENTENCES[7]}") and lines[5] == ""
-    for line, who in zip(lines[6:], ("student", "teacher"), strict=True):
+    for line, who in zip(lines[6:8], ("student", "teacher"), strict=True):
         assert re.fullmatch(who + r": 50 sentences in \d+\.\d\d s, the query in \d+\.\d ms", line)
+    both = len({line[6:] for line in shown[1]} & {line[6:] for line in shown[2]})
+    assert re.fullmatch(rf"student, teacher's index: no sentence .* finds {both} of the teacher's 4", lines[8])
 
 
 def test_search_without_a_teacher_and_with_few_sentences(

@@ -1,0 +1,74 @@
+"""The asymmetric pair for sentence-transformers: the student embeds queries, the teacher documents.
+
+    python -m distillation.export runs/minilm-3/model --router
+
+Documents are embedded once and queries for ever, so that a search may keep the teacher's quality on one side and the
+student's speed on the other: both live in the same space. The directory has a Router (sentence-transformers 5 or
+newer) over two whole model directories, `query` and `document`, each of which loads by itself too:
+
+    model = SentenceTransformer("runs/minilm-3/router")
+    scores = model.similarity(model.encode_query(queries), model.encode_document(documents))
+"""
+
+import shutil
+from pathlib import Path
+
+from distillation.recipe import read_recipe, teacher_overrides
+from model import Embedder
+from model.files import InputError, atomic_directory, read_json, write_json
+
+CONFIG = "router_config.json"
+LIBRARY = "config_sentence_transformers.json"  # prompts, similarity
+
+
+def export_router(model: str, teacher: str | None = None, output: Path | None = None) -> Path:
+    """Write the Router of a student and its teacher.
+
+    Args:
+        model: the student's directory or Hub name.
+        teacher: directory or Hub name; None takes that of the run which made the student.
+        output: the directory to write; None takes `router` beside the student's.
+
+    Raises:
+        InputError: no teacher known, a pair that doesn't live in one space, or something else at `output`.
+    """
+    recipe_file = Path(model).parent / "recipe.toml"
+    recipe = read_recipe(recipe_file) if Path(model).is_dir() and recipe_file.is_file() else None
+    name = teacher or (recipe.teacher if recipe else None)
+    if name is None:
+        raise InputError(f"{model}: no run made it, so its teacher is not known; give --teacher")
+    if output is None and not Path(model).is_dir():
+        raise InputError(f"{model}: is no directory here; say with --output where to write the router")
+    overrides = teacher_overrides(recipe) if recipe and name == recipe.teacher else {}
+    path = output or Path(model).parent / "router"
+    write_router(Embedder.load(model, "cpu", "fp32"), Embedder.load(name, "cpu", "fp32", **overrides), path)
+    return path
+
+
+def write_router(student: Embedder, teacher: Embedder, path: Path) -> None:
+    """Write the pair, whole or not at all; a router that is there is replaced.
+
+    Raises:
+        InputError: embeddings of different length, or something else at `path`.
+    """
+    if student.dimensions != teacher.dimensions:
+        raise InputError(
+            f"{student.settings.origin} has {student.dimensions} dimensions, its teacher {teacher.dimensions}; "
+            "a router needs a pair that lives in one space"
+        )
+    if path.exists() and not (path / CONFIG).exists() and (path.is_file() or any(path.iterdir())):
+        raise InputError(f"{path}: is there and no router, so it is not replaced; choose another --output")
+    types: dict[str, str] = {}
+    structure: dict[str, list[str]] = {}
+    with atomic_directory(path) as directory:
+        for route, embedder in (("query", student), ("document", teacher)):
+            embedder.save(directory / route)
+            for module in read_json(directory / route / "modules.json"):
+                folder = f"{route}/{module['path']}".rstrip("/")
+                types[folder] = module["type"]
+                structure.setdefault(route, []).append(folder)
+        parameters = {"default_route": "document", "allow_empty_key": True}
+        write_json(directory / CONFIG, {"types": types, "structure": structure, "parameters": parameters})
+        router = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}
+        write_json(directory / "modules.json", [router])
+        shutil.copy(directory / "document" / LIBRARY, directory / LIBRARY)
