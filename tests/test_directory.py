@@ -60,10 +60,28 @@ def change_weights(directory: Path, change: Callable[[str, torch.Tensor], tuple[
     save_file(changed, directory / "model.safetensors", metadata={"format": "pt"})
 
 
+def shard(directory: Path) -> dict[str, str]:
+    """Spread the weights over two files, as models of some gigabytes come; returns which tensor is in which."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    files = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(tensors)}
+    for file in set(files.values()):
+        save_file({name: tensors[name] for name in tensors if files[name] == file}, directory / file)
+    write(directory / "model.safetensors.index.json", {"metadata": {}, "weight_map": files})
+    return files
+
+
+def to_bin(directory: Path, **options: Any) -> Path:
+    """Weights as a pickle, as older models have them."""
+    torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin", **options)
+    (directory / "model.safetensors").unlink()
+    return directory / "pytorch_model.bin"
+
+
 FORMS: dict[str, Callable[[Path], object]] = {
     "a prefix, as BertForMaskedLM has": lambda path: change_weights(path, lambda name, t: (f"bert.{name}", t)),
-    "tensors of a head beside it": lambda path: save_file(
-        load_file(path / "model.safetensors") | {"cls.predictions.bias": torch.zeros(len(VOCABULARY))},
+    "tensors that no encoder needs": lambda path: save_file(
+        load_file(path / "model.safetensors") | {"cls.bias": torch.ones(9), "embeddings.position_ids": torch.ones(9)},
         path / "model.safetensors",
     ),
     "layer norms with gamma and beta": lambda path: change_weights(
@@ -71,8 +89,8 @@ FORMS: dict[str, Callable[[Path], object]] = {
     ),
     "no pooler": lambda path: change_weights(path, lambda name, t: None if "pooler" in name else (name, t)),
     "fp64": lambda path: change_weights(path, lambda name, t: (name, t.double())),
-    "shards": lambda path: shard(path),
-    "a pickle": lambda path: to_bin(path),
+    "shards": shard,
+    "a pickle": to_bin,
     "a pickle of old": lambda path: to_bin(path, _use_new_zipfile_serialization=False),
     "vocab.txt alone": lambda path: (path / "tokenizer.json").unlink(),
 }
@@ -94,29 +112,11 @@ def test_half_precision_loads_as_fp32(model_copy: Path, wanted: np.ndarray, dtyp
     np.testing.assert_allclose(embedder.encode(TEXTS), wanted, atol=0.05)
 
 
-def shard(directory: Path) -> dict[str, str]:
-    """Spread the weights over two files, as models of some gigabytes come; returns which tensor is in which."""
-    tensors = load_file(directory / "model.safetensors")
-    (directory / "model.safetensors").unlink()
-    files = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(tensors)}
-    for file in set(files.values()):
-        save_file({name: tensors[name] for name in tensors if files[name] == file}, directory / file)
-    write(directory / "model.safetensors.index.json", {"metadata": {}, "weight_map": files})
-    return files
-
-
 @pytest.mark.parametrize("value", [[], {}, {"weight_map": 3}, {"weight_map": {"a": 3}}, {"weight_map": {"a": ["b"]}}])
 def test_damaged_index_of_shards(model_copy: Path, value: Any) -> None:
     shard(model_copy)
     write(model_copy / "model.safetensors.index.json", value)
     refused(model_copy, "model.safetensors.index.json")
-
-
-def to_bin(directory: Path, **options: Any) -> Path:
-    """Weights as a pickle, as older models have them."""
-    torch.save(load_file(directory / "model.safetensors"), directory / "pytorch_model.bin", **options)
-    (directory / "model.safetensors").unlink()
-    return directory / "pytorch_model.bin"
 
 
 class Payload:
