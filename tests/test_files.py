@@ -371,9 +371,13 @@ def test_errors_that_users_can_mend_are_one_line(
     assert out == "" and err.startswith(line) and err.count("\n") == 1
 
 
-def test_bugs_keep_their_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        run_command(lambda: 1 // 0 and None)
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("a bug")], ids=repr)
+def test_bugs_keep_their_traceback(error: Exception) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(type(error), match="a bug"):
+        run_command(main)
 
 
 def test_a_command_that_ends_well_returns() -> None:
