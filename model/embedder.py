@@ -27,7 +27,6 @@ from model.products import prepare, resolve_precision
 from model.tokens import PackedTokens, Tokenized, to_device
 
 CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every batch with equal lengths, little memory
-OUTPUT_PRECISIONS = ("float32", "binary", "ubinary")
 # What a text is for, and the names of the prompts that go before it by the field's habit, the first that a model has.
 ROLE_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 ROLES = ("", *ROLE_PROMPTS)  # "" takes the model's default prompt, if it has one, as `encode` does
@@ -199,7 +198,6 @@ class Embedder(nn.Module):
         batch_size: int | None = None,
         show_progress_bar: bool = False,
         *,
-        precision: str = "float32",
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
@@ -212,25 +210,20 @@ class Embedder(nn.Module):
             prompt: the text itself to put before each; wins over `prompt_name`.
             batch_size: sentences computed at a time at most; None takes what suits the device.
             show_progress_bar: show progress on stderr.
-            precision: of the embeddings that are returned: float32; or ubinary or binary, a bit for each dimension (1
-                above 0), eight to a byte, which binary stores less 128. What the encoder computes in is `load`'s.
             convert_to_tensor: return a torch tensor on the model's device rather than numpy.
             normalize_embeddings: divide by the L2 norm, also where the model itself does not.
             truncate_dim: keep the leading dimensions only.
 
         Returns:
-            (n, dimensions) float32, row i for sentence i; for a single string (dimensions,). Of bits, (n, bytes) uint8
-            or int8.
+            (n, dimensions) float32, row i for sentence i; for a single string (dimensions,).
 
         Raises:
-            InputError: not strings, a prompt the model does not have, or a number or precision that makes no sense.
+            InputError: not strings, a prompt the model does not have, or a number that makes no sense.
         """
         single = isinstance(sentences, str)
         texts: Sequence[str] = [sentences] if isinstance(sentences, str) else list(sentences)
         if not all(isinstance(text, str) for text in texts):
             raise InputError("encode: takes a string or a list of strings")
-        if precision not in OUTPUT_PRECISIONS:
-            raise InputError(f"precision: {precision!r} is not one of {', '.join(OUTPUT_PRECISIONS)}")
         for name, value in (("batch_size", batch_size), ("truncate_dim", truncate_dim)):
             if value is not None and value < 1:
                 raise InputError(f"{name}: {value} must be at least 1")
@@ -244,9 +237,6 @@ class Embedder(nn.Module):
                 result[start : start + len(tokenized)] = embeddings[:, :truncate_dim]
         if normalize_embeddings:
             result = F.normalize(result, dim=-1)
-        if precision != "float32":
-            bits = np.packbits(result.cpu().numpy() > 0, axis=-1)
-            result = torch.from_numpy(bits if precision == "ubinary" else (bits - 128).astype(np.int8))
         result = result[0] if single else result
         return result if convert_to_tensor else result.cpu().numpy()
 

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import quantize_embeddings
 from tiny import AWKWARD, edit, english_sentences, make_bert_dir
 from transformers import AutoModel, AutoTokenizer
 
@@ -298,17 +297,6 @@ def test_truncated_and_normalised(
     assert_same(ours, peer(tiny_cls_dir).encode(SENTENCES, **arguments))
 
 
-@pytest.mark.parametrize("precision", ["float32", "binary", "ubinary"])
-@pytest.mark.parametrize("truncate_dim", [None, 20])
-def test_output_precision(tiny: Embedder, precision: str, truncate_dim: int | None) -> None:
-    ours = tiny.encode(SENTENCES, precision=precision, truncate_dim=truncate_dim)
-    wanted = quantize_embeddings(tiny.encode(SENTENCES, truncate_dim=truncate_dim), precision)
-    assert ours.dtype == wanted.dtype
-    np.testing.assert_array_equal(ours, wanted)
-    tensor = tiny.encode(SENTENCES[5], precision=precision, truncate_dim=truncate_dim, convert_to_tensor=True)
-    np.testing.assert_array_equal(tensor.numpy(), wanted[5])
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -318,7 +306,6 @@ def test_output_precision(tiny: Embedder, precision: str, truncate_dim: int | No
         ({"sentences": "a", "batch_size": 0}, "batch_size: 0 must be at least 1"),
         ({"sentences": "a", "truncate_dim": 0}, "truncate_dim: 0 must be at least 1"),
         ({"sentences": "a", "truncate_dim": -3}, "at least 1"),
-        ({"sentences": "a", "precision": "int8"}, "'int8' is not one of float32, binary, ubinary"),
     ],
 )
 def test_wrong_arguments_get_one_clear_line(tiny: Embedder, arguments: dict, message: str) -> None:
