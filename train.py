@@ -43,6 +43,7 @@ from distillation.projection import project_teacher
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides
 from distillation.run import Run
+from distillation.vocabulary import check_vocabulary, cut_vocabulary, is_cut_of, retokenizer
 from evaluate import evaluate, evaluate_quickly, table
 from model import Embedder
 from model.files import InputError, write_json, write_text
@@ -248,6 +249,8 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
     )
     check_batches(recipe, len(corpus), ranks)
     start = load_start(recipe, teacher) if recipe.start_from else None
+    if recipe.vocabulary:
+        check_vocabulary(teacher, recipe.vocabulary)
     if recipe.dimensions:
         ranks.copy_from_main(project_teacher(teacher, sample_of(corpus, teacher), recipe.dimensions))
     recipe = dataclasses.replace(recipe, precision=precision, layers=layers)
@@ -256,9 +259,17 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
     directory = Path(recipe.labels) if recipe.labels else None
     labels = label_corpus(teacher, corpus, directory, Path(recipe.output) / "labels", recipe.label_precision, ranks)
     student = teacher.keep_layers(layers) if start is None else start
+    cut: dict[str, Any] = {}
+    if recipe.vocabulary:
+        student, cut = cut_vocabulary(student, labels.pieces, recipe.vocabulary)
+    if student.bert.config.vocab_size != teacher.bert.config.vocab_size:
+        labels.retokenize = retokenizer(teacher, student, corpus)
     say(ranks, f"teacher {recipe.teacher}: {total} layers, {count(teacher)}")
     begins_as = f"layers {', '.join(map(str, layers))}" if start is None else recipe.start_from
     say(ranks, f"student: {begins_as}, {count(student)}")
+    if cut:
+        share, saved = f"{cut['share_of_tokens']:.2%}", f"{cut['megabytes_saved']:.1f}"
+        say(ranks, f"{cut['pieces']:,} of {cut['of']:,} pieces kept, {share} of the text's tokens: {saved} MB less")
     say(ranks, f"{len(corpus):,} sentences of {labels.tokens['mean']:.1f} tokens, in {precision}")
     if ranks.is_main:
         write_text(run.directory / "recipe.toml", recipe_text(recipe))
@@ -266,7 +277,7 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
         write_json(run.directory / "held_out.json", held_out)
         statistics = {"size": len(corpus), "evaluation_size": corpus.evaluation_size, "tokens": labels.tokens}
         samples = {"samples": corpus.sentences(0, min(3, len(corpus))), "sources": corpus.counts}
-        write_json(run.directory / "data.json", statistics | samples)
+        write_json(run.directory / "data.json", statistics | samples | ({"vocabulary": cut} if cut else {}))
 
     progress = train(student, labels, sts, retrieval, recipe, ranks, run)
     if ranks.is_main:
@@ -331,7 +342,7 @@ def load_start(recipe: Recipe, teacher: Embedder) -> Embedder:
     """The student that `start_from` names, in fp32, which must live in the teacher's own space.
 
     Raises:
-        InputError: no such model, or one of other dimensions or another tokenizer.
+        InputError: no such model, or one of other dimensions, or whose tokenizer is no cut of the teacher's.
     """
     student = Embedder.load(recipe.start_from, teacher.device, "fp32", max_length=teacher.settings.max_length)
     if student.dimensions != (recipe.dimensions or teacher.dimensions):
@@ -339,7 +350,7 @@ def load_start(recipe: Recipe, teacher: Embedder) -> Embedder:
             f"start_from: {recipe.start_from} has {student.dimensions} dimensions, the labels have "
             f"{recipe.dimensions or teacher.dimensions}; name a student of this teacher"
         )
-    if student.tokenizer.backend_tokenizer.to_str() != teacher.tokenizer.backend_tokenizer.to_str():
+    if not is_cut_of(student, teacher):
         raise InputError(
             f"start_from: {recipe.start_from} has another tokenizer than the teacher; name its own student"
         )

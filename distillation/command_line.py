@@ -116,6 +116,8 @@ def recipe_from_arguments(arguments: argparse.Namespace, recipe_path: str) -> Re
             continue
         if item.name in ("sts", "retrieval"):
             value = named_sources(value, f"--{item.name}")
+        if item.name == "vocabulary" and value.isdecimal():
+            value = int(value)
         if item.name == "layers" and re.fullmatch(r"[\d,\s-]+", value):
             value = layer_numbers(value)
         set_field(recipe, item.name, value, "--" + item.name.replace("_", "-"))

@@ -45,6 +45,9 @@ class Recipe:
     layers: list[int] | str = setting(
         "even:3", "teacher layers to keep: 0,2,5, auto:3, even:3, first:3, last:3, ends:3..."
     )
+    vocabulary: int | str = setting(
+        "", "pieces of the tokenizer to keep: a number, 30000, or a share of the text's tokens, 99.9%; empty for all"
+    )
     pooling: str = setting("teacher", "pooling: teacher (as its own files say), cls or mean")
     sentences: list[str] = setting([], "text to train on: files, globs, Hub datasets NAME[:CONFIG[:SPLIT[:COLUMNS]]]")
     reading: str = setting("auto", "how SENTENCES are read: lines, passages, or auto: passages for Markdown only")
@@ -112,6 +115,9 @@ class Recipe:
         require(0 <= self.warmup_ratio <= 1, "warmup_ratio", "from 0 to 1")
         require(0 <= self.dropout < 1, "dropout", "from 0 to below 1")
         require(self.max_length == 0 or self.max_length >= 3, "max_length", "0, or at least 3")
+        if self.vocabulary != "":
+            parse_vocabulary(self.vocabulary)
+            require(not self.start_from, "vocabulary", "empty beside start_from, whose student keeps its own")
         require(self.pooling in ("teacher", "cls", "mean"), "pooling", "teacher, cls or mean")
         require(self.reading in ("auto", "lines", "passages"), "reading", "auto, lines or passages")
         require(self.sampling in ("mixed", "in_order"), "sampling", "mixed or in_order")
@@ -143,6 +149,25 @@ class Recipe:
 def metric_key(sts_name: str, kind: str) -> str:
     """The key of an STS figure in log.jsonl: ("sts-dev", "spearman_cosine") gives "sts_dev_spearman_cosine"."""
     return f"{re.sub(r'[^0-9A-Za-z]', '_', sts_name)}_{kind}"
+
+
+def parse_vocabulary(text: int | str) -> int | float:
+    """The recipe's field: 30000 as a number of pieces, "99.9%" as the share 0.999.
+
+    Raises:
+        InputError: neither.
+    """
+    if isinstance(text, int) or text.isdecimal():
+        number = int(text)
+        if number >= 1:
+            return number
+    share = re.fullmatch(r"(\d+(?:\.\d+)?)%", str(text))
+    if share and 0 < float(share[1]) <= 100:
+        return float(share[1]) / 100
+    raise InputError(
+        f"recipe: vocabulary = {text!r} is not allowed; it must be a number of pieces, such as 30000, or a share of "
+        "the text's tokens, such as 99.9%"
+    )
 
 
 def check_set_name(name: str, where: str) -> None:
@@ -206,6 +231,7 @@ def set_field(recipe: Recipe, key: str, value: Any, where: str) -> None:
         float: lambda: isinstance(value, float) and math.isfinite(value),
         list[str]: lambda: isinstance(value, list) and all(isinstance(item, str) for item in value),
         dict[str, str]: lambda: isinstance(value, dict) and all(isinstance(item, str) for item in value.values()),
+        int | str: lambda: type(value) is int or isinstance(value, str),
         list[int] | str: lambda: (
             isinstance(value, str) or isinstance(value, list) and all(type(item) is int for item in value)
         ),

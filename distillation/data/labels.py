@@ -38,6 +38,8 @@ SHARD = 16_384  # sentences of a shard
 WINDOW = 4  # shards shuffled together in an epoch: at 1024 dimensions, 134 MB of fp16 labels in memory
 EVALUATION = "evaluation"  # name of the one shard that holds the evaluation sentences
 
+Retokenize = Callable[[int | str, list[np.ndarray]], list[np.ndarray]]  # a shard's name and the teacher's tokens of it
+
 
 @dataclass
 class LabelledSentences:
@@ -69,14 +71,18 @@ class Labels:
         rows: training sentences.
         dimensions: of a label.
         tokens: statistics over the training sentences' lengths: min, mean, max.
+        pieces: how often each of the teacher's pieces occurs in the training sentences, (its vocabulary,).
         fingerprint: of everything that decides what the labels are.
+        retokenize: gives the student's tokens where they are not the teacher's; None where they are.
     """
 
     directory: Path
     rows: int
     dimensions: int
     tokens: dict[str, float]
+    pieces: np.ndarray
     fingerprint: str
+    retokenize: Retokenize | None = None
 
     @property
     def shards(self) -> int:
@@ -84,7 +90,16 @@ class Labels:
 
     def evaluation(self) -> LabelledSentences:
         """The sentences held out from training."""
-        return read_shards([self.directory / shard_name(EVALUATION)])
+        return self.read([EVALUATION])
+
+    def read(self, names: Sequence[int | str]) -> LabelledSentences:
+        """Some shards in memory, their tokens the student's."""
+        shards = [read_shards([self.directory / shard_name(name)]) for name in names]
+        if self.retokenize:
+            for name, shard in zip(names, shards, strict=True):
+                shard.tokens = self.retokenize(name, shard.tokens)
+        tokens = [sentence for shard in shards for sentence in shard.tokens]
+        return LabelledSentences(tokens, torch.cat([shard.labels for shard in shards]))
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Batches that `epoch` gives."""
@@ -105,7 +120,7 @@ class Labels:
             if skip >= steps:
                 skip -= steps
                 continue
-            window = read_shards([self.directory / shard_name(shard) for shard in order[start : start + WINDOW]])
+            window = self.read(order[start : start + WINDOW].tolist())
             shuffle = np.random.default_rng([seed, epoch, start])
             for indices in window_batches(window.lengths, batch_size, shuffle)[skip:]:
                 yield window, indices
@@ -185,8 +200,9 @@ def label_corpus(
         remove_leftovers(directory, older_than=3600)  # a younger one may be another run's, which labels here too
 
     names: list[int | str] = [EVALUATION, *range(math.ceil(len(corpus) / SHARD))]
-    histogram = label_shards(teacher, corpus, directory, names[ranks.rank :: ranks.world], storage, ranks.is_main)
-    histogram = ranks.sum(histogram.to(ranks.device)).cpu()  # also waits until every rank's shards are written
+    counts = label_shards(teacher, corpus, directory, names[ranks.rank :: ranks.world], storage, ranks.is_main)
+    # Summing also waits until every rank's shards are written.
+    histogram, pieces = (ranks.sum(torch.from_numpy(each).to(ranks.device)).cpu() for each in counts)
     unseen = [path for path in (directory / shard_name(name) for name in names) if not path.exists()]
     if unseen:
         raise InputError(
@@ -196,39 +212,41 @@ def label_corpus(
     occurring = histogram.nonzero().flatten()
     mean = float((histogram * torch.arange(len(histogram))).sum() / histogram.sum())
     tokens = {"min": int(occurring[0]), "mean": mean, "max": int(occurring[-1])}
-    return Labels(directory, len(corpus), teacher.dimensions, tokens, fingerprint)
+    return Labels(directory, len(corpus), teacher.dimensions, tokens, pieces.numpy(), fingerprint)
 
 
 def label_shards(
     teacher: Embedder, corpus: Corpus, directory: Path, names: Sequence[int | str], storage: str, show_progress: bool
-) -> torch.Tensor:
+) -> tuple[np.ndarray, np.ndarray]:
     """Write those of the named shards that are missing or damaged.
 
     Returns:
-        How many training sentences in these shards have 0, 1, 2, ... tokens: (max_length + 1,), small enough to
-        exchange between ranks whatever the size of the corpus.
+        How many training sentences in these shards have 0, 1, 2, ... tokens, (max_length + 1,), and how often each
+        piece occurs in them, (vocabulary,): small enough to exchange between ranks whatever the size of the corpus.
     """
 
-    def count(lengths: np.ndarray, name: int | str) -> None:
+    def count(shard: LabelledSentences, name: int | str) -> None:
         if name != EVALUATION:
-            histogram.add_(torch.from_numpy(np.bincount(lengths, minlength=len(histogram))))
+            histogram[:] += np.bincount(shard.lengths, minlength=len(histogram))
+            pieces[:] += np.bincount(np.concatenate(shard.tokens), minlength=len(pieces))
 
-    histogram = torch.zeros(teacher.settings.max_length + 1, dtype=torch.int64)
+    histogram = np.zeros(teacher.settings.max_length + 1, dtype=np.int64)
+    pieces = np.zeros(teacher.bert.config.vocab_size, dtype=np.int64)
     missing = []
     for name in names:
-        lengths = whole_shard_lengths(directory / shard_name(name))
-        if lengths is None:
+        shard = whole_shard(directory / shard_name(name))
+        if shard is None:
             missing.append(name)
         else:
-            count(lengths, name)
+            count(shard, name)
     total = sum(rows_of(name, corpus) for name in missing)
     with tqdm(total=total, desc="labels", unit=" sentences", disable=not (missing and show_progress)) as progress:
         for name in missing:
             shard = label_sentences(teacher, sentences_of(name, corpus, teacher), progress.update)
             write_shard(directory / shard_name(name), shard, storage)
-            count(shard.lengths, name)
+            count(shard, name)
             release_freed_memory()
-    return histogram
+    return histogram, pieces
 
 
 def fingerprint_parts(teacher: Embedder, corpus: Corpus, storage: str) -> dict[str, Any]:
@@ -279,12 +297,12 @@ def write_shard(path: Path, shard: LabelledSentences, storage: str) -> None:
     save_tensors(path, {"input_ids": input_ids, "lengths": lengths, "labels": labels}, state=len(lengths))
 
 
-def whole_shard_lengths(path: Path) -> np.ndarray | None:
-    """A shard's sentence lengths; None where it is missing, or damaged, which is said."""
+def whole_shard(path: Path) -> LabelledSentences | None:
+    """A shard; None where it is missing, or damaged, which is said."""
     if not path.exists():
         return None
     try:
-        return read_shard(path)["lengths"].numpy()
+        return read_shards([path])
     except InputError as error:
         print(f"{str(error).partition('; ')[0]}; labelling it anew", flush=True)
         return None

@@ -1,0 +1,269 @@
+"""A smaller vocabulary: the pieces that the text does not use leave the tokenizer and the word table together.
+
+A piece is what a tokenizer cuts words into. In a small student the table of their vectors is half of the weights, in a
+multilingual one with 250,000 pieces nearly all of them. A text that uses no piece that was cut has the very same tokens
+afterwards, and so the very same embedding; elsewhere a piece that was cut falls apart into shorter ones.
+
+Shapes: V pieces of the teacher, K pieces kept.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from distillation.data.corpus import Corpus
+from distillation.data.labels import Retokenize, sentences_of
+from distillation.recipe import parse_vocabulary
+from model import Embedder
+from model.directory import read_tokenizer
+from model.files import InputError, write_json
+
+KINDS = ("WordPiece", "BPE", "Unigram")
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what a tokenizer with byte_fallback cuts an unknown character into
+
+
+# -- which pieces ----------------------------------------------------------------------------------------------------
+
+
+class Pieces:
+    """The pieces of an embedder's tokenizer, and which of them need which.
+
+    Attributes:
+        names: each piece's text by its number, V of them; numbers that are in no use are missing.
+        required: numbers of the pieces that must stay.
+
+    Raises:
+        InputError: a kind of tokenizer other than KINDS.
+    """
+
+    def __init__(self, embedder: Embedder) -> None:
+        tokenizer = embedder.tokenizer
+        parts = json.loads(tokenizer.backend_tokenizer.to_str())
+        self.model: dict[str, Any] = parts["model"]
+        kind = self.model["type"]
+        if kind not in KINDS:
+            raise InputError(
+                f"vocabulary: a tokenizer of kind {kind} can't be cut ({', '.join(KINDS)} can); leave vocabulary empty"
+            )
+        self.prefix = self.model.get("continuing_subword_prefix") or ""
+        self.suffix = self.model.get("end_of_word_suffix") or ""
+        self.numbers: dict[str, int] = tokenizer.get_vocab()
+        self.names = {number: name for name, number in self.numbers.items()}
+        self.merges: dict[str, list[str]] = {}  # of BPE: the two parts of every merge that makes a piece
+        for left, right in merge_pairs(self.model):
+            self.merges.setdefault(left + right[len(self.prefix) :], []).extend((left, right))
+        self.required = self.with_needs(self.unconditional(embedder, parts))
+
+    def unconditional(self, embedder: Embedder, parts: dict[str, Any]) -> Iterator[int]:
+        """Numbers of the pieces that stay whatever the text uses, for a reason of their own."""
+        added = {token["content"] for token in parts["added_tokens"]} | set(embedder.tokenizer.all_special_tokens)
+        for name, number in self.numbers.items():
+            letters = self.letters(name)
+            # A piece with a letter that is no piece by itself would not fall apart into known ones.
+            if (
+                len(letters) == 1
+                or name in added
+                or BYTE.fullmatch(name)
+                or any(x not in self.numbers for x in letters)
+            ):
+                yield number
+        if self.model["type"] == "Unigram":  # the cost of an unknown letter is counted from the least likely piece
+            scores = [score for _, score in self.model["vocab"]]
+            yield scores.index(min(scores))
+        # RoBERTa counts positions from the number of its padding piece, so what lies before it must stay.
+        yield from range(1 + (embedder.bert.config.pad_token_id or 0))
+        for tokens in embedder.tokenize(list(embedder.settings.prompts.values())):
+            yield from tokens.tolist()
+
+    def letters(self, name: str) -> list[str]:
+        """The single-character pieces that a piece falls apart into: "##ing" into "##i", "##n", "##g"."""
+        if self.model["type"] == "Unigram":
+            return list(name)
+        inside = bool(self.prefix) and name.startswith(self.prefix)
+        ends = bool(self.suffix) and name.endswith(self.suffix)
+        text = name[len(self.prefix) if inside else 0 : len(name) - (len(self.suffix) if ends else 0)]
+        letters = [self.prefix + letter if inside or place else letter for place, letter in enumerate(text)]
+        if ends and letters:
+            letters[-1] += self.suffix
+        return letters
+
+    def with_needs(self, numbers: Iterable[int], known: Collection[int] = ()) -> set[int]:
+        """These pieces and all that they are merged from, and that those are, but for what is in `known`."""
+        found: set[int] = set()
+        todo = list(numbers)
+        while todo:
+            number = todo.pop()
+            if number not in found and number not in known:
+                found.add(number)
+                todo += [self.numbers[part] for part in self.merges.get(self.names.get(number, ""), ())]
+        return found
+
+    def choose(self, counts_V: np.ndarray, wanted: int | float) -> np.ndarray:
+        """The required pieces and those that the text uses most.
+
+        Args:
+            counts_V: how often the text uses each piece.
+            wanted: pieces to keep, at most; or as a float the share of the text's tokens that they must make up.
+
+        Returns:
+            Their numbers, ascending, (K,).
+        """
+        kept = set(self.required)
+        covered = int(counts_V[list(kept)].sum())
+        enough = wanted * counts_V.sum()
+        for number in np.argsort(-counts_V, kind="stable").tolist():
+            if counts_V[number] == 0 or (isinstance(wanted, float) and covered >= enough):
+                break
+            more = self.with_needs([number], kept)
+            if isinstance(wanted, float) or len(kept) + len(more) <= wanted:
+                kept |= more
+                covered += int(counts_V[list(more)].sum())
+        return np.array(sorted(kept))
+
+
+def merge_pairs(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The merges of a BPE model, in their order; none of any other."""
+    for merge in model.get("merges", []):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        yield left, right
+
+
+def check_vocabulary(teacher: Embedder, text: int | str) -> None:
+    """Make sure that the teacher's vocabulary can be cut as the recipe asks.
+
+    Raises:
+        InputError: it has no more pieces than wanted, more that must stay, or a kind of tokenizer that can't be cut.
+    """
+    wanted, pieces, total = parse_vocabulary(text), Pieces(teacher), teacher.bert.config.vocab_size
+    if isinstance(wanted, int) and not len(pieces.required) <= wanted < total:
+        raise InputError(
+            f"vocabulary: {wanted:,} pieces can't be kept of this teacher's {total:,}; give a number below that and "
+            f"of at least {len(pieces.required):,}: its special and single-character pieces and what they need"
+        )
+
+
+# -- the cut ---------------------------------------------------------------------------------------------------------
+
+
+def cut_vocabulary(student: Embedder, counts_V: np.ndarray, text: int | str) -> tuple[Embedder, dict[str, Any]]:
+    """The student with a smaller vocabulary, chosen by `Pieces.choose`.
+
+    Args:
+        student: loses the rest of its word table; use what is returned in its place.
+        counts_V: how often the text uses each piece.
+        text: the recipe's field.
+
+    Returns:
+        The student, and what was cut, for data.json.
+    """
+    kept = Pieces(student).choose(counts_V, parse_vocabulary(text))
+    total, dimensions = student.bert.embeddings.word_embeddings.weight.shape
+    cut = {
+        "pieces": len(kept),
+        "of": total,
+        "share_of_tokens": float(counts_V[kept].sum() / counts_V.sum()),
+        "megabytes_saved": (total - len(kept)) * dimensions * 4 / 1e6,
+    }
+    return keep_pieces(student, kept), cut
+
+
+def keep_pieces(student: Embedder, kept: np.ndarray) -> Embedder:
+    """The student with these pieces only, (K,) ascending numbers, renumbered from 0."""
+    bert = student.bert
+    new = {old: number for number, old in enumerate(kept.tolist())}
+    table = bert.embeddings.word_embeddings
+    rows = table.weight.detach()[torch.from_numpy(kept).to(table.weight.device)].clone()
+    bert.config.vocab_size = len(kept)
+    for key, value in bert.config.to_dict().items():
+        if key.endswith("_token_id") and isinstance(value, int):
+            setattr(bert.config, key, new.get(value))
+    bert.embeddings.word_embeddings = nn.Embedding.from_pretrained(
+        rows, freeze=False, padding_idx=bert.config.pad_token_id
+    )
+    tokenizer = smaller_tokenizer(student.tokenizer, new)
+    smaller = Embedder(bert, tokenizer, student.settings, student.dense, student.dense_activation)
+    return smaller.eval().to(student.device)
+
+
+def smaller_tokenizer(tokenizer: PreTrainedTokenizerFast, new: dict[int, int]) -> PreTrainedTokenizerFast:
+    """The tokenizer with the pieces that are keys of `new` only, under their new numbers."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokenizer.save_pretrained(folder)
+        parts = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        for path in folder.iterdir():  # other forms of the whole vocabulary
+            if path.name not in ("tokenizer.json", "tokenizer_config.json"):
+                path.unlink()
+        model = parts["model"]
+        if model["type"] == "Unigram":
+            model["vocab"] = [piece for old, piece in enumerate(model["vocab"]) if old in new]
+            model["unk_id"] = new.get(model["unk_id"])
+        else:
+            model["vocab"] = {piece: new[old] for piece, old in model["vocab"].items() if old in new}
+        if "merges" in model:
+            known, prefix = model["vocab"], model.get("continuing_subword_prefix") or ""
+            model["merges"] = [
+                (left, right)
+                for left, right in merge_pairs(model)
+                if left in known and right in known and left + right[len(prefix) :] in known
+            ]
+        for token in parts["added_tokens"]:
+            token["id"] = new[token["id"]]
+        renumber_processor(parts["post_processor"], new)
+        if parts.get("padding"):
+            parts["padding"]["pad_id"] = new[parts["padding"]["pad_id"]]
+        write_json(folder / "tokenizer.json", parts)
+        return read_tokenizer(folder, len(new))
+
+
+def renumber_processor(processor: dict[str, Any] | None, new: dict[int, int]) -> None:
+    """Change the numbers of [CLS] and the like in a post-processor of tokenizer.json, in place."""
+    for part in (processor or {}).get("processors", [processor or {}]):
+        for key in ("sep", "cls"):  # of BertProcessing and RobertaProcessing: [text, number]
+            if key in part:
+                part[key] = [part[key][0], new[part[key][1]]]
+        special = part.get("special_tokens")
+        for token in special.values() if isinstance(special, dict) else ():
+            token["ids"] = [new[number] for number in token["ids"]]
+
+
+# -- the student's tokens --------------------------------------------------------------------------------------------
+
+
+def is_cut_of(student: Embedder, teacher: Embedder) -> bool:
+    """Whether the student's tokenizer is the teacher's, with all of its pieces or fewer."""
+    ours, theirs = (json.loads(each.tokenizer.backend_tokenizer.to_str()) for each in (student, teacher))
+    alike = all(ours[key] == theirs[key] for key in ("normalizer", "pre_tokenizer"))
+    alike = alike and ours["model"]["type"] == theirs["model"]["type"]
+    return alike and set(student.tokenizer.get_vocab()) <= set(teacher.tokenizer.get_vocab())
+
+
+def retokenizer(teacher: Embedder, student: Embedder, corpus: Corpus) -> Retokenize:
+    """What turns the teacher's tokens of a shard of labels into those of a student with fewer pieces.
+
+    A sentence of kept pieces is renumbered. One with a piece that was cut is tokenised anew as a whole: the letters
+    beside that piece may be cut otherwise, too.
+    """
+    numbers = student.tokenizer.get_vocab()
+    new_V = np.full(teacher.bert.config.vocab_size, -1, dtype=np.int32)
+    for name, number in teacher.tokenizer.get_vocab().items():
+        new_V[number] = numbers.get(name, -1)
+
+    def retokenize(shard: int | str, tokens: list[np.ndarray]) -> list[np.ndarray]:
+        result = [new_V[sentence] for sentence in tokens]
+        anew = [row for row, sentence in enumerate(result) if sentence.min() < 0]
+        if anew:
+            texts = sentences_of(shard, corpus, teacher)
+            for row, sentence in zip(anew, student.tokenize([texts[row] for row in anew]), strict=True):
+                result[row] = sentence
+        return result
+
+    return retokenize

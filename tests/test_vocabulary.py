@@ -1,0 +1,126 @@
+"""A smaller vocabulary: the same tokens where no cut piece was, known pieces elsewhere, and a run that trains with it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from processes import train
+from sentence_transformers import SentenceTransformer
+from tiny import AWKWARD, english_sentences
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, PreTrainedTokenizerFast
+
+from distillation.vocabulary import Pieces, check_vocabulary, cut_vocabulary, keep_pieces, parse_vocabulary
+from model import DistilledBert, Embedder
+from model.directory import Settings
+from model.files import InputError
+
+TEXT = english_sentences(300)
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+def wordpiece() -> tuple[Tokenizer, trainers.Trainer]:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    return tokenizer, trainers.WordPieceTrainer(vocab_size=400, special_tokens=SPECIAL)
+
+
+def byte_level_bpe() -> tuple[Tokenizer, trainers.Trainer]:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    return tokenizer, trainers.BpeTrainer(vocab_size=700, special_tokens=SPECIAL, initial_alphabet=alphabet)
+
+
+def unigram() -> tuple[Tokenizer, trainers.Trainer]:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return tokenizer, trainers.UnigramTrainer(vocab_size=300, special_tokens=SPECIAL, unk_token="<unk>")
+
+
+KINDS: list[Callable[[], tuple[Tokenizer, trainers.Trainer]]] = [wordpiece, byte_level_bpe, unigram]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def teacher(request: pytest.FixtureRequest) -> Embedder:
+    """A random encoder with a tokenizer of one kind, trained on TEXT."""
+    tokenizer, trainer = request.param()
+    tokenizer.train_from_iterator(TEXT, trainer)
+    ends = [("<s>", 0), ("</s>", 2)]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    names = {"cls_token": "<s>", "pad_token": "<pad>", "sep_token": "</s>", "unk_token": "<unk>"}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="<mask>", **names)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    bert = DistilledBert(BertConfig(vocab_size=tokenizer.get_vocab_size(), pad_token_id=1, **shape))
+    return Embedder(bert, fast, Settings(max_length=128)).eval()
+
+
+def count(embedder: Embedder, text: list[str]) -> np.ndarray:
+    return np.bincount(np.concatenate(embedder.tokenize(text)), minlength=embedder.bert.config.vocab_size)
+
+
+words = st.sampled_from(sorted({word for sentence in TEXT for word in sentence.split()}))
+texts = st.lists(words | st.text(max_size=12) | st.sampled_from(AWKWARD[:12]), max_size=12).map(" ".join)
+
+
+@given(used=st.lists(st.sampled_from(TEXT), min_size=1, max_size=20), wanted=st.floats(0.01, 1), text=texts)
+def test_tokens_stay_unless_one_was_cut(teacher: Embedder, used: list[str], wanted: float, text: str) -> None:
+    kept = Pieces(teacher).choose(count(teacher, used), wanted)
+    student = keep_pieces(teacher.keep_layers([0, 1]), kept)
+    assert student.bert.config.vocab_size == len(student.tokenizer.get_vocab()) == len(kept)
+    for sentence in [*used, text] if wanted == 1 else [text]:
+        old, new = teacher.tokenize([sentence])[0], student.tokenize([sentence])[0]
+        if np.isin(old, kept).all():
+            assert kept[new].tolist() == old.tolist()
+            np.testing.assert_array_equal(student.encode(sentence), teacher.encode(sentence))
+        else:
+            assert sentence not in used or wanted < 1
+            unknown = teacher.tokenizer.unk_token_id
+            assert student.tokenizer.unk_token_id not in new or unknown in old
+            if unknown not in old and max(len(old), len(new)) < teacher.settings.max_length:
+                spelled = [each.tokenizer.decode(ids) for each, ids in ((teacher, old), (student, new))]
+                assert spelled[0].replace(" ", "") == spelled[1].replace(" ", "")
+
+
+def test_as_many_as_asked_for_the_most_used_first(teacher: Embedder) -> None:
+    counts = count(teacher, TEXT)
+    pieces = Pieces(teacher)
+    wanted = len(pieces.required) + 40
+    kept = pieces.choose(counts, wanted)
+    assert wanted - 3 <= len(kept) <= wanted  # a merge may need more than what is left
+    free = [number for number in kept if number not in pieces.required]
+    left = np.setdiff1d(np.arange(len(counts)), kept)
+    if not pieces.merges:
+        assert counts[free].min() >= counts[left].max()
+    for share in (0.5, 0.9, 1.0):
+        kept = pieces.choose(counts, share)
+        assert share <= counts[kept].sum() / counts.sum()
+    assert set(np.flatnonzero(counts)) <= set(kept)
+    with pytest.raises(InputError, match="at least"):
+        check_vocabulary(teacher, len(pieces.required) - 1)
+    with pytest.raises(InputError, match="below that"):
+        check_vocabulary(teacher, len(counts))
+
+
+def test_other_tools_load_what_is_saved(teacher: Embedder, tmp_path: Path) -> None:
+    student, cut = cut_vocabulary(teacher.keep_layers([1]), count(teacher, TEXT), "95%")
+    assert cut["pieces"] == student.bert.config.vocab_size < cut["of"] and cut["share_of_tokens"] >= 0.95
+    assert cut["megabytes_saved"] == pytest.approx((cut["of"] - cut["pieces"]) * 32 * 4 / 1e6)
+    student.save(tmp_path / "model")
+    for other in (SentenceTransformer(str(tmp_path / "model"), device="cpu"), Embedder.load(tmp_path / "model", "cpu")):
+        assert len(other.tokenizer.get_vocab()) == cut["pieces"]
+        np.testing.assert_allclose(other.encode(AWKWARD[3:9]), student.encode(AWKWARD[3:9]), atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3", "12.5", "0%", "101%", "many"])
+def test_neither_a_number_nor_a_share(text: str) -> None:
+    with pytest.raises(InputError, match="share of the text"):
+        parse_vocabulary(text)
