@@ -1,21 +1,26 @@
-"""A smaller vocabulary: the same tokens where no cut piece was, known pieces elsewhere, and a run that trains with it."""
+"""A smaller vocabulary: the same tokens where no cut piece was, known pieces elsewhere, and runs that train with it."""
 
-import json
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import hooks
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import train
+from processes import RunDirectory, same_weights, train, write_recipe
 from sentence_transformers import SentenceTransformer
 from tiny import AWKWARD, english_sentences
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from distillation.vocabulary import Pieces, check_vocabulary, cut_vocabulary, keep_pieces, parse_vocabulary
+from distillation.data.corpus import build_corpus
+from distillation.data.labels import EVALUATION, label_corpus, sentences_of
+from distillation.ranks import Ranks
+from distillation.recipe import parse_vocabulary
+from distillation.vocabulary import Pieces, check_vocabulary, cut_vocabulary, keep_pieces, retokenizer
 from model import DistilledBert, Embedder
 from model.directory import Settings
 from model.files import InputError
@@ -115,7 +120,8 @@ def test_other_tools_load_what_is_saved(teacher: Embedder, tmp_path: Path) -> No
     assert cut["pieces"] == student.bert.config.vocab_size < cut["of"] and cut["share_of_tokens"] >= 0.95
     assert cut["megabytes_saved"] == pytest.approx((cut["of"] - cut["pieces"]) * 32 * 4 / 1e6)
     student.save(tmp_path / "model")
-    for other in (SentenceTransformer(str(tmp_path / "model"), device="cpu"), Embedder.load(tmp_path / "model", "cpu")):
+    path = str(tmp_path / "model")
+    for other in (SentenceTransformer(path, device="cpu"), Embedder.load(path, "cpu", "fp32")):
         assert len(other.tokenizer.get_vocab()) == cut["pieces"]
         np.testing.assert_allclose(other.encode(AWKWARD[3:9]), student.encode(AWKWARD[3:9]), atol=1e-5)
 
@@ -124,3 +130,54 @@ def test_other_tools_load_what_is_saved(teacher: Embedder, tmp_path: Path) -> No
 def test_neither_a_number_nor_a_share(text: str) -> None:
     with pytest.raises(InputError, match="share of the text"):
         parse_vocabulary(text)
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+def test_the_student_trains_on_its_own_tokens(teacher: Embedder, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n".join(TEXT))
+    corpus = build_corpus(tmp_path / "corpus", [str(tmp_path / "text.txt")], None, 100, seed=0)
+    labels = label_corpus(teacher, corpus, None, tmp_path, "fp32", Ranks(0, 1, torch.device("cpu")))
+    assert labels.pieces.tolist() == count(teacher, corpus.sentences(0, 200)).tolist()
+    student, cut = cut_vocabulary(teacher.keep_layers([0]), labels.pieces, "80%")
+    assert cut["share_of_tokens"] < 1
+    labels.retokenize = retokenizer(teacher, student, corpus)
+    for name in (0, EVALUATION):
+        own = student.tokenize(sentences_of(name, corpus, teacher))
+        assert [tokens.tolist() for tokens in labels.read([name]).tokens] == [tokens.tolist() for tokens in own]
+
+
+def test_a_run_with_fewer_pieces(tiny_model_dir: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_model_dir, sentences=440)
+    runs = [RunDirectory(tmp_path / "runs" / name) for name in ("cut", "again", "further")]
+    flags = (recipe, "--vocabulary", "85%")
+    assert train(*flags, "--name", "cut").status == 0
+    data = runs[0].json("data.json")["vocabulary"]
+    assert data["pieces"] == len(runs[0].weights["embeddings.word_embeddings.weight"]) < data["of"]
+    assert runs[0].logged("negative_mse")[20] > runs[0].logged("negative_mse")[0]
+    assert runs[0].json("evaluation.json")["sanity"]["warnings"] == []
+
+    killed = functools.partial(hooks.kill_while_writing, "last", 0.5, earlier=1)
+    assert train(*flags, "--name", "again", before=killed).status == -9
+    assert train(*flags, "--name", "again", "--resume").status == 0
+    assert same_weights(runs[0], runs[1])
+
+    further = train(recipe, "--start-from", runs[0].path / "model", "--name", "further")
+    assert further.status == 0, further.err
+    assert runs[2].logged("negative_mse")[0] == pytest.approx(runs[0].logged("negative_mse")[20], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--vocabulary", "5"], "5 pieces can't be kept of this teacher's"),
+        (["--vocabulary", "99999"], "99,999 pieces can't be kept"),
+        (["--vocabulary", "some"], "'some' is not allowed"),
+        (["--vocabulary", "90%", "--start-from", "x"], "must be empty beside start_from"),
+    ],
+)
+def test_what_can_not_be_cut_is_refused(tiny_model_dir: Path, tmp_path: Path, flags: list[str], line: str) -> None:
+    outcome = train(write_recipe(tmp_path, tiny_model_dir), *flags)
+    assert outcome.status == 2 and line in outcome.error
+    assert not (tmp_path / "runs" / "tiny" / "recipe.toml").exists()
