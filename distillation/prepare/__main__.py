@@ -2,6 +2,7 @@
 
 python -m distillation.prepare                  # into assets/
 python -m distillation.prepare --assets DIR
+python -m distillation.prepare --teacher all-mpnet-base-v2    # also this larger teacher
 """
 
 import argparse
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from distillation.command_line import OneLineParser, run_command
 from distillation.prepare.fetch import prepare
+from distillation.prepare.mpnet import NAME, prepare_mpnet
 
 
 def main() -> None:
@@ -18,7 +20,11 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--assets", type=Path, default=Path("assets"), metavar="DIR", help="where to (default: assets)")
-    prepare(parser.parse_args().assets)
+    parser.add_argument("--teacher", choices=[NAME], help="a further teacher to fetch, 440 MB")
+    arguments = parser.parse_args()
+    prepare(arguments.assets)
+    if arguments.teacher:
+        prepare_mpnet(arguments.assets)
 
 
 if __name__ == "__main__":
