@@ -1,4 +1,4 @@
-"""A larger teacher: all-mpnet-base-v2, 12 layers of 768 dimensions, whose zip file five wheels on PyPI hold in parts."""
+"""A larger teacher, all-mpnet-base-v2 (12 layers of 768 dimensions): five wheels on PyPI hold its zip file in parts."""
 
 import tempfile
 from pathlib import Path
