@@ -118,6 +118,7 @@ def make_run(directory: Path) -> Path:
     data = {
         "size": 1000, "evaluation_size": 10, "tokens": {"min": 3, "mean": 12.5, "max": 40},
         "samples": ["A sample.", HOSTILE, "Another."], "sources": {"text.txt": 1000},
+        "vocabulary": {"pieces": 8000, "of": 30522, "share_of_tokens": 0.94, "megabytes_saved": 34.6},
     }  # fmt: skip
     for name, value in [("evaluation", EVALUATION), ("evaluation_pairs", pairs), ("bench", BENCH), ("data", data)]:
         (directory / f"{name}.json").write_text(json.dumps(value))
@@ -153,7 +154,8 @@ def test_write_report_writes_picture_page_and_card_and_prints_the_table(
     quarters = [picture[y : y + 600, x : x + 800, :3] for y in (0, 600) for x in (0, 800)]
     assert all(quarter.std() > 0.05 for quarter in quarters), "a panel is blank"
     assert page_data((run / "report.html").read_text(encoding="utf-8"))["name"] == "tiny-2"
-    assert (run / "model" / "README.md").read_text(encoding="utf-8").startswith("---\n")
+    card = (run / "model" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n") and "| Saved by the smaller vocabulary, in MB | 34.6 |" in card
     printed = capsys.readouterr().out
     assert re.search(r"sts-test +0\.800 +0\.820 +97\.6%", printed)
     assert re.search(r"mean +0\.713 +0\.693 +102\.9%", printed)

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load,
 from distillation.data.sources import DATA_SUFFIXES, split_marks
 from distillation.report.run_files import ABOVE_ALL, RunFiles, SetResult
 
-DEFAULT_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"  # the embedded default: English, Apache-2.0
+PREPARED = ("all-MiniLM-L6-v2", "all-mpnet-base-v2")  # sentence-transformers' own: English, Apache-2.0
 TEMPLATE = Path(__file__).with_name("card.md")
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "distillation", "knowledge-distillation"]
 
@@ -29,8 +29,8 @@ def hub_name(source: str) -> str | None:
 
 def base_model_of(teacher: str) -> str | None:
     """The teacher's name on the Hub, if it can be told."""
-    if Path(teacher).name == "all-MiniLM-L6-v2":
-        return DEFAULT_TEACHER
+    if Path(teacher).name in PREPARED:
+        return f"sentence-transformers/{Path(teacher).name}"
     return hub_name(teacher)
 
 
@@ -51,7 +51,7 @@ def card_data(files: RunFiles) -> ModelCardData:
     teacher = files.recipe.get("teacher", "")
     base_model, metadata = base_model_of(teacher), teacher_metadata(teacher)
     license, language = metadata.get("license"), metadata.get("language")
-    if base_model == DEFAULT_TEACHER:
+    if base_model in [f"sentence-transformers/{name}" for name in PREPARED]:
         license, language = "apache-2.0", "en"
     sources = [hub_name(source) for source in files.data.get("sources", {})]
     sts = files.recipe.get("sts", {})
