@@ -25,6 +25,7 @@ from distillation.recipe import parse_vocabulary
 from model import Embedder
 from model.directory import read_tokenizer
 from model.files import InputError, write_json
+from model.tokens import Tokenized
 
 KINDS = ("WordPiece", "BPE", "Unigram")
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what a tokenizer with byte_fallback cuts an unknown character into
@@ -257,13 +258,15 @@ def retokenizer(teacher: Embedder, student: Embedder, corpus: Corpus) -> Retoken
     for name, number in teacher.tokenizer.get_vocab().items():
         new_V[number] = numbers.get(name, -1)
 
-    def retokenize(shard: int | str, tokens: list[np.ndarray]) -> list[np.ndarray]:
-        result = [new_V[sentence] for sentence in tokens]
-        anew = [row for row, sentence in enumerate(result) if sentence.min() < 0]
-        if anew:
-            texts = sentences_of(shard, corpus, teacher)
-            for row, sentence in zip(anew, student.tokenize([texts[row] for row in anew]), strict=True):
-                result[row] = sentence
-        return result
+    def retokenize(shard: int | str, tokens: Tokenized) -> Tokenized:
+        renumbered = Tokenized(new_V[tokens.ids], tokens.lengths)
+        cut = np.flatnonzero(renumbered.ids < 0)
+        if len(cut) == 0:
+            return renumbered
+        anew = np.unique(np.searchsorted(renumbered.starts, cut, side="right") - 1).tolist()
+        texts, sentences = sentences_of(shard, corpus, teacher), list(renumbered)
+        for row, sentence in zip(anew, student.tokenize([texts[row] for row in anew]), strict=True):
+            sentences[row] = sentence
+        return Tokenized.of(sentences)
 
     return retokenize

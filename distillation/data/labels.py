@@ -38,7 +38,7 @@ SHARD = 16_384  # sentences of a shard
 WINDOW = 4  # shards shuffled together in an epoch: at 1024 dimensions, 134 MB of fp16 labels in memory
 EVALUATION = "evaluation"  # name of the one shard that holds the evaluation sentences
 
-Retokenize = Callable[[int | str, list[np.ndarray]], list[np.ndarray]]  # a shard's name and the teacher's tokens of it
+Retokenize = Callable[[int | str, Tokenized], Tokenized]  # of a shard's name and the teacher's tokens
 
 
 @dataclass
@@ -94,12 +94,13 @@ class Labels:
 
     def read(self, names: Sequence[int | str]) -> LabelledSentences:
         """Some shards in memory, their tokens the student's."""
-        shards = [read_shards([self.directory / shard_name(name)]) for name in names]
-        if self.retokenize:
-            for name, shard in zip(names, shards, strict=True):
-                shard.tokens = self.retokenize(name, shard.tokens)
-        tokens = [sentence for shard in shards for sentence in shard.tokens]
-        return LabelledSentences(tokens, torch.cat([shard.labels for shard in shards]))
+        paths = [self.directory / shard_name(name) for name in names]
+        if self.retokenize is None:
+            return read_shards(paths)
+        shards = [read_shards([path]) for path in paths]
+        tokens = [self.retokenize(name, shard.tokens) for name, shard in zip(names, shards, strict=True)]
+        ids, lengths = (np.concatenate([getattr(each, key) for each in tokens]) for key in ("ids", "lengths"))
+        return LabelledSentences(Tokenized(ids, lengths), torch.cat([shard.labels for shard in shards]))
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Batches that `epoch` gives."""
@@ -228,7 +229,7 @@ def label_shards(
     def count(shard: LabelledSentences, name: int | str) -> None:
         if name != EVALUATION:
             histogram[:] += np.bincount(shard.lengths, minlength=len(histogram))
-            pieces[:] += np.bincount(np.concatenate(shard.tokens), minlength=len(pieces))
+            pieces[:] += np.bincount(shard.tokens.ids, minlength=len(pieces))
 
     histogram = np.zeros(teacher.settings.max_length + 1, dtype=np.int64)
     pieces = np.zeros(teacher.bert.config.vocab_size, dtype=np.int64)
