@@ -192,6 +192,42 @@ def test_the_reference_recipe_in_small(place: Path) -> None:
     assert not np.allclose(np.linalg.norm(student.encode(TEST_TEXT), axis=1), 1, atol=0.1)
 
 
+def test_the_reference_recipes_successor_in_small(place: Path) -> None:
+    """recipes/mxbai-large-8-plus.toml with local text of the same columns; queries get the teacher's own prompt."""
+    text, folder, prompt = english_sentences(480), place / "plus", "who sees the dog and "
+    teacher = make_bert_dir(
+        folder / "teacher", layers=10, hidden=24, heads=4, pooling="cls", normalize=False, prompts={"query": prompt}
+    )
+    columns = {
+        "all-nli": {"sentence1": text[:50], "sentence2": text[50:100]},
+        "wikipedia-en-sentences": {"sentence": text[100:200]},
+        "gooaq": {"question": text[200:280], "answer": text[280:360]},
+        "natural-questions": {"query": text[360:420], "answer": text[420:]},
+    }
+    sources = []
+    for source in read_recipe(ROOT / "recipes" / "mxbai-large-8-plus.toml").sentences:
+        marks, _, plain = source.rpartition("@")
+        name, _, parts = plain.removeprefix("sentence-transformers/").partition(":")
+        dataset = parquet_dataset(folder / name, {"train": columns[name]})
+        parts = ":".join(["", *parts.split(":")[1:]])  # a local directory has no configs
+        sources.append(f"{marks}{'@' if marks else ''}{dataset}{':' + parts if parts else ''}")
+    scores = {"sentence1": text[:20], "sentence2": text[20:40], "score": [number % 6 / 5 for number in range(20)]}
+    sts = parquet_dataset(folder / "sts", {"validation": scores, "test": scores})
+    ended = train(
+        ROOT / "recipes" / "mxbai-large-8-plus.toml", "--output", str(folder), "--teacher", str(teacher),
+        "--sentences", *sources, "--sts", f"sts-dev={sts}::validation", f"sts-test={sts}::test",
+        "--evaluation-sentences", "40", "--max-length", "64", "--precision", "fp32",
+    )  # fmt: skip
+    assert ended.status == 0, ended.err
+    run = RunDirectory(folder / "mxbai-large-8-plus")
+    assert sum(run.json("data.json")["sources"].values()) == 440
+    held_out = run.json("held_out.json")
+    held = zip(held_out["sentences"], held_out["roles"], strict=True)
+    asked = {sentence for sentence, role in held if role == "query"}
+    assert asked and asked <= set(columns["gooaq"]["question"] + columns["natural-questions"]["query"])
+    assert run.json("evaluation.json")["sanity"]["labels_max_difference"] < 1e-3  # to the teacher under each prompt
+
+
 @pytest.mark.parametrize("settings", [["--precision", "bf16"], ["--dimensions", "8"]], ids=lambda settings: settings[0])
 def test_it_learns_in_half_precision_and_in_fewer_dimensions(recipe: Path, settings: list[str]) -> None:
     name = settings[0].strip("-")
