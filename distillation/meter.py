@@ -30,7 +30,8 @@ class Meter:
         self._since = time.perf_counter()
         self._sentences = 0
         # In fp64 a sum of fp32 losses is exact, whatever the order, so a resumed run logs the same mean.
-        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._ranks.device)
+        dtype = torch.float32 if self._ranks.device.type == "mps" else torch.float64  # Apple's GPUs have no fp64
+        self._loss_sum = torch.zeros((), dtype=dtype, device=self._ranks.device)
         self._losses = 0
         self._idle: list[float] = []
 
