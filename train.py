@@ -3,7 +3,7 @@
     python train.py                                   # the embedded default: recipes/minilm-3.toml
     python train.py recipes/mxbai-large-8.toml        # the reference run; wants a GPU and the Hub
     python train.py RECIPE --layers 0,5 --learning-rate 5e-4 --name two-layers
-    python train.py RECIPE --resume                   # go on after a stop
+    python train.py RECIPE --resume                   # resume after a stop
     torchrun --nproc-per-node 8 train.py RECIPE       # the same steps on eight GPUs
 
 The teacher embeds every sentence once and its embeddings are kept on disk as labels. The student starts from copies of
@@ -376,7 +376,7 @@ def say(ranks: Ranks, text: str) -> None:
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default=str(DEFAULT_RECIPE), help="recipe file (default: minilm-3.toml)")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint, if there is one")
+    parser.add_argument("--resume", action="store_true", help="resume from the run's last checkpoint, if there is one")
     add_recipe_flags(parser)
     arguments = parser.parse_args()
     recipe = recipe_from_arguments(arguments, arguments.recipe)

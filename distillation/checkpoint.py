@@ -1,4 +1,4 @@
-"""Checkpoints: everything needed to go on exactly, as one safetensors file, with no pickle.
+"""Checkpoints: everything needed to resume exactly, as one safetensors file, with no pickle.
 
 What is not in the file follows from the step: the learning rate, the order of the data and the dropout of each step are
 functions of the recipe's seed and the step's number.
@@ -82,7 +82,7 @@ class Checkpoints:
         return progress
 
     def _best_is_whole(self) -> bool:
-        """Whether the best weights so far are there and undamaged, on every rank; says so where they are not."""
+        """Whether the best weights so far are there and whole, on every rank; says so where they are not."""
         try:
             read_weights(self.best)
         except InputError as error:
@@ -122,7 +122,7 @@ def save_checkpoint(
         optimizer: one whose state holds tensors by parameter, such as AdamW.
         progress: how far the run has come.
         scaler: the gradient scaler; its state is empty where it is not used.
-        recipe: fingerprint of the settings that must not change when the run goes on.
+        recipe: fingerprint of the settings that must not change when the run is resumed.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
@@ -141,7 +141,7 @@ def load_checkpoint(
         How far the run had come.
 
     Raises:
-        InputError: the file is damaged, or of a run with other settings.
+        InputError: the file is corrupt, or of a run with other settings.
     """
     try:
         tensors, state = load_tensors(path)
@@ -168,7 +168,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Put weights of `save_weights` back.
 
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: the file is missing or corrupt.
     """
     model.load_state_dict(read_weights(path))
 
@@ -177,7 +177,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of `save_weights`.
 
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: the file is missing or corrupt.
     """
     tensors, state = load_tensors(path)
     if state != "weights":  # without our checksum

@@ -1,4 +1,4 @@
-"""AdamW for a student: word rows beside the other weights, scaled losses for fp16, clipping, and steps left out.
+"""AdamW for a student: token rows beside the other weights, scaled losses for fp16, clipping, and steps left out.
 
 Nothing here waits for the device: whether a step is left out is decided there, and counted there until someone asks.
 """
@@ -27,7 +27,7 @@ class StudentOptimizer:
     small gradients do not vanish (Micikevicius et al., 2017, https://arxiv.org/abs/1710.03740).
 
     Attributes:
-        adamw: the optimizer of all weights but the word table; the table's moments are kept in its state too.
+        adamw: the optimizer of all weights but the token table; the table's moments are kept in its state too.
         scaler: scales the loss in fp16, and is disabled otherwise.
         grad_norm: L2 norm of the last step's gradient before clipping, () fp32 on the device.
         skips: steps left out in all, and in a row up to now: (2,) int64 on the device.
@@ -56,7 +56,7 @@ class StudentOptimizer:
             group["lr"] = rate
 
     def take_rows(self, sentences: Tokenized | Sequence[np.ndarray]) -> BatchRows:
-        """The rows of the word table that the next step trains: those of the whole batch, all ranks together."""
+        """The rows of the token table that the next step trains: those of the whole batch, all ranks together."""
         return BatchRows(self._table, sentences)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -68,7 +68,7 @@ class StudentOptimizer:
         rows.average_over(self._ranks)
         group = self.adamw.param_groups[0]
         with_rows = {**group, "params": [*group["params"], rows.vectors]}
-        self.adamw.param_groups[0] = with_rows  # one scaler looks for infinities in the word rows too
+        self.adamw.param_groups[0] = with_rows  # one scaler looks for infinities in the token rows too
         self.scaler.unscale_(self.adamw)
         self.adamw.param_groups[0] = group
 

@@ -1,10 +1,10 @@
-"""The word embedding table, trained a few rows a step.
+"""The token embedding table, trained a few rows a step.
 
 A batch touches about a thousand of the table's tens of thousands of rows, yet a dense gradient, its clipping and AdamW
 would go through all of it every step: in a small student that is half of the weights. Instead the rows of the batch are
 taken out, trained as a small dense matrix, and put back.
 
-Shapes: V words in the table, U distinct words of a batch, D dimensions.
+Shapes: V tokens in the table, U distinct tokens of a batch, D dimensions.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class BatchRows:
     """The rows of the table that a batch needs, as a leaf tensor that collects their gradient.
 
     Attributes:
-        ids: numbers of the distinct words of the whole batch, all ranks together, ascending: (U,) int64.
+        ids: numbers of the distinct tokens of the whole batch, all ranks together, ascending: (U,) int64.
         vectors: their vectors, (U, D) fp32, with `.grad` after a backward pass.
     """
 
@@ -37,12 +37,12 @@ class BatchRows:
         self.vectors = table.detach()[self.ids].requires_grad_()
 
     def of(self, sentences: Tokenized | Sequence[np.ndarray]) -> torch.Tensor:
-        """Word vectors (N, D) of a part of the batch, sentences end to end."""
+        """Token vectors (N, D) of a part of the batch, sentences end to end."""
         (indices,) = to_device([self._index_of[Tokenized.of(sentences).ids]], self.table.device)
         return nn.functional.embedding(indices, self.vectors)
 
     def pack(self, sentences: Tokenized | Sequence[np.ndarray]) -> PackedTokens:
-        """A part of the batch as the network reads it, its word vectors taken from these rows."""
+        """A part of the batch as the network reads it, its token vectors taken from these rows."""
         tokens = PackedTokens.pack(sentences, self.table.device)
         tokens.word_vectors = self.of(sentences)
         return tokens
@@ -56,7 +56,7 @@ class BatchRows:
     def step(self, optimizer: torch.optim.Optimizer, left_out: torch.Tensor) -> None:
         """One AdamW step on these rows, with the optimizer's settings; its state for the table lives in `optimizer`.
 
-        A row's moments decay only when its word occurs, and its bias correction counts its own steps.
+        A row's moments decay only when its token occurs, and its bias correction counts its own steps.
 
         Args:
             optimizer: gives learning rate, betas, eps and weight decay.

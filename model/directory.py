@@ -118,7 +118,7 @@ def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
     """A JSON object from a file; empty where an optional one is missing.
 
     Raises:
-        InputError: missing, damaged, or JSON of another kind.
+        InputError: missing, corrupt, or JSON of another kind.
     """
     if optional and not path.exists():
         return {}
@@ -155,14 +155,14 @@ def read_bert(folder: Path) -> DistilledBert:
     """The encoder: config.json and the weights that go with it, in fp32.
 
     Raises:
-        InputError: either is missing or damaged, or they do not fit each other.
+        InputError: either is missing or corrupt, or they do not fit each other.
     """
     config = read_config(folder / "config.json")
     weights = read_weights(folder)
     if f"encoder.layer.{config.num_hidden_layers - 1}.output.dense.weight" not in weights:
         raise InputError(f"{folder}: config.json asks for {config.num_hidden_layers} layers, the weights hold fewer")
     try:
-        with torch.device("meta"):  # shapes without memory, which a damaged config could ask too much of
+        with torch.device("meta"):  # shapes without memory, which a corrupt config could ask too much of
             bert = DistilledBert(config, add_pooling_layer="pooler.dense.weight" in weights)
     except Exception as error:
         raise InputError(f"{folder}/config.json: no BERT can be built from it ({first_line(error)})") from None
@@ -178,7 +178,7 @@ def read_config(path: Path) -> BertConfig:
     """config.json, if it is one of an encoder that DistilledBert computes.
 
     Raises:
-        InputError: missing, damaged, or another architecture.
+        InputError: missing, corrupt, or another architecture.
     """
     values = read_object(path)
     kind = values.get("model_type", "unknown")
@@ -204,7 +204,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Tensors by BertModel's names, from safetensors (one file or several) or a .bin file.
 
     Raises:
-        InputError: no weights, or a damaged file.
+        InputError: no weights, or a corrupt file.
     """
     single, index, pickled = (
         folder / name for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -221,7 +221,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     elif pickled.exists():
         try:
             tensors = torch.load(pickled, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle can raise anything
+        except Exception as error:  # a corrupt pickle can raise anything
             raise InputError(f"{pickled}: damaged, or holds more than weights ({first_line(error)})") from None
         if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
             raise InputError(f"{pickled}: not a dictionary of weights")
@@ -254,7 +254,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     """The model's tokenizer, in its Rust form.
 
     Raises:
-        InputError: missing, damaged, or with other words than the model.
+        InputError: missing, corrupt, or with other words than the model.
     """
     if not (folder / "tokenizer.json").exists() and not (folder / "vocab.txt").exists():
         raise InputError(f"{folder}: no tokenizer there (tokenizer.json or vocab.txt)")
@@ -263,7 +263,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
         words = tokenizer.get_vocab().values()
         largest = max([*words, *tokenizer("\u0378 a")["input_ids"]])  # a text it can't know, too
         empty = tokenizer("")["input_ids"]
-    except Exception as error:  # the Rust library raises plain Exception for a damaged file
+    except Exception as error:  # the Rust library raises plain Exception for a corrupt file
         raise InputError(f"{folder}: the tokenizer can't be read ({first_line(error)})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{folder}: the tokenizer {type(tokenizer).__name__} has no fast form")
@@ -336,7 +336,7 @@ def read_dense(modules: dict[str, Path], inputs: int) -> tuple[nn.Linear | None,
     """The dense module after pooling and its activation's name in torch.nn, if the model has one.
 
     Raises:
-        InputError: damaged, or an activation we do not know.
+        InputError: corrupt, or an activation we do not know.
     """
     if "Dense" not in modules:
         return None, "Identity"

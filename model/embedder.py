@@ -82,7 +82,7 @@ class Embedder(nn.Module):
             max_length: tokens of a sentence that are read, in place of what the model's files say.
 
         Raises:
-            InputError: no such model, a damaged file, an architecture other than BERT, or a max_length beyond it.
+            InputError: no such model, a corrupt file, an architecture other than BERT, or a max_length beyond it.
         """
         embedder = cls(*read_model(str(path)))
         if pooling is not None:

@@ -141,7 +141,7 @@ def read_shards(paths: Sequence[Path]) -> LabelledSentences:
     """Read shards into memory.
 
     Raises:
-        InputError: a shard is missing or damaged.
+        InputError: a shard is missing or corrupt.
     """
     shards = [read_shard(path) for path in paths]
     ids, lengths, labels = (torch.cat([shard[key] for shard in shards]) for key in ("input_ids", "lengths", "labels"))
@@ -152,7 +152,7 @@ def read_shard(path: Path) -> dict[str, torch.Tensor]:
     """input_ids, lengths and labels of one shard.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: it is missing or corrupt.
     """
     try:
         tensors, rows = load_tensors(path)
@@ -219,7 +219,7 @@ def label_corpus(
 def label_shards(
     teacher: Embedder, corpus: Corpus, directory: Path, names: Sequence[int | str], storage: str, show_progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Write those of the named shards that are missing or damaged.
+    """Write those of the named shards that are missing or corrupt.
 
     Returns:
         How many training sentences in these shards have 0, 1, 2, ... tokens, (max_length + 1,), and how often each
@@ -299,7 +299,7 @@ def write_shard(path: Path, shard: LabelledSentences, storage: str) -> None:
 
 
 def whole_shard(path: Path) -> LabelledSentences | None:
-    """A shard; None where it is missing, or damaged, which is said."""
+    """A shard; None where it is missing, or corrupt, which is said."""
     if not path.exists():
         return None
     try:

@@ -169,7 +169,7 @@ def read_retrieval(name: str, source: str) -> RetrievalSet:
     relevant. Queries without a relevant document are left out.
 
     Raises:
-        InputError: by file and line: a file missing or damaged, an id twice or unknown, an empty query.
+        InputError: by file and line: a file missing or corrupt, an id twice or unknown, an empty query.
     """
     if source.startswith("parallel:"):
         return read_parallel(name, source)

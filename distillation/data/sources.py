@@ -35,7 +35,7 @@ import pyarrow.parquet as parquet
 from model.files import InputError
 
 Row = dict[str, Any]
-LINE_LIMIT = 2**24  # bytes; a longer line is no text, and this bounds the memory that a damaged file can ask for
+LINE_LIMIT = 2**24  # bytes; a longer line is no text, and this bounds the memory that a corrupt file can ask for
 DATA_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".gz")
 STS_BENCHMARK_COLUMNS = ["genre", "file", "year", "id", "score", "sentence1", "sentence2"]
 
@@ -171,7 +171,7 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[in
     """The rows of one file by its name's ending, gzip or not; a text file's rows have one column, `text`.
 
     Raises:
-        InputError: the file is missing, damaged or not UTF-8, with its line.
+        InputError: the file is missing, corrupt or not UTF-8, with its line.
     """
     suffix = suffix_of(path)
     try:
@@ -204,7 +204,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 text file, numbered from 1, without the line break.
 
     Raises:
-        InputError: not UTF-8, a NUL byte, an endless line, or damaged gzip.
+        InputError: not UTF-8, a NUL byte, an endless line, or corrupt gzip.
     """
     with open_file(path) as file:
         for number in itertools.count(1):

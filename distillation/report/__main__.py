@@ -35,7 +35,7 @@ def write_report(run: Path) -> None:
     """Write report.png, report.html and model/README.md in a run directory, and print a short table.
 
     Raises:
-        InputError: no run directory, a file of it is damaged, or the student was not evaluated yet.
+        InputError: no run directory, a file of it is corrupt, or the student was not evaluated yet.
     """
     files = RunFiles.read(run)
     picture, page, card = run / "report.png", run / "report.html", run / "model" / "README.md"

@@ -91,7 +91,7 @@ class RunFiles:
         """Read a run directory.
 
         Raises:
-            InputError: no run directory, no recipe, student or evaluation in it, or a damaged file.
+            InputError: no run directory, no recipe, student or evaluation in it, or a corrupt file.
         """
         if not (directory / "recipe.toml").is_file():
             raise InputError(f"{directory}: no run directory, recipe.toml is missing; make one with `python train.py`")
