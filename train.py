@@ -240,13 +240,11 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
     total = teacher.bert.config.num_hidden_layers
     choose_layers(recipe.layers, total, search=lambda count: list(range(count)))  # a wrong list ends here, at once
     corpus = open_corpus(recipe, cutter_of(teacher), ranks)
-    layers = choose_layers(
-        recipe.layers,
-        total,
-        search=lambda count: ranks.from_main(
-            "layers", lambda: search_layers(teacher, sample_of(corpus, teacher), count)
-        ),
-    )
+
+    def search(count: int) -> list[int]:
+        return ranks.from_main("layers", lambda: search_layers(teacher, sample_of(corpus, teacher), count))
+
+    layers = choose_layers(recipe.layers, total, search)
     check_batches(recipe, len(corpus), ranks)
     start = load_start(recipe, teacher) if recipe.start_from else None
     if recipe.vocabulary:
@@ -264,25 +262,43 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
         student, cut = cut_vocabulary(student, labels.pieces, recipe.vocabulary)
     if student.bert.config.vocab_size != teacher.bert.config.vocab_size:
         labels.retokenize = retokenizer(teacher, student, corpus)
-    say(ranks, f"teacher {recipe.teacher}: {total} layers, {count(teacher)}")
-    begins_as = f"layers {', '.join(map(str, layers))}" if start is None else recipe.start_from
-    say(ranks, f"student: {begins_as}, {count(student)}")
-    if cut:
-        share, saved = f"{cut['share_of_tokens']:.2%}", f"{cut['megabytes_saved']:.1f}"
-        say(ranks, f"{cut['pieces']:,} of {cut['of']:,} pieces kept, {share} of the text's tokens: {saved} MB less")
-    say(ranks, f"{len(corpus):,} sentences of {labels.tokens['mean']:.1f} tokens, in {precision}")
-    if ranks.is_main:
-        write_text(run.directory / "recipe.toml", recipe_text(recipe))
-        held_out = {"sentences": corpus.evaluation(), "roles": corpus.evaluation_roles()}
-        write_json(run.directory / "held_out.json", held_out)
-        statistics = {"size": len(corpus), "evaluation_size": corpus.evaluation_size, "tokens": labels.tokens}
-        samples = {"samples": corpus.sentences(0, min(3, len(corpus))), "sources": corpus.counts}
-        write_json(run.directory / "data.json", statistics | samples | ({"vocabulary": cut} if cut else {}))
-
+    describe_run(recipe, teacher, student, corpus, labels, cut, ranks, run)
     progress = train(student, labels, sts, retrieval, recipe, ranks, run)
     if ranks.is_main:
         student.save(run.directory / "model")
         finish(student, teacher, labels, corpus, sts, retrieval, progress, recipe, run)
+
+
+def describe_run(
+    recipe: Recipe,
+    teacher: Embedder,
+    student: Embedder,
+    corpus: Corpus,
+    labels: Labels,
+    cut: dict[str, Any],
+    ranks: Ranks,
+    run: Run,
+) -> None:
+    """Say what the run is made of, and write it into the run's directory.
+
+    Args:
+        cut: what `cut_vocabulary` says of the smaller vocabulary; {} for the teacher's own.
+    """
+    if not ranks.is_main:
+        return
+    begins_as = recipe.start_from or f"layers {', '.join(map(str, recipe.layers))}"
+    say(ranks, f"teacher {recipe.teacher}: {teacher.bert.config.num_hidden_layers} layers, {count(teacher)}")
+    say(ranks, f"student: {begins_as}, {count(student)}")
+    if cut:
+        share, saved = f"{cut['share_of_tokens']:.2%}", f"{cut['megabytes_saved']:.1f}"
+        say(ranks, f"{cut['pieces']:,} of {cut['of']:,} pieces kept, {share} of the text's tokens: {saved} MB less")
+    say(ranks, f"{len(corpus):,} sentences of {labels.tokens['mean']:.1f} tokens, in {recipe.precision}")
+    write_text(run.directory / "recipe.toml", recipe_text(recipe))
+    held_out = {"sentences": corpus.evaluation(), "roles": corpus.evaluation_roles()}
+    write_json(run.directory / "held_out.json", held_out)
+    statistics = {"size": len(corpus), "evaluation_size": corpus.evaluation_size, "tokens": labels.tokens}
+    samples = {"samples": corpus.sentences(0, min(3, len(corpus))), "sources": corpus.counts}
+    write_json(run.directory / "data.json", statistics | samples | ({"vocabulary": cut} if cut else {}))
 
 
 def check_batches(recipe: Recipe, sentences: int, ranks: Ranks) -> None:
