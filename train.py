@@ -265,6 +265,7 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
     describe_run(recipe, teacher, student, corpus, labels, cut, ranks, run)
     progress = train(student, labels, sts, retrieval, recipe, ranks, run)
     if ranks.is_main:
+        student.calibrate(student.with_prompts(corpus.evaluation(), corpus.evaluation_roles()))
         student.save(run.directory / "model")
         finish(student, teacher, labels, corpus, sts, retrieval, progress, recipe, run)
 

@@ -19,6 +19,7 @@ from distillation.ranks import Ranks
 from distillation.recipe import Recipe
 from model import Embedder
 from model.bert import Linear
+from model.int8 import Rounding, quantised_product, to_bytes
 from model.products import dtype_of, layout_for
 
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")  # those that decide the rate
@@ -116,14 +117,17 @@ class Products:
 
 def products_of(config: BertConfig, precision: str, device: torch.device) -> list[Products]:
     """Matrix products of a model's shapes, computed as encoding computes them: the limit of what it can reach."""
-    lay_out, dtype = layout_for(precision, device), dtype_of(precision)
     D, inner = config.hidden_size, config.intermediate_size
     found = []
     for rows in (1024, 4096) if device.type == "cpu" else (8192, 32_768):  # fewer are too short for a GPU
         for inputs, outputs in ((D, inner), (inner, D)):
-            weight, bias = torch.randn(outputs, inputs, device=device), torch.zeros(outputs, device=device)
-            product = lay_out(Linear(weight, bias))
-            x_NI = torch.randn(rows, inputs, device=device, dtype=dtype)
+            linear = Linear(torch.randn(outputs, inputs, device=device), torch.zeros(outputs, device=device))
+            x_NI = torch.randn(rows, inputs, device=device, dtype=dtype_of(precision))
+            if precision == "int8":
+                x_NI = to_bytes(x_NI, 0.02, 128)
+                product = quantised_product(linear, Rounding(torch.ones(inputs), 0.02, 128), torch.bfloat16)
+            else:
+                product = layout_for(precision, device)(linear)
             flops = 2 * rows * inputs * outputs
             calls = max(1, int((2e12 if device.type == "cuda" else 2e10) / flops))  # enough for the clock
             found.append(Products(precision, calls * flops, partial(repeat, product, x_NI, calls)))

@@ -25,8 +25,10 @@ from model.files import (
     write_json,
     write_text,
 )
+from model.int8 import Calibration, calibration_of, tensors_of
 from model.pooling import Pooling
 
+CALIBRATION_FILE = "int8_calibration.safetensors"  # read by us alone
 HUB_FILES = ["*.json", "*.txt", "*/config.json", "*/model.safetensors", "*/pytorch_model.bin"]  # no ONNX and the like
 MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # each at most once, in this order
 DENSE_ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU")
@@ -67,6 +69,7 @@ class Parts(NamedTuple):
     settings: Settings
     dense: nn.Linear | None
     dense_activation: str
+    calibration: Calibration | None = None  # what int8 rounds by
 
 
 def best_device() -> torch.device:
@@ -85,9 +88,9 @@ def local_directory(name: str) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"{name}: no such model directory")
     try:
-        config_only = Path(snapshot_download(name, allow_patterns=HUB_FILES + ["model*.safetensors"]))
+        config_only = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, CALIBRATION_FILE, "model*.safetensors"]))
         if not list(config_only.glob("model*.safetensors")):
-            return Path(snapshot_download(name, allow_patterns=HUB_FILES + ["pytorch_model.bin"]))
+            return Path(snapshot_download(name, allow_patterns=[*HUB_FILES, CALIBRATION_FILE, "pytorch_model.bin"]))
         return config_only
     except Exception as error:  # the Hub's errors, the network's, and the disk's
         reason = first_line(error)
@@ -109,9 +112,10 @@ def read_model(name: str) -> Parts:
         read_pooling(modules, settings)
         read_lengths_and_prompts(directory, folder, settings, bert.config, tokenizer)
         dense, activation = read_dense(modules, bert.config.hidden_size)
+        calibration = read_calibration(folder / CALIBRATION_FILE, bert.config.num_hidden_layers)
     except OSError as error:  # no permission, a directory where a file should be, a name that is too long
         raise InputError(f"{error.filename or directory}: can't be read ({error.strerror or error})") from None
-    return Parts(bert, tokenizer, settings, dense, activation)
+    return Parts(bert, tokenizer, settings, dense, activation, calibration)
 
 
 def read_object(path: Path, optional: bool = False) -> dict[str, Any]:
@@ -355,6 +359,20 @@ def read_dense(modules: dict[str, Path], inputs: int) -> tuple[nn.Linear | None,
     return dense, activation
 
 
+def read_calibration(path: Path, layers: int) -> Calibration | None:
+    """What int8 rounds by, where the model says it.
+
+    Raises:
+        InputError: the file is damaged, or of another model.
+    """
+    if not path.exists():
+        return None
+    try:
+        return calibration_of(load_tensors(path)[0], layers)
+    except KeyError as error:
+        raise InputError(f"{path}: has no {error}, so it belongs to another model; delete it") from None
+
+
 def inside(directory: Path, name: str) -> Path:
     """`directory / name`, which must not lead out of `directory`.
 
@@ -374,11 +392,13 @@ def write_model(parts: Parts, path: Path, model_card: str | None) -> None:
     """Write a model directory, whole or not at all; see `Embedder.save`."""
     if path.exists() and not (path / "config.json").exists() and (path.is_file() or any(path.iterdir())):
         raise InputError(f"{path}: is there and no model, so it is not replaced; choose another place to save to")
-    bert, tokenizer, settings, dense, activation = parts
+    bert, tokenizer, settings, dense, activation, calibration = parts
     with atomic_directory(path) as directory:
         config: dict[str, Any] = json.loads(bert.config.to_json_string(use_diff=False))
         write_json(directory / "config.json", config | {"architectures": ["BertModel"], "dtype": "float32"})
         save_tensors(directory / "model.safetensors", bert.state_dict())
+        if calibration is not None:
+            save_tensors(directory / CALIBRATION_FILE, tensors_of(calibration))
         tokenizer.model_max_length = settings.max_length
         tokenizer.save_pretrained(directory)
         modules = ["Transformer", "Pooling"]

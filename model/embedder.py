@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from model.bert import DistilledBert, Network, encode
 from model.directory import Parts, Settings, best_device, read_model, write_model
 from model.files import InputError, first_line, is_out_of_memory
+from model.int8 import TEXT, Calibration, calibrate
 from model.pooling import Pooling, pool
 from model.products import prepare, resolve_precision
 from model.tokens import PackedTokens, Tokenized, to_device
@@ -30,6 +31,7 @@ CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every 
 # What a text is for, and the names of the prompts that go before it by the field's habit, the first that a model has.
 ROLE_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 ROLES = ("", *ROLE_PROMPTS)  # "" takes the model's default prompt, if it has one, as `encode` does
+CALIBRATION_TOKENS = 8192
 CPU_BATCH = 64  # sentences computed at a time on a CPU: what fills its cores and stays near its caches
 
 
@@ -43,6 +45,7 @@ class Embedder(nn.Module):
         settings: Settings,
         dense: nn.Linear | None = None,
         dense_activation: str = "Identity",
+        calibration: Calibration | None = None,
     ) -> None:
         super().__init__()
         self.bert = bert
@@ -51,6 +54,7 @@ class Embedder(nn.Module):
         self.dense = dense
         self.dense_activation = dense_activation
         self.precision = "fp32"
+        self.calibration = calibration  # what int8 rounds by
         self.prepared: Network | None = None  # the weights laid out for encoding; None where they may have changed
         self.tokens_per_batch: int | None = None  # computed at a time at most; None is what suits the device
         # A copy: encoding must not truncate or pad as other users of the tokenizer please.
@@ -104,24 +108,40 @@ class Embedder(nn.Module):
             path: the directory; one already there is replaced.
             model_card: README.md's text; None leaves a short one.
         """
-        parts = Parts(self.bert, self.tokenizer, self.settings, self.dense, self.dense_activation)
+        dense = self.dense, self.dense_activation
+        parts = Parts(self.bert, self.tokenizer, self.settings, *dense, self.calibration)
         write_model(parts, Path(path), model_card)
 
     def use_precision(self, precision: str) -> "Embedder":
         """Lay out the weights, as they are now, for encoding in this precision; see `load`. Returns self."""
         self.precision = resolve_precision(precision, self.device)
-        self.prepared = prepare(self.bert.network(), self.precision, self.device)
+        if self.precision == "int8" and self.calibration is None:
+            self.calibrate(TEXT.read_text(encoding="utf-8").splitlines())
+        self.prepared = prepare(self.bert.network(), self.precision, self.device, self.calibration)
         return self
+
+    def calibrate(self, sentences: Sequence[str]) -> None:
+        """Find what int8 encoding rounds by, which `use_precision` then takes and `save` keeps.
+
+        Args:
+            sentences: a few hundred like those to encode, with their prompts; what exceeds 8,192 tokens is not read.
+        """
+        tokenized = self.tokenize(sentences)
+        count = max(1, int((tokenized.lengths.cumsum() <= CALIBRATION_TOKENS).sum()))
+        order = np.argsort(tokenized.lengths[:count], kind="stable")
+        batches = [order[start : start + CPU_BATCH] for start in range(0, count, CPU_BATCH)]
+        packed = [PackedTokens.pack(tokenized.take(rows), self.device) for rows in batches]
+        self.calibration = calibrate(self.bert.network(), packed)
 
     def train(self, mode: bool = True) -> "Embedder":
         """Switch between training and evaluation mode. Training computes with the weights themselves."""
         if mode:
-            self.prepared = None
+            self.prepared = self.calibration = None
         return super().train(mode)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Load weights; encoding then computes with these, in fp32 until `use_precision`."""
-        self.prepared = None
+        self.prepared = self.calibration = None
         return super().load_state_dict(*args, **kwargs)
 
     def set_max_length(self, max_length: int) -> None:

@@ -1,14 +1,13 @@
-"""The network laid out for inference, by precision: its products in repacked fp32 and bf16, and in int8, on a CPU.
+"""The network laid out for inference, by precision: weights cast, and on a CPU repacked, or int8 (model/int8.py).
 
 Shapes: N tokens, I inputs, O outputs.
 
 torch has no public call for a product that reads repacked weights, applies the activation in the same pass, or
-multiplies int8 on a CPU. So this file calls, and is the only one that does, the oneDNN operators that torch's own
-compiler emits for such products, `mkldnn::_linear_pointwise` and `onednn::qlinear_pointwise`, and what packs for them.
+multiplies int8 on a CPU. So these two files, and they alone, call the oneDNN operators that torch's own compiler emits
+for such products, `mkldnn::_linear_pointwise` and `onednn::qlinear_pointwise`, and what packs for them.
 """
 
 import os
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -16,13 +15,13 @@ from transformers.activations import ACT2FN
 
 from model.bert import Layer, Linear, Network, Norm, Part
 from model.files import InputError
+from model.int8 import Calibration, quantise
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 LayOut = Callable[[Linear], Part]  # a matrix product made ready to compute: weights cast, repacked or quantised once
 PostOperation = tuple[str, list[None], str]  # what oneDNN does with a product's output: name, numbers, algorithm
 NOTHING: PostOperation = ("none", [], "")
 FUSED: dict[str, PostOperation] = {"gelu": ("gelu", [], "none"), "relu": ("relu", [], "")}
-SMALLEST = torch.finfo(torch.float32).tiny  # a scale for what is all 0
 
 # oneDNN compiles a kernel for every shape, and torch and oneDNN each keep the last 1,024 of them: 400 MB, hardly ever
 # used again, since packed batches differ in their number of tokens. A forward pass needs a dozen; a quarter of it all
@@ -69,19 +68,23 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """The type that activations have in a precision (int8 quantises inside its products only)."""
+    """The type that activations have between products."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 
 @torch.no_grad()
-def prepare(network: Network, precision: str, device: torch.device) -> Network:
+def prepare(network: Network, precision: str, device: torch.device, calibration: Calibration | None = None) -> Network:
     """Lay out a network's weights for inference: cast and repack them once instead of in every forward.
 
     Args:
         network: a DistilledBert's own; later changes of its weights do not reach the result.
         precision: one of PRECISIONS but auto.
         device: where the weights are.
+        calibration: what int8 rounds by.
     """
+    if precision == "int8":
+        assert calibration is not None
+        return quantise(network, calibration, torch.bfloat16 if cpu_has_bf16() else torch.float32)
     dtype, lay_out = dtype_of(precision), layout_for(precision, device)
 
     def part_of(part: Part) -> Part:
@@ -96,8 +99,6 @@ def prepare(network: Network, precision: str, device: torch.device) -> Network:
 
 def layout_for(precision: str, device: torch.device) -> LayOut:
     """How a product is laid out for a precision on a device."""
-    if precision == "int8":
-        return quantised_product
     if device.type == "cpu" and torch.backends.mkldnn.is_available() and repacking_pays(precision):
         return repacked_product(dtype_of(precision))
     return cast_product(dtype_of(precision))
@@ -148,50 +149,3 @@ def repacked_product(dtype: torch.dtype) -> LayOut:
         return then_activate(product, linear.activation)
 
     return lay_out
-
-
-def quantised_product(linear: Linear) -> Part:
-    """A product of 8-bit integers: fp32 in, fp32 out.
-
-    Weights are rounded once, symmetrically, with a scale for each output: w = scale_O * q, -127 <= q <= 127.
-    Activations are rounded when they come, with one scale and zero point for the whole batch, from its smallest and
-    largest number: x = scale * (q - zero_point), 0 <= q <= 255. A scale for each token would be closer to fp32 (mean
-    cosine 0.999 instead of 0.993, no better on STS), but oneDNN takes only one, and undoing the tokens' own scales
-    afterwards costs half of the speed. An embedding so depends a little on the sentences computed with it.
-
-    Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
-    Inference", 2017 (https://arxiv.org/abs/1712.05877).
-    """
-    weight, bias = linear.weight.detach().float(), cast(linear.bias, torch.float32)
-    scale_O = weight.abs().amax(dim=1).clamp(min=SMALLEST) / 127
-    packed = torch.ops.onednn.qlinear_prepack((weight / scale_O[:, None]).round().to(torch.int8), None)
-    zero_point_O = torch.zeros(len(weight), dtype=torch.int64)
-    fused = FUSED.get(linear.activation, NOTHING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        quantise(torch.zeros(1, 1), 1.0, 0)  # its first call in a process warns that it is to go: have it said here
-
-    def product(x_NI: torch.Tensor) -> torch.Tensor:
-        low, high = (float(value) for value in torch.aminmax(x_NI))
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = max((high - low) / 255, SMALLEST)
-        zero_point = round(-low / scale)
-        q_NI = quantise(x_NI, scale, zero_point)
-        return torch.ops.onednn.qlinear_pointwise(
-            q_NI, scale, zero_point, packed, scale_O, zero_point_O, bias, 1.0, 0, torch.float32, *fused
-        )
-
-    return then_activate(product, linear.activation)
-
-
-def quantise(x_NI: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
-    """Round x / scale + zero_point to uint8, ties to even.
-
-    `torch.quantize_per_tensor` does it in one pass, four times as fast as arithmetic and a cast, which makes int8
-    encoding a sixth faster. Its result is read as plain bytes, without a copy. torch plans to drop it; then the
-    arithmetic remains.
-    """
-    if not hasattr(torch, "quantize_per_tensor"):
-        return (x_NI / scale + zero_point).round_().clamp_(0, 255).to(torch.uint8)
-    q_NI = torch.quantize_per_tensor(x_NI, scale, zero_point, torch.quint8)
-    return torch.empty(0, dtype=torch.uint8).set_(q_NI.untyped_storage(), 0, q_NI.shape, q_NI.stride())
