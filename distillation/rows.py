@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from distillation.ranks import Ranks
 from model import PackedTokens
 from model.tokens import Tokenized, to_device
 
@@ -46,11 +45,6 @@ class BatchRows:
         tokens = PackedTokens.pack(sentences, self.table.device)
         tokens.word_vectors = self.of(sentences)
         return tokens
-
-    def average_over(self, ranks: Ranks) -> None:
-        """Replace the gradient by its mean over all ranks, as DistributedDataParallel does for the other weights."""
-        assert self.vectors.grad is not None
-        ranks.sum(self.vectors.grad).div_(ranks.world)
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer, left_out: torch.Tensor) -> None:

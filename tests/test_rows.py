@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from distillation.ranks import Ranks
 from distillation.rows import BatchRows
 
 WORDS, SIZE = 11, 4
@@ -103,10 +102,3 @@ def test_pieces_of_a_batch_look_up_the_same_rows(table: nn.Parameter) -> None:
     for piece in (sentences[:1], sentences[1:]):
         rows.of(piece).sum().backward()
     assert rows.vectors.grad is not None and rows.vectors.grad[:, 0].tolist() == [3, 1, 1, 1]  # words 0, 4, 6, 10
-
-
-def test_alone_the_average_over_ranks_changes_nothing(table: nn.Parameter) -> None:
-    rows = BatchRows(table, [np.array([1, 2])])
-    rows.vectors.sum().backward()
-    rows.average_over(Ranks(0, 1, torch.device("cpu")))
-    assert rows.vectors.grad is not None and (rows.vectors.grad == 1).all()
