@@ -38,6 +38,11 @@ class Linear:
         product = F.linear(x_NI, self.weight, self.bias)
         return ACT2FN[self.activation](product) if self.activation else product
 
+    def detached_as(self, dtype: torch.dtype) -> "Linear":
+        """The same in another type, out of autograd's sight."""
+        bias = None if self.bias is None else self.bias.detach().to(dtype)
+        return Linear(self.weight.detach().to(dtype), bias, self.activation)
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -49,6 +54,10 @@ class Norm:
 
     def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x_ND, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def detached_as(self, dtype: torch.dtype) -> "Norm":
+        """The same in another type, out of autograd's sight."""
+        return Norm(self.weight.detach().to(dtype), self.bias.detach().to(dtype), self.eps)
 
 
 class Layer(NamedTuple):

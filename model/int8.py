@@ -117,7 +117,7 @@ def quantise(network: Network, calibration: Calibration, dtype: torch.dtype) -> 
     layers = []
     for number, layer in enumerate(network.layers):
         ranges = {name: calibration[f"{number}.{name}"] for name in PRODUCTS}
-        linears = {name: as_fp32(getattr(layer, name)) for name in PRODUCTS}
+        linears = {name: getattr(layer, name).detached_as(torch.float32) for name in PRODUCTS}
         fused = linears["intermediate"].activation in FUSED
         if fused:
             linears["intermediate"], linears["output"], ranges["output"] = split_large(
@@ -142,12 +142,6 @@ def quantise(network: Network, calibration: Calibration, dtype: torch.dtype) -> 
         }
         layers.append(layer._replace(**products))
     return network._replace(layers=layers)
-
-
-def as_fp32(linear: Linear) -> Linear:
-    """A product's weights in fp32, out of autograd's sight."""
-    bias = None if linear.bias is None else linear.bias.detach().float()
-    return Linear(linear.weight.detach().float(), bias, linear.activation)
 
 
 def rounding_of(inputs: Range, weight_OI: torch.Tensor, exponent: float) -> Rounding:
@@ -232,7 +226,12 @@ def quantised_product(
             x_NI, scale, zero_point, packed, scale_O, zero_point_O, bias, *given, *fused
         )
 
-    return product if linear.activation in FUSED else lambda x_NI: ACT2FN[linear.activation](product(x_NI))
+    return then_activate(product, linear.activation)
+
+
+def then_activate(product: Part, activation: str) -> Part:
+    """A product followed by its activation, where oneDNN does not compute both in one pass."""
+    return product if activation in FUSED else lambda x_NI: ACT2FN[activation](product(x_NI))
 
 
 def to_bytes(x_NI: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:

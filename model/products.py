@@ -11,17 +11,15 @@ import os
 from collections.abc import Callable
 
 import torch
-from transformers.activations import ACT2FN
 
 from model.bert import Layer, Linear, Network, Norm, Part
 from model.files import InputError
-from model.int8 import Calibration, quantise
+from model.int8 import FUSED as INT8_FUSED
+from model.int8 import Calibration, quantise, then_activate
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 LayOut = Callable[[Linear], Part]  # a matrix product made ready to compute: weights cast, repacked or quantised once
-PostOperation = tuple[str, list[None], str]  # what oneDNN does with a product's output: name, numbers, algorithm
-NOTHING: PostOperation = ("none", [], "")
-FUSED: dict[str, PostOperation] = {"gelu": ("gelu", [], "none"), "relu": ("relu", [], "")}
+FUSED = INT8_FUSED | {"gelu": ("gelu", [], "none")}  # GELU itself, where a byte can't tell its tanh formula from it
 
 # oneDNN compiles a kernel for every shape, and torch and oneDNN each keep the last 1,024 of them: 400 MB, hardly ever
 # used again, since packed batches differ in their number of tokens. A forward pass needs a dozen; a quarter of it all
@@ -91,7 +89,7 @@ def prepare(network: Network, precision: str, device: torch.device, calibration:
         if isinstance(part, Linear):
             return lay_out(part)
         assert isinstance(part, Norm)
-        return Norm(part.weight.detach().to(dtype), part.bias.detach().to(dtype), part.eps)
+        return part.detached_as(dtype)
 
     layers = [Layer(*map(part_of, layer)) for layer in network.layers]
     return network._replace(embed=lambda tokens: network.embed(tokens).to(dtype), layers=layers)
@@ -117,19 +115,7 @@ def repacking_pays(precision: str) -> bool:
 
 def cast_product(dtype: torch.dtype) -> LayOut:
     """Weights cast once."""
-    return lambda linear: Linear(linear.weight.detach().to(dtype), cast(linear.bias, dtype), linear.activation)
-
-
-def cast(bias: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """A bias in another type, if there is one."""
-    return None if bias is None else bias.detach().to(dtype)
-
-
-def then_activate(product: Part, activation: str) -> Part:
-    """A product followed by its activation, where oneDNN does not compute both in one pass."""
-    if activation in ("", *FUSED):
-        return product
-    return lambda x_NI: ACT2FN[activation](product(x_NI))
+    return lambda linear: linear.detached_as(dtype)
 
 
 def repacked_product(dtype: torch.dtype) -> LayOut:
@@ -140,8 +126,9 @@ def repacked_product(dtype: torch.dtype) -> LayOut:
     """
 
     def lay_out(linear: Linear) -> Part:
-        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype).contiguous(), None)
-        bias, fused = cast(linear.bias, dtype), FUSED.get(linear.activation, NOTHING)
+        linear = linear.detached_as(dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.contiguous(), None)
+        bias, fused = linear.bias, FUSED.get(linear.activation, FUSED[""])
 
         def product(x_NI: torch.Tensor) -> torch.Tensor:
             return torch.ops.mkldnn._linear_pointwise(x_NI, packed, bias, *fused)
