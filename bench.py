@@ -29,8 +29,8 @@ from benchmark.sweep import sweep
 from benchmark.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
 from distillation.command_line import OneLineParser, run_command
 from distillation.data.sentences import read_sentences
-from distillation.recipe import read_recipe, teacher_overrides
-from evaluate import held_out_text, run_directory
+from distillation.recipe import overrides_for, read_recipe, run_directory
+from evaluate import held_out_text
 from model import Embedder
 from model.directory import best_device
 from model.files import InputError, write_json
@@ -189,7 +189,7 @@ def teacher_and_student(
     teacher = arguments.teacher or (recipe.teacher if recipe else None)
     if teacher is None:
         raise InputError(f"{arguments.model}: is not in a run's directory; name its teacher with --teacher")
-    overrides = teacher_overrides(recipe) if recipe and teacher == recipe.teacher else {}
+    overrides = overrides_for(teacher, recipe)
     return [partial(Embedder.load, teacher, device, **overrides), partial(Embedder.load, arguments.model, device)]
 
 

@@ -24,7 +24,7 @@ from distillation.data.passages import cutter_of
 from distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, read_sentences, read_sts
 from distillation.data.sources import split_marks
 from distillation.ranks import Ranks
-from distillation.recipe import read_recipe, teacher_overrides
+from distillation.recipe import overrides_for, read_recipe, run_directory
 from model import Embedder
 from model.files import InputError, read_json, write_json
 from model.tokens import Tokenized
@@ -430,12 +430,6 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run_directory(model: str) -> Path | None:
-    """The run that a model directory belongs to: the directory above it, if there is a recipe in it."""
-    above = Path(model).parent
-    return above if Path(model).is_dir() and (above / "recipe.toml").is_file() else None
-
-
 def held_out_text(sources: list[str] | None, run: Path | None, student: Embedder) -> tuple[list[str], list[str]]:
     """Sentences to compare student and teacher on, and their roles: those of `sources`, else what the run held out."""
     if sources:
@@ -480,7 +474,7 @@ def main() -> None:
     student = Embedder.load(arguments.model, arguments.device, arguments.precision)
     teacher = None
     if teacher_name != "none":
-        overrides = teacher_overrides(recipe) if recipe is not None and teacher_name == recipe.teacher else {}
+        overrides = overrides_for(teacher_name, recipe)
         teacher = Embedder.load(teacher_name, arguments.device, arguments.precision, **overrides)
     held_out, roles = held_out_text(arguments.sentences, run, student)
     figures, pairs = evaluate(student, teacher, sts, held_out, retrieval, roles)

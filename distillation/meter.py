@@ -67,5 +67,5 @@ class Meter:
 
 def idle_share(window: LabelledSentences, batch: np.ndarray, world: int) -> float:
     """The share of the ranks' time spent waiting for the one with the most tokens."""
-    tokens = [sum(len(window.tokens[index]) for index in rank_share(batch, rank, world)) for rank in range(world)]
+    tokens = [int(window.lengths[rank_share(batch, rank, world)].sum()) for rank in range(world)]
     return 1 - sum(tokens) / (world * max(tokens))

@@ -188,7 +188,18 @@ def teacher_overrides(recipe: Recipe) -> dict[str, Any]:
     return {"pooling": pooling, "max_length": recipe.max_length or None}
 
 
+def overrides_for(teacher: str, recipe: Recipe | None) -> dict[str, Any]:
+    """`teacher_overrides` where this is the recipe's teacher; {} for any other."""
+    return teacher_overrides(recipe) if recipe is not None and teacher == recipe.teacher else {}
+
+
 # -- reading and writing ---------------------------------------------------------------------------------------------
+
+
+def run_directory(model: str) -> Path | None:
+    """The run that a model directory belongs to: the directory above it, if there is a recipe in it."""
+    above = Path(model).parent
+    return above if Path(model).is_dir() and (above / "recipe.toml").is_file() else None
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -13,9 +13,9 @@ newer) over two whole model directories, `query` and `document`, each of which l
 import shutil
 from pathlib import Path
 
-from distillation.recipe import read_recipe, teacher_overrides
+from distillation.recipe import overrides_for, read_recipe, run_directory
 from model import Embedder
-from model.files import InputError, atomic_directory, read_json, write_json
+from model.files import InputError, atomic_directory, check_replaceable, read_json, write_json
 
 CONFIG = "router_config.json"
 LIBRARY = "config_sentence_transformers.json"  # prompts, similarity
@@ -32,16 +32,17 @@ def export_router(model: str, teacher: str | None = None, output: Path | None = 
     Raises:
         InputError: no teacher known, a pair that doesn't live in one space, or something else at `output`.
     """
-    recipe_file = Path(model).parent / "recipe.toml"
-    recipe = read_recipe(recipe_file) if Path(model).is_dir() and recipe_file.is_file() else None
+    run = run_directory(model)
+    recipe = read_recipe(run / "recipe.toml") if run is not None else None
     name = teacher or (recipe.teacher if recipe else None)
     if name is None:
         raise InputError(f"{model}: no run made it, so its teacher is not known; give --teacher")
     if output is None and not Path(model).is_dir():
         raise InputError(f"{model}: is no directory here; say with --output where to write the router")
-    overrides = teacher_overrides(recipe) if recipe and name == recipe.teacher else {}
     path = output or Path(model).parent / "router"
-    write_router(Embedder.load(model, "cpu", "fp32"), Embedder.load(name, "cpu", "fp32", **overrides), path)
+    write_router(
+        Embedder.load(model, "cpu", "fp32"), Embedder.load(name, "cpu", "fp32", **overrides_for(name, recipe)), path
+    )
     return path
 
 
@@ -56,8 +57,7 @@ def write_router(student: Embedder, teacher: Embedder, path: Path) -> None:
             f"{student.settings.origin} has {student.dimensions} dimensions, its teacher {teacher.dimensions}; "
             "a router needs a pair that lives in one space"
         )
-    if path.exists() and not (path / CONFIG).exists() and (path.is_file() or any(path.iterdir())):
-        raise InputError(f"{path}: is there and no router, so it is not replaced; choose another --output")
+    check_replaceable(path, CONFIG, "router", "--output")
     types: dict[str, str] = {}
     structure: dict[str, list[str]] = {}
     with atomic_directory(path) as directory:

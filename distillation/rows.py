@@ -29,10 +29,10 @@ class BatchRows:
         self.table = table
         occurs = np.zeros(len(table), dtype=bool)
         occurs[Tokenized.of(sentences).ids] = True
-        words = occurs.nonzero()[0]
-        self._index_of = np.zeros(len(table), dtype=np.int32)  # word to row of `vectors`, where it occurs
-        self._index_of[words] = np.arange(len(words))
-        self.ids = to_device([words], table.device)[0].long()
+        tokens = occurs.nonzero()[0]
+        self._index_of = np.zeros(len(table), dtype=np.int32)  # token to row of `vectors`, where it occurs
+        self._index_of[tokens] = np.arange(len(tokens))
+        self.ids = to_device([tokens], table.device)[0].long()
         self.vectors = table.detach()[self.ids].requires_grad_()
 
     def of(self, sentences: Tokenized | Sequence[np.ndarray]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A smaller vocabulary: the pieces that the text does not use leave the tokenizer and the word table together.
+"""A smaller vocabulary: the pieces that the text does not use leave the tokenizer and the token table together.
 
 A piece is what a tokenizer cuts words into. In a small student the table of their vectors is half of the weights, in a
 multilingual one with 250,000 pieces nearly all of them. A text that uses no piece that was cut has the very same tokens
@@ -91,7 +91,7 @@ class Pieces:
         inside = bool(self.prefix) and name.startswith(self.prefix)
         ends = bool(self.suffix) and name.endswith(self.suffix)
         text = name[len(self.prefix) if inside else 0 : len(name) - (len(self.suffix) if ends else 0)]
-        letters = [self.prefix + letter if inside or place else letter for place, letter in enumerate(text)]
+        letters = [self.prefix + letter if inside or index else letter for index, letter in enumerate(text)]
         if ends and letters:
             letters[-1] += self.suffix
         return letters
@@ -158,7 +158,7 @@ def cut_vocabulary(student: Embedder, counts_V: np.ndarray, text: int | str) -> 
     """The student with a smaller vocabulary, chosen by `Pieces.choose`.
 
     Args:
-        student: loses the rest of its word table; use what is returned in its place.
+        student: loses the rest of its token table; use what is returned in its place.
         counts_V: how often the text uses each piece.
         text: the recipe's field.
 

@@ -17,8 +17,7 @@ import torch
 
 from distillation.command_line import OneLineParser, run_command
 from distillation.data.sentences import read_sentences
-from distillation.recipe import read_recipe, teacher_overrides
-from evaluate import run_directory
+from distillation.recipe import overrides_for, read_recipe, run_directory
 from model import Embedder
 from model.files import InputError
 
@@ -72,8 +71,7 @@ def main() -> None:
     sentences = list(dict.fromkeys(read_sentences(arguments.file)))
     models = {"student": Embedder.load(arguments.model)}
     if teacher_name != "none":
-        overrides = teacher_overrides(recipe) if recipe is not None and teacher_name == recipe.teacher else {}
-        models["teacher"] = Embedder.load(teacher_name, **overrides)
+        models["teacher"] = Embedder.load(teacher_name, **overrides_for(teacher_name, recipe))
 
     indexes = {name: embed_documents(embedder, sentences) for name, embedder in models.items()}
     searches = {name: (models[name], indexes[name][0]) for name in models}

@@ -18,6 +18,7 @@ from model.bert import DistilledBert
 from model.files import (
     InputError,
     atomic_directory,
+    check_replaceable,
     first_line,
     load_tensors,
     read_json,
@@ -29,7 +30,8 @@ from model.int8 import Calibration, calibration_of, tensors_of
 from model.pooling import Pooling
 
 CALIBRATION_FILE = "int8_calibration.safetensors"  # read by us alone
-HUB_FILES = ["*.json", "*.txt", "*/config.json", "*/model.safetensors", "*/pytorch_model.bin"]  # no ONNX and the like
+# What is downloaded beside the weights; no ONNX and the like.
+HUB_FILES = ["*.json", "*.txt", "*/config.json", "*/model.safetensors", "*/pytorch_model.bin", CALIBRATION_FILE]
 MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # each at most once, in this order
 DENSE_ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU")
 
@@ -88,9 +90,9 @@ def local_directory(name: str) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"{name}: no such model directory")
     try:
-        config_only = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, CALIBRATION_FILE, "model*.safetensors"]))
+        config_only = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "model*.safetensors"]))
         if not list(config_only.glob("model*.safetensors")):
-            return Path(snapshot_download(name, allow_patterns=[*HUB_FILES, CALIBRATION_FILE, "pytorch_model.bin"]))
+            return Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model.bin"]))
         return config_only
     except Exception as error:  # the Hub's errors, the network's, and the disk's
         reason = first_line(error)
@@ -363,7 +365,7 @@ def read_calibration(path: Path, layers: int) -> Calibration | None:
     """What int8 rounds by, where the model says it.
 
     Raises:
-        InputError: the file is damaged, or of another model.
+        InputError: the file is corrupt, or of another model.
     """
     if not path.exists():
         return None
@@ -390,8 +392,7 @@ def inside(directory: Path, name: str) -> Path:
 
 def write_model(parts: Parts, path: Path, model_card: str | None) -> None:
     """Write a model directory, whole or not at all; see `Embedder.save`."""
-    if path.exists() and not (path / "config.json").exists() and (path.is_file() or any(path.iterdir())):
-        raise InputError(f"{path}: is there and no model, so it is not replaced; choose another place to save to")
+    check_replaceable(path, "config.json", "model", "place to save to")
     bert, tokenizer, settings, dense, activation, calibration = parts
     with atomic_directory(path) as directory:
         config: dict[str, Any] = json.loads(bert.config.to_json_string(use_diff=False))

@@ -108,8 +108,7 @@ class Embedder(nn.Module):
             path: the directory; one already there is replaced.
             model_card: README.md's text; None leaves a short one.
         """
-        dense = self.dense, self.dense_activation
-        parts = Parts(self.bert, self.tokenizer, self.settings, *dense, self.calibration)
+        parts = Parts(self.bert, self.tokenizer, self.settings, self.dense, self.dense_activation, self.calibration)
         write_model(parts, Path(path), model_card)
 
     def use_precision(self, precision: str) -> "Embedder":

@@ -39,6 +39,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(text in str(error) for text in texts)
 
 
+def check_replaceable(path: Path, mark: str, kind: str, instead: str) -> None:
+    """Make sure that a directory of some kind may be written at `path`.
+
+    Args:
+        path: may be missing, an empty directory, or one of the same kind.
+        mark: a file that every directory of this kind has.
+        kind, instead: what it is, and what to choose otherwise, for the error.
+
+    Raises:
+        InputError: something else is there.
+    """
+    if path.exists() and not (path / mark).exists() and (path.is_file() or any(path.iterdir())):
+        raise InputError(f"{path}: is there and no {kind}, so it is not replaced; choose another {instead}")
+
+
 @contextlib.contextmanager
 def errors_about(path: Path, temporary: Path) -> Iterator[None]:
     """Let a failed write to `temporary` inside the block name `path`, which the user knows.

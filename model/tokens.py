@@ -120,12 +120,6 @@ class PackedTokens:
         return PackedTokens(ids, positions, torch.ones_like(self.lengths))
 
 
-def positions_of(lengths: torch.Tensor) -> torch.Tensor:
-    """0, 1, 2, ... restarting at each sentence: (B,) lengths to (N,) positions."""
-    starts = lengths.cumsum(0) - lengths
-    return torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths)
-
-
 def to_device(arrays: Sequence[np.ndarray], device: torch.device | str) -> tuple[torch.Tensor, ...]:
     """Arrays of whole numbers as int32 tensors on the device, all in one copy that the host does not wait for."""
     together = torch.from_numpy(np.concatenate(arrays, dtype=np.int32, casting="same_kind"))

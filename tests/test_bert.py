@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import make_bert
+from tiny import make_bert, positions_of
 from transformers import BertModel
 
 from model.attention import attention
 from model.bert import DistilledBert, Layer, Linear, encode
 from model.products import LayOut, cast_product, prepare, repacked_product
-from model.tokens import PackedTokens, positions_of
+from model.tokens import PackedTokens
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 PADDINGS = ["none", "right", "left", "gaps", "mixed"]

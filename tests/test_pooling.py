@@ -4,9 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import positions_of
 
 from model.pooling import Pooling, pool
-from model.tokens import PackedTokens, positions_of
+from model.tokens import PackedTokens
 
 
 def by_hand(hidden: torch.Tensor, lengths: list[int], pooling: Pooling) -> torch.Tensor:

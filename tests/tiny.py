@@ -232,3 +232,9 @@ def load(path: Path | str) -> Embedder:
 def peer(path: Path) -> SentenceTransformer:
     """The same by sentence-transformers."""
     return SentenceTransformer(str(path), device="cpu", model_kwargs={"dtype": torch.float32})
+
+
+def positions_of(lengths: torch.Tensor) -> torch.Tensor:
+    """0, 1, 2, ... restarting at each sentence: (B,) lengths to (N,) positions."""
+    starts = lengths.cumsum(0) - lengths
+    return torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths)

@@ -129,7 +129,7 @@ def speed_panel(axes: Axes, files: RunFiles) -> None:
 def search_panel(axes: Axes, files: RunFiles) -> None:
     """nDCG@10 of the student, of its queries over the teacher's documents, and of the teacher, with intervals."""
     height, reach = 0.26, 0.0
-    for place, row in enumerate(files.searches):
+    for y, row in enumerate(files.searches):
         bars = [
             (row.student, row.student_interval, STUDENT, row.kept, -height),
             (row.asymmetric, row.asymmetric_interval, GAINED, row.asymmetric_kept, 0.0),
@@ -138,12 +138,12 @@ def search_panel(axes: Axes, files: RunFiles) -> None:
         for value, interval, colour, kept, offset in bars:
             if value is None:
                 continue
-            axes.barh(place + offset, value, height, color=colour)
+            axes.barh(y + offset, value, height, color=colour)
             high = max(interval or [value])
             if interval:
-                whisker(axes, interval[0], interval[1], place + offset)
+                whisker(axes, interval[0], interval[1], y + offset)
             share = "" if kept is None else f" ({kept:.0%} of the teacher's)"
-            axes.text(high + 0.012, place + offset, format_number(value) + share, va="center", fontsize=11.5)
+            axes.text(high + 0.012, y + offset, format_number(value) + share, va="center", fontsize=11.5)
             reach = max(reach, high)
     name_rows(axes, [row.name for row in files.searches])
     axes.set_xlim(0, reach * 1.45 + 0.02)  # room for the words

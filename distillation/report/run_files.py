@@ -37,7 +37,7 @@ class SetResult(NamedTuple):
     @property
     def kept(self) -> float | None:
         """Student over teacher: the share of the teacher's Spearman that is kept."""
-        return None if self.student is None or not self.teacher else self.student / self.teacher
+        return share_of(self.student, self.teacher)
 
 
 class SearchResult(NamedTuple):
@@ -54,12 +54,12 @@ class SearchResult(NamedTuple):
     @property
     def kept(self) -> float | None:
         """Student over teacher: the share of the teacher's nDCG@10 that the student alone keeps."""
-        return None if self.student is None or not self.teacher else self.student / self.teacher
+        return share_of(self.student, self.teacher)
 
     @property
     def asymmetric_kept(self) -> float | None:
         """The share that the student's queries find among the teacher's documents."""
-        return None if self.asymmetric is None or not self.teacher else self.asymmetric / self.teacher
+        return share_of(self.asymmetric, self.teacher)
 
 
 class Speed(NamedTuple):
@@ -228,6 +228,11 @@ class RunFiles:
         if self.bench.get("student_speedup"):
             parts.append(f"{self.bench['student_speedup']:.2f} times as fast")
         return ", ".join(parts)
+
+
+def share_of(part: float | None, whole: float | None) -> float | None:
+    """Part over whole; None where either was not measured, or the whole is 0."""
+    return None if part is None or not whole else part / whole
 
 
 def interval_of(values: list[float | None] | None) -> list[float] | None:
