@@ -254,14 +254,13 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
     recipe = dataclasses.replace(recipe, precision=precision, layers=layers)
     run.begin()  # nothing that a recipe can say wrong is left to be found
 
-    directory = Path(recipe.labels) if recipe.labels else None
-    labels = label_corpus(teacher, corpus, directory, Path(recipe.output) / "labels", recipe.label_precision, ranks)
+    labels = label_corpus(teacher, corpus, recipe, ranks)
     student = teacher.keep_layers(layers) if start is None else start
     cut: dict[str, Any] = {}
     if recipe.vocabulary:
         student, cut = cut_vocabulary(student, labels.pieces, recipe.vocabulary)
     if student.bert.config.vocab_size != teacher.bert.config.vocab_size:
-        labels.retokenize = retokenizer(teacher, student, corpus)
+        labels.retokenize = retokenizer(teacher, student, corpus, recipe.shard_size)
     describe_run(recipe, teacher, student, corpus, labels, cut, ranks, run)
     progress = train(student, labels, sts, retrieval, recipe, ranks, run)
     if ranks.is_main:
@@ -308,7 +307,8 @@ def check_batches(recipe: Recipe, sentences: int, ranks: Ranks) -> None:
     Raises:
         InputError: a batch is smaller than ranks x accumulation.
     """
-    least = min(smallest_batch(size, recipe.batch_size) for size in window_sizes(sentences))
+    windows = window_sizes(sentences, recipe.shard_size * recipe.window_shards)
+    least = min(smallest_batch(size, recipe.batch_size) for size in windows)
     parts = ranks.world * recipe.gradient_accumulation
     if least < parts:
         raise InputError(

@@ -116,7 +116,7 @@ def label_and_train(teacher: Load, student: Load, train_step: TrainStep, precisi
     start = time.perf_counter()
     corpus = build_corpus(text.parent / "corpus", [str(text)], None, HELD_OUT, seed=0)
     built = time.perf_counter()
-    labels = label_corpus(labeller, corpus, None, text.parent / "labels", "fp16", ranks)
+    labels = label_corpus(labeller, corpus, Recipe(output=str(text.parent)), ranks)
     labelled = time.perf_counter()
     training = precision if precision != "int8" else resolve_precision("auto", ranks.device)
     step = training_step(student(precision="fp32"), USUAL_BATCH, training, train_step)

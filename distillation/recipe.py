@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from distillation.data.sources import with_reading
 from distillation.losses import LOSSES
 from model.files import InputError
 from model.layers import choose_layers
@@ -70,6 +69,8 @@ class Recipe:
     dimensions: int = setting(0, "length of the student's embeddings, by PCA of the teacher's; 0 for the teacher's own")
     precision: str = setting("auto", "of training, labelling and evaluation: auto, fp32, bf16, or fp16 (GPU)")
     label_precision: str = setting("fp16", "in which labels are stored: fp16 or fp32")
+    shard_size: int = setting(16_384, "sentences whose labels make one file")
+    window_shards: int = setting(4, "files of labels in memory at once; their sentences are shuffled together")
     labels: str = setting("", "directory of the teacher's labels; empty for OUTPUT/labels/FINGERPRINT")
     evaluate_every: int = setting(500, "optimizer steps between evaluations; the last step always evaluates")
     log_every: int = setting(10, "optimizer steps between lines of log.jsonl")
@@ -86,12 +87,6 @@ class Recipe:
         """The run directory."""
         return Path(self.output) / self.name
 
-    @property
-    def sources(self) -> list[str]:
-        """All text to train on, each source with its marks."""
-        mark = "" if self.reading == "auto" else self.reading
-        return [*(with_reading(source, mark) for source in self.sentences), *self.general]
-
     def check(self) -> None:
         """Look for values that can't be meant.
 
@@ -103,7 +98,8 @@ class Recipe:
             if not ok:
                 raise InputError(f"recipe: {key} = {getattr(self, key)!r} is not allowed; it must be {allowed}")
 
-        for key in ("batch_size", "gradient_accumulation", "epochs", "log_every", "evaluate_every", "save_every"):
+        for key in ("batch_size", "gradient_accumulation", "epochs", "log_every", "evaluate_every", "save_every",
+                    "shard_size", "window_shards"):  # fmt: skip
             require(getattr(self, key) >= 1, key, "at least 1")
         for key in ("max_sentences", "max_length", "dimensions", "weight_decay", "max_grad_norm"):
             require(getattr(self, key) >= 0, key, "0 or more")

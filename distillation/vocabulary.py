@@ -247,7 +247,7 @@ def is_cut_of(student: Embedder, teacher: Embedder) -> bool:
     return alike and set(student.tokenizer.get_vocab()) <= set(teacher.tokenizer.get_vocab())
 
 
-def retokenizer(teacher: Embedder, student: Embedder, corpus: Corpus) -> Retokenize:
+def retokenizer(teacher: Embedder, student: Embedder, corpus: Corpus, shard_size: int) -> Retokenize:
     """What turns the teacher's tokens of a shard of labels into those of a student with fewer pieces.
 
     A sentence of kept pieces is renumbered. One with a piece that was cut is tokenised anew as a whole: the letters
@@ -264,7 +264,7 @@ def retokenizer(teacher: Embedder, student: Embedder, corpus: Corpus) -> Retoken
         if len(cut) == 0:
             return renumbered
         anew = np.unique(np.searchsorted(renumbered.starts, cut, side="right") - 1).tolist()
-        texts, sentences = sentences_of(shard, corpus, teacher), list(renumbered)
+        texts, sentences = sentences_of(shard, corpus, teacher, shard_size), list(renumbered)
         for row, sentence in zip(anew, student.tokenize([texts[row] for row in anew]), strict=True):
             sentences[row] = sentence
         return Tokenized.of(sentences)

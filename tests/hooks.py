@@ -33,14 +33,8 @@ def at_call(owner: Any, name: str, number: int, action: Callable[[], object]) ->
     setattr(owner, name, counted)
 
 
-def small_shards(sentences: int, window: int = 4) -> None:
-    """Let a shard hold this many sentences, and a window this many shards."""
-    labels.SHARD, labels.WINDOW = sentences, window
-
-
 def note_shards(shards_written: Path) -> None:
-    """Use small shards, and note in a file which rank writes which."""
-    small_shards(64)
+    """Note in a file which rank writes which shard."""
     real = labels.write_shard
 
     def noting(path: Path, *arguments: Any) -> None:
@@ -51,11 +45,10 @@ def note_shards(shards_written: Path) -> None:
     labels.write_shard = noting
 
 
-def measure_memory(path: Path, shard: int, window: int) -> None:
-    """Use small shards, and write the process's peak memory in bytes to a file at its end."""
+def measure_memory(path: Path) -> None:
+    """Write the process's peak memory in bytes to a file at its end."""
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ[cache] = "1"  # torch's caches of CPU kernels, which grow by each new shape, up to 1024 of them
-    small_shards(shard, window)
     main = train.main
 
     def measured() -> None:

@@ -98,7 +98,9 @@ def by_world(recipe: Path) -> dict[int, RunDirectory]:
     for world in (1, 2, 4):
         output = recipe.parent / f"on {world}"
         note = functools.partial(hooks.note_shards, recipe.parent / f"shards-{world}")
-        ended = forked_ranks(world, recipe, "--output", str(output), "--log-every", "1", before=note)
+        ended = forked_ranks(
+            world, recipe, "--output", str(output), "--log-every", "1", "--shard-size", "64", before=note
+        )
         assert [each.status for each in ended] == [0] * world, [each.err for each in ended]
         runs[world] = RunDirectory(output / "tiny")
         for each in ended[1:]:

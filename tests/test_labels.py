@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from distillation.data.labels import (
     write_shard,
 )
 from distillation.ranks import Ranks
+from distillation.recipe import Recipe
 from model import Embedder
 from model.files import InputError, RunError, load_tensors
 from model.pooling import Pooling
@@ -33,12 +35,6 @@ from model.tokens import Tokenized
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 TEXT = english_sentences(90)
-
-
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHARD", 16)
-    monkeypatch.setattr(module, "WINDOW", 2)
 
 
 @pytest.fixture
@@ -58,8 +54,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return make_corpus(tmp_path_factory.mktemp("corpus") / "all", TEXT)
 
 
+def small_shards(**settings: Any) -> Recipe:
+    return Recipe(shard_size=16, window_shards=2, **settings)
+
+
 def label(teacher: Embedder, corpus: Corpus, directory: Path, storage: str = "fp32") -> Labels:
-    return label_corpus(teacher, corpus, directory, directory.parent, storage, ALONE)
+    return label_corpus(teacher, corpus, small_shards(labels=str(directory), label_precision=storage), ALONE)
 
 
 def shard_contents(directory: Path) -> dict[str, dict[str, list[float]]]:
@@ -117,7 +117,9 @@ def test_token_statistics(tmp_path: Path, teacher: Embedder, corpus: Corpus) -> 
 def test_without_a_directory_it_has_the_fingerprints_name(tmp_path: Path, teacher: Embedder, corpus: Corpus) -> None:
     names = set()
     for storage in ("fp32", "fp16", "fp32"):
-        names.add(label_corpus(teacher, corpus, None, tmp_path / "labels", storage, ALONE).directory)
+        names.add(
+            label_corpus(teacher, corpus, small_shards(output=str(tmp_path), label_precision=storage), ALONE).directory
+        )
     assert {path.parent for path in names} == {tmp_path / "labels"} and len(names) == 2
 
 
@@ -177,7 +179,7 @@ def test_a_fingerprint_does_not_depend_on_what_makes_no_difference(
 ) -> None:
     teacher.settings.origin = "elsewhere"
     again = Embedder.load(tiny_model_dir, device="cpu", precision="fp32")
-    assert fingerprint_parts(teacher, corpus, "fp16") == fingerprint_parts(again, corpus, "fp16")
+    assert fingerprint_parts(teacher, corpus, Recipe()) == fingerprint_parts(again, corpus, Recipe())
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------------------
@@ -295,7 +297,7 @@ def numbered_labels(directory: Path, rows: int) -> Labels:
     for number, start in enumerate(range(0, rows, 16)):
         if not (directory / shard_name(number)).exists():
             write_numbered(directory / shard_name(number), start, min(start + 16, rows))
-    return Labels(directory, rows, 1, {}, np.zeros(0), "")
+    return Labels(directory, rows, 16, 2, 1, {}, np.zeros(0), "")
 
 
 def steps_of(labels: Labels, batch_size: int, epoch: int, seed: int = 0, skip: int = 0) -> list[list[int]]:

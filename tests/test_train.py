@@ -16,7 +16,6 @@ from sentence_transformers import SentenceTransformer
 from tiny import contents, edit, english_sentences, load, make_bert_dir, parquet_bytes, put
 
 import train as module
-from distillation.data import labels
 from distillation.data.batches import window_batches
 from distillation.data.labels import LabelledSentences
 from distillation.losses import LOSSES
@@ -322,8 +321,8 @@ def peak_memory(recipe: Path, sentences: int, window: int) -> int:
     """Peak memory of a run on this many sentences, in bytes."""
     name = f"memory-{sentences}-{window}"
     path = recipe.parent / name
-    before = functools.partial(hooks.measure_memory, path, 256, window)
-    ended = train(recipe, "--name", name, "--max-sentences", str(sentences), before=before)
+    sizes = ("--max-sentences", str(sentences), "--window-shards", str(window))
+    ended = train(recipe, "--name", name, *sizes, before=functools.partial(hooks.measure_memory, path))
     assert ended.status == 0, ended.err
     return int(path.read_text())
 
@@ -335,7 +334,7 @@ def test_memory_does_not_grow_with_the_corpus(place: Path) -> None:
     )
     recipe = write_recipe(
         place / "memory", teacher, sentences=8232, layers=[0], batch_size=64, label_precision="fp32",
-        evaluate_every=1000, save_every=1000,
+        evaluate_every=1000, save_every=1000, shard_size=256,
     )  # fmt: skip
     few, many = (peak_memory(recipe, sentences, window=2) for sentences in (1024, 8192))
     everything = peak_memory(recipe, 8192, window=1000)
@@ -391,11 +390,9 @@ def test_a_student_is_trained_further(first: tuple[RunDirectory, str], recipe: P
     assert f"student: {student}" in ended.out
 
 
-def test_a_last_window_too_small_for_the_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_last_window_too_small_for_the_ranks_is_refused() -> None:
     """Before the loop: two shards make a window, and the three sentences that are left a batch of their own."""
-    monkeypatch.setattr(labels, "SHARD", 16)
-    monkeypatch.setattr(labels, "WINDOW", 2)
-    recipe, ranks = Recipe(batch_size=8), Ranks(0, 4, torch.device("cpu"))
+    recipe, ranks = Recipe(batch_size=8, shard_size=16, window_shards=2), Ranks(0, 4, torch.device("cpu"))
     module.check_batches(recipe, 36, ranks)
     with pytest.raises(InputError, match="a batch of 3 sentences can't be split over 4 ranks"):
         module.check_batches(recipe, 35, ranks)

@@ -19,7 +19,7 @@ from transformers import BertConfig, PreTrainedTokenizerFast
 from distillation.data.corpus import build_corpus
 from distillation.data.labels import EVALUATION, label_corpus, sentences_of
 from distillation.ranks import Ranks
-from distillation.recipe import parse_vocabulary
+from distillation.recipe import Recipe, parse_vocabulary
 from distillation.vocabulary import Pieces, check_vocabulary, cut_vocabulary, keep_pieces, retokenizer
 from model import DistilledBert, Embedder
 from model.directory import Settings
@@ -138,13 +138,13 @@ def test_neither_a_number_nor_a_share(text: str) -> None:
 def test_the_student_trains_on_its_own_tokens(teacher: Embedder, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n".join(TEXT))
     corpus = build_corpus(tmp_path / "corpus", [str(tmp_path / "text.txt")], None, 100, seed=0)
-    labels = label_corpus(teacher, corpus, None, tmp_path, "fp32", Ranks(0, 1, torch.device("cpu")))
+    labels = label_corpus(teacher, corpus, Recipe(output=str(tmp_path)), Ranks(0, 1, torch.device("cpu")))
     assert labels.pieces.tolist() == count(teacher, corpus.sentences(0, 200)).tolist()
     student, cut = cut_vocabulary(teacher.keep_layers([0]), labels.pieces, "80%")
     assert cut["share_of_tokens"] < 1
-    labels.retokenize = retokenizer(teacher, student, corpus)
+    labels.retokenize = retokenizer(teacher, student, corpus, Recipe.shard_size)
     for name in (0, EVALUATION):
-        own = student.tokenize(sentences_of(name, corpus, teacher))
+        own = student.tokenize(sentences_of(name, corpus, teacher, Recipe.shard_size))
         assert [tokens.tolist() for tokens in labels.read([name]).tokens] == [tokens.tolist() for tokens in own]
 
 

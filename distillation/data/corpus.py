@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from distillation.data.passages import ESTIMATE, Cutter
 from distillation.data.sentences import in_passages, read_sentences
-from distillation.data.sources import parse_source, split_marks
+from distillation.data.sources import parse_source, split_marks, with_reading
 from distillation.memory import release_freed_memory
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
@@ -88,7 +88,8 @@ def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks) -> Corpus:
         InputError: see `build_corpus`.
     """
     limits = (recipe.max_sentences or None, recipe.evaluation_sentences, recipe.seed, recipe.sampling)
-    sources = recipe.sources
+    reading = "" if recipe.reading == "auto" else recipe.reading
+    sources = [*(with_reading(source, reading) for source in recipe.sentences), *recipe.general]
     key = hashlib.sha256(repr((sources, limits)).encode()).hexdigest()[:16]
     directory = Path(recipe.output) / "corpus" / key
     if ranks.is_main:
@@ -145,17 +146,9 @@ def build_corpus(
 
     with tempfile.NamedTemporaryFile(dir=directory, prefix=".spool.") as spool:
         hashes, starts = write_spool(Path(spool.name), sources, cutter)
-        rng = np.random.default_rng(seed)
-        distinct = within_limits(np.flatnonzero(first_occurrences(hashes)), starts, sources, rng)
+        distinct = np.flatnonzero(first_occurrences(hashes))
         del hashes
-        if len(distinct) < evaluation_sentences + 1:
-            raise InputError(
-                f"{', '.join(sources)}: {len(distinct):,} distinct sentences, but {evaluation_sentences:,} to hold out "
-                "and 1 to train on are needed; add text or lower evaluation_sentences"
-            )
-        training, evaluation = (choose_mixed if sampling == "mixed" else choose_in_order)(
-            distinct, starts, max_sentences, evaluation_sentences, rng
-        )
+        training, evaluation = choose(distinct, starts, sources, max_sentences, evaluation_sentences, seed, sampling)
         counts = dict.fromkeys(sources, 0)
         for source, start, stop in zip(sources, starts[:-1], starts[1:], strict=True):
             counts[source] += int(np.count_nonzero((training >= start) & (training < stop)))
@@ -189,6 +182,26 @@ def finished_corpus(directory: Path, key: dict[str, Any]) -> Corpus | None:
         return corpus if whole else None
     except (InputError, OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def choose(
+    distinct: np.ndarray, starts: np.ndarray, sources: list[str], max_sentences: int | None,
+    evaluation_sentences: int, seed: int, sampling: str,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Training and evaluation rows among the distinct ones, in shuffled order.
+
+    Raises:
+        InputError: there are too few.
+    """
+    rng = np.random.default_rng(seed)
+    distinct = within_limits(distinct, starts, sources, rng)
+    if len(distinct) < evaluation_sentences + 1:
+        raise InputError(
+            f"{', '.join(sources)}: {len(distinct):,} distinct sentences, but {evaluation_sentences:,} to hold out "
+            "and 1 to train on are needed; add text or lower evaluation_sentences"
+        )
+    draw = choose_mixed if sampling == "mixed" else choose_in_order
+    return draw(distinct, starts, max_sentences, evaluation_sentences, rng)
 
 
 def within_limits(

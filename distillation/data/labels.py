@@ -1,6 +1,6 @@
 """Teacher embeddings, computed once: shards on disk that training reads window by window.
 
-A shard is one safetensors file of up to `SHARD` sentences: their tokens (int32, end to end), their lengths
+A shard is one safetensors file of up to `shard_size` sentences: their tokens (int32, end to end), their lengths
 and their labels, with a checksum. Only one window of shards is in memory at a time, whatever the size of the corpus.
 A directory of labels belongs to one fingerprint: teacher weights, tokenizer, pooling, prompts, precision and sentences.
 """
@@ -20,6 +20,7 @@ from distillation.data.batches import window_batches
 from distillation.data.corpus import Corpus
 from distillation.memory import release_freed_memory
 from distillation.ranks import Ranks
+from distillation.recipe import Recipe
 from model import Embedder
 from model.embedder import ROLES
 from model.files import (
@@ -34,8 +35,6 @@ from model.files import (
 )
 from model.tokens import Tokenized
 
-SHARD = 16_384  # sentences of a shard
-WINDOW = 4  # shards shuffled together in an epoch: at 1024 dimensions, 134 MB of fp16 labels in memory
 EVALUATION = "evaluation"  # name of the one shard that holds the evaluation sentences
 
 Retokenize = Callable[[int | str, Tokenized], Tokenized]  # of a shard's name and the teacher's tokens
@@ -69,6 +68,8 @@ class Labels:
     Attributes:
         directory: where they are.
         rows: training sentences.
+        shard_size: sentences of every shard but the last.
+        window_shards: shards in memory at once, whose sentences are shuffled together.
         dimensions: of a label.
         tokens: statistics over the training sentences' lengths: min, mean, max.
         pieces: how often each of the teacher's pieces occurs in the training sentences, (its vocabulary,).
@@ -78,6 +79,8 @@ class Labels:
 
     directory: Path
     rows: int
+    shard_size: int
+    window_shards: int
     dimensions: int
     tokens: dict[str, float]
     pieces: np.ndarray
@@ -86,7 +89,7 @@ class Labels:
 
     @property
     def shards(self) -> int:
-        return math.ceil(self.rows / SHARD)
+        return math.ceil(self.rows / self.shard_size)
 
     def evaluation(self) -> LabelledSentences:
         """The sentences held out from training."""
@@ -102,9 +105,13 @@ class Labels:
         ids, lengths = (np.concatenate([getattr(each, key) for each in tokens]) for key in ("ids", "lengths"))
         return LabelledSentences(Tokenized(ids, lengths), torch.cat([shard.labels for shard in shards]))
 
+    def window_sizes(self) -> list[int]:
+        """Sentences of each window of an epoch."""
+        return window_sizes(self.rows, self.shard_size * self.window_shards)
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Batches that `epoch` gives."""
-        return sum(math.ceil(size / batch_size) for size in window_sizes(self.rows))
+        return sum(math.ceil(size / batch_size) for size in self.window_sizes())
 
     def epoch(
         self, batch_size: int, seed: int, epoch: int, skip: int = 0
@@ -112,25 +119,25 @@ class Labels:
         """An epoch's batches, all of them or all after the first `skip`, as (window, indices in it)."""
         generator = np.random.default_rng([seed, epoch])
         order = np.arange(self.shards)
-        if self.rows % SHARD == 0:
+        if self.rows % self.shard_size == 0:
             order = generator.permutation(self.shards)
         else:  # the shorter last shard stays last, so that every epoch has the same number of steps
             order[:-1] = generator.permutation(self.shards - 1)
-        for number, size in enumerate(window_sizes(self.rows)):
-            start, steps = number * WINDOW, math.ceil(size / batch_size)
+        for number, size in enumerate(self.window_sizes()):
+            start, steps = number * self.window_shards, math.ceil(size / batch_size)
             if skip >= steps:
                 skip -= steps
                 continue
-            window = self.read(order[start : start + WINDOW].tolist())
+            window = self.read(order[start : start + self.window_shards].tolist())
             shuffle = np.random.default_rng([seed, epoch, start])
             for indices in window_batches(window.lengths, batch_size, shuffle)[skip:]:
                 yield window, indices
             skip = 0
 
 
-def window_sizes(rows: int) -> list[int]:
-    """Sentences of each window of an epoch over so many; the last one may hold few."""
-    return [min(WINDOW * SHARD, rows - start) for start in range(0, rows, WINDOW * SHARD)]
+def window_sizes(rows: int, window: int) -> list[int]:
+    """Sentences of each window of an epoch over so many, `window` of them but in the last one."""
+    return [min(window, rows - start) for start in range(0, rows, window)]
 
 
 def shard_name(number: int | str) -> str:
@@ -165,26 +172,23 @@ def read_shard(path: Path) -> dict[str, torch.Tensor]:
     raise InputError(f"{reason}; run again with --resume: the shard is then labelled anew")
 
 
-def label_corpus(
-    teacher: Embedder, corpus: Corpus, directory: Path | None, under: Path, storage: str, ranks: Ranks
-) -> Labels:
+def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks) -> Labels:
     """The teacher's labels of a corpus: those on disk, and what is missing computed now, shared among the ranks.
 
     Args:
         teacher: in evaluation mode, in the precision it labels with.
         corpus: the sentences.
-        directory: where the labels are or shall be; None takes a directory of the fingerprint's name in `under`.
-        under: parent of such directories.
-        storage: fp16 or fp32.
+        recipe: `labels`, where they are or shall be, else a directory of the fingerprint's name under `output`;
+            `label_precision` and the sizes of a shard and a window.
         ranks: shard i is computed by rank i modulo their number.
 
     Raises:
-        InputError: `directory` holds the labels of another teacher, corpus or setting, or not all ranks see it.
+        InputError: the directory holds the labels of another teacher, corpus or setting, or not all ranks see it.
         RunError: the teacher gives NaN or infinite embeddings.
     """
-    parts = fingerprint_parts(teacher, corpus, storage)
+    parts = fingerprint_parts(teacher, corpus, recipe)
     fingerprint = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
-    directory = directory or under / fingerprint[:16]
+    directory = Path(recipe.labels or Path(recipe.output) / "labels" / fingerprint[:16])
     manifest = directory / "labels.json"
     if manifest.exists():
         found = read_json(manifest)
@@ -200,8 +204,8 @@ def label_corpus(
     if ranks.is_main:
         remove_leftovers(directory, older_than=3600)  # a younger one may be another run's, which labels here too
 
-    names: list[int | str] = [EVALUATION, *range(math.ceil(len(corpus) / SHARD))]
-    counts = label_shards(teacher, corpus, directory, names[ranks.rank :: ranks.world], storage, ranks.is_main)
+    names: list[int | str] = [EVALUATION, *range(math.ceil(len(corpus) / recipe.shard_size))]
+    counts = label_shards(teacher, corpus, directory, names[ranks.rank :: ranks.world], recipe, ranks.is_main)
     # Summing also waits until every rank's shards are written.
     histogram, pieces = (ranks.sum(torch.from_numpy(each).to(ranks.device)).cpu() for each in counts)
     unseen = [path for path in (directory / shard_name(name) for name in names) if not path.exists()]
@@ -213,11 +217,20 @@ def label_corpus(
     occurring = histogram.nonzero().flatten()
     mean = float((histogram * torch.arange(len(histogram))).sum() / histogram.sum())
     tokens = {"min": int(occurring[0]), "mean": mean, "max": int(occurring[-1])}
-    return Labels(directory, len(corpus), teacher.dimensions, tokens, pieces.numpy(), fingerprint)
+    return Labels(
+        directory=directory,
+        rows=len(corpus),
+        shard_size=recipe.shard_size,
+        window_shards=recipe.window_shards,
+        dimensions=teacher.dimensions,
+        tokens=tokens,
+        pieces=pieces.numpy(),
+        fingerprint=fingerprint,
+    )
 
 
 def label_shards(
-    teacher: Embedder, corpus: Corpus, directory: Path, names: Sequence[int | str], storage: str, show_progress: bool
+    teacher: Embedder, corpus: Corpus, directory: Path, names: Sequence[int | str], recipe: Recipe, show_progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Write those of the named shards that are missing or corrupt.
 
@@ -240,17 +253,17 @@ def label_shards(
             missing.append(name)
         else:
             count(shard, name)
-    total = sum(rows_of(name, corpus) for name in missing)
+    total = sum(rows_of(name, corpus, recipe.shard_size) for name in missing)
     with tqdm(total=total, desc="labels", unit=" sentences", disable=not (missing and show_progress)) as progress:
         for name in missing:
-            shard = label_sentences(teacher, sentences_of(name, corpus, teacher), progress.update)
-            write_shard(directory / shard_name(name), shard, storage)
+            shard = label_sentences(teacher, sentences_of(name, corpus, teacher, recipe.shard_size), progress.update)
+            write_shard(directory / shard_name(name), shard, recipe.label_precision)
             count(shard, name)
             release_freed_memory()
     return histogram, pieces
 
 
-def fingerprint_parts(teacher: Embedder, corpus: Corpus, storage: str) -> dict[str, Any]:
+def fingerprint_parts(teacher: Embedder, corpus: Corpus, recipe: Recipe) -> dict[str, Any]:
     """Everything that decides what the labels are, by the name a user knows it by."""
     settings = teacher.settings
     config = teacher.bert.config
@@ -262,8 +275,8 @@ def fingerprint_parts(teacher: Embedder, corpus: Corpus, storage: str) -> dict[s
         "pooling": f"{settings.pooling}, normalize {settings.normalize}, dense {teacher.dense_activation}",
         "max_length": f"{settings.max_length}, lowercase {settings.lowercase}",
         "prompts": [teacher.role_prompt(role) for role in ROLES],
-        "precision": f"computed in {teacher.precision}, stored in {storage}",
-        "shard size": SHARD,
+        "precision": f"computed in {teacher.precision}, stored in {recipe.label_precision}",
+        "shard size": recipe.shard_size,
     }
 
 
@@ -309,14 +322,15 @@ def whole_shard(path: Path) -> LabelledSentences | None:
         return None
 
 
-def sentences_of(name: int | str, corpus: Corpus, teacher: Embedder) -> list[str]:
+def sentences_of(name: int | str, corpus: Corpus, teacher: Embedder, shard_size: int) -> list[str]:
     """The text of a shard, each sentence with the teacher's prompt for its role before it."""
     if isinstance(name, str):
         return teacher.with_prompts(corpus.evaluation(), corpus.evaluation_roles())
-    rows = name * SHARD, name * SHARD + rows_of(name, corpus)
+    start = name * shard_size
+    rows = start, start + rows_of(name, corpus, shard_size)
     return teacher.with_prompts(corpus.sentences(*rows), corpus.roles(*rows))
 
 
-def rows_of(name: int | str, corpus: Corpus) -> int:
+def rows_of(name: int | str, corpus: Corpus, shard_size: int) -> int:
     """Sentences of a shard."""
-    return corpus.evaluation_size if isinstance(name, str) else min(SHARD, len(corpus) - name * SHARD)
+    return corpus.evaluation_size if isinstance(name, str) else min(shard_size, len(corpus) - name * shard_size)
