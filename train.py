@@ -27,7 +27,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from distillation.checkpoint import Checkpoints, Progress
 from distillation.command_line import OneLineParser, add_recipe_flags, end_at_once, recipe_from_arguments, run_command
 from distillation.data.batches import smallest_batch
 from distillation.data.corpus import Corpus, open_corpus
@@ -37,12 +36,13 @@ from distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, 
 from distillation.layer_search import search_layers
 from distillation.losses import LOSSES
 from distillation.memory import release_freed_memory
-from distillation.meter import Meter
-from distillation.optimizer import StudentOptimizer, micro_batches
 from distillation.projection import project_teacher
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides
 from distillation.run import Run
+from distillation.training.checkpoint import Checkpoints, Progress
+from distillation.training.meter import Meter
+from distillation.training.optimizer import StudentOptimizer, micro_batches
 from distillation.vocabulary import check_vocabulary, cut_vocabulary, is_cut_of, retokenizer
 from evaluate import evaluate, evaluate_quickly, table
 from model import Embedder

@@ -14,9 +14,9 @@ import torch
 from transformers import BertConfig
 
 from distillation.data.labels import LabelledSentences
-from distillation.optimizer import StudentOptimizer
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
+from distillation.training.optimizer import StudentOptimizer
 from model import Embedder
 from model.bert import Linear
 from model.int8 import Rounding, quantised_product, to_bytes

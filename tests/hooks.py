@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 import train
-from distillation import checkpoint, losses, meter
+from distillation import losses
 from distillation.data import labels
 from distillation.run import Run
+from distillation.training import checkpoint, meter
 from model import files
 
 

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from distillation.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
-from distillation.rows import BatchRows
+from distillation.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
+from distillation.training.rows import BatchRows
 from model.files import InputError
 
 

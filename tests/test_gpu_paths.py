@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train
 from benchmark import timing
 from distillation.data.labels import LabelledSentences
-from distillation.meter import Meter
-from distillation.optimizer import StudentOptimizer
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
+from distillation.training.meter import Meter
+from distillation.training.optimizer import StudentOptimizer
 from model import Embedder, PackedTokens, attention
 from model.products import prepare, resolve_precision
 from model.tokens import Tokenized

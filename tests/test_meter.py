@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from distillation.data.labels import LabelledSentences
-from distillation.meter import Meter
 from distillation.ranks import Ranks
+from distillation.training.meter import Meter
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 LOSSES = torch.tensor([0.1, 1e-7, 3.0, 0.7])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from distillation.optimizer import StudentOptimizer
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
+from distillation.training.optimizer import StudentOptimizer
 from model import Embedder
 
 SENTENCES = [np.array([2, 9, 3]), np.array([2, 9, 11, 3])]

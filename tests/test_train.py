@@ -19,9 +19,9 @@ import train as module
 from distillation.data.batches import window_batches
 from distillation.data.labels import LabelledSentences
 from distillation.losses import LOSSES
-from distillation.optimizer import StudentOptimizer
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe, read_recipe
+from distillation.training.optimizer import StudentOptimizer
 from model import Embedder
 from model.files import InputError
 

@@ -19,9 +19,9 @@ from benchmark.random_models import random_embedder
 from benchmark.timing import encoder_flops, products_of, seconds_of, training_step
 from distillation.command_line import explain_runtime_error
 from distillation.data.labels import LabelledSentences
-from distillation.optimizer import StudentOptimizer
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
+from distillation.training.optimizer import StudentOptimizer
 from model import Embedder
 from model.attention import attention
 from model.tokens import PackedTokens, Tokenized

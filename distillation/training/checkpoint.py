@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from distillation.meter import Meter
-from distillation.optimizer import StudentOptimizer
 from distillation.ranks import Ranks
+from distillation.training.meter import Meter
+from distillation.training.optimizer import StudentOptimizer
 from model.files import InputError, load_tensors, save_tensors
 
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distillation.data.batches import rank_share
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
-from distillation.rows import BatchRows
+from distillation.training.rows import BatchRows
 from model import Embedder
 from model.tokens import Tokenized
 
@@ -35,7 +35,7 @@ class StudentOptimizer:
 
     def __init__(self, student: Embedder, recipe: Recipe, ranks: Ranks) -> None:
         self._table = student.bert.embeddings.word_embeddings.weight
-        self._table.requires_grad_(False)  # trained a batch's rows at a time; see distillation/rows.py
+        self._table.requires_grad_(False)  # trained a batch's rows at a time; see distillation/training/rows.py
         self._max_norm = recipe.max_grad_norm or math.inf
         self._ranks = ranks
         self.adamw = torch.optim.AdamW(

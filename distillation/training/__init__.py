@@ -1,0 +1,1 @@
+"""A training step and what surrounds it: rows of the token table, optimizer, log figures, checkpoints."""
