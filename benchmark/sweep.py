@@ -54,7 +54,7 @@ def sweep(
     """
     embedder = teacher(precision=precision)
     layers = embedder.bert.config.num_hidden_layers
-    longest = embedder.bert.config.max_position_embeddings
+    longest = embedder.bert.longest
     result = {
         "device": describe_device(embedder.device),
         "precision": precision,

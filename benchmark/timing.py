@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from transformers import BertConfig
+from transformers import PretrainedConfig
 
 from distillation.data.labels import LabelledSentences
 from distillation.ranks import Ranks
@@ -19,6 +19,7 @@ from distillation.recipe import Recipe
 from distillation.training.optimizer import StudentOptimizer
 from model import Embedder
 from model.bert import Linear
+from model.families import FAMILIES
 from model.int8 import Rounding, quantised_product, to_bytes
 from model.products import dtype_of, layout_for
 
@@ -90,14 +91,19 @@ def memory_after(work: Callable[[], Any], device: torch.device) -> float | None:
 # -- operations ------------------------------------------------------------------------------------------------------
 
 
-def encoder_flops(config: BertConfig, lengths: np.ndarray, first_token_only: bool = False) -> float:
+def inner_size(config: PretrainedConfig) -> int:
+    """Units between the two products of a layer's MLP."""
+    return getattr(config, FAMILIES[config.model_type].inner_size)
+
+
+def encoder_flops(config: PretrainedConfig, lengths: np.ndarray, first_token_only: bool = False) -> float:
     """Floating-point operations that the encoder's layers compute for sentences of these lengths, without padding.
 
     A layer's products cost 2 operations a weight and token, its attention 4 D a pair of tokens. Where only first tokens
     are wanted (cls pooling), our last layer computes keys and values for all tokens, and the rest only for the first:
     that is counted as it is computed. Embeddings, norms and activations are left out.
     """
-    D, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    D, inner, layers = config.hidden_size, inner_size(config), config.num_hidden_layers
     tokens, pairs = float(lengths.sum()), float((lengths.astype(float) ** 2).sum())
     qkv, rest = 2 * 3 * D * D, 2 * (D * D + 2 * D * inner)
     whole = tokens * (qkv + rest) + 4 * D * pairs
@@ -115,9 +121,9 @@ class Products:
     work: Callable[[], Any]
 
 
-def products_of(config: BertConfig, precision: str, device: torch.device) -> list[Products]:
+def products_of(config: PretrainedConfig, precision: str, device: torch.device) -> list[Products]:
     """Matrix products of a model's shapes, computed as encoding computes them: the limit of what it can reach."""
-    D, inner = config.hidden_size, config.intermediate_size
+    D, inner = config.hidden_size, inner_size(config)
     found = []
     for rows in (1024, 4096) if device.type == "cpu" else (8192, 32_768):  # fewer are too short for a GPU
         for inputs, outputs in ((D, inner), (inner, D)):

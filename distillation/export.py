@@ -3,9 +3,10 @@
     python -m distillation.export runs/minilm-3/model
     python -m distillation.export runs/minilm-3/model --router    # student and teacher as a pair; see router.py
 
-Inputs: input_ids, attention_mask and token_type_ids, (batch, sequence) int64. Outputs: token_embeddings (batch,
-sequence, hidden) and sentence_embedding (batch, dimensions), the latter after pooling, dense layer and normalisation.
-Both files are run and compared with our own embeddings before they take their names. Needs the extra [onnx].
+Inputs: input_ids, attention_mask and, for BERT, token_type_ids, (batch, sequence) int64. Outputs: token_embeddings
+(batch, sequence, hidden) and sentence_embedding (batch, dimensions), the latter after pooling, dense layer and
+normalisation. Both files are run and compared with our own embeddings before they take their names. Needs the extra
+[onnx].
 """
 
 import argparse
@@ -15,12 +16,12 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BertModel
 
 from distillation.command_line import OneLineParser, run_command
 from distillation.router import export_router
@@ -49,13 +50,16 @@ class PaddedEmbedder(nn.Module):
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
         self.embedder = embedder
-        embedder.bert.set_attn_implementation("eager")  # the plainest graph
+        self.encoder: Any = embedder.bert.published()
+        self.encoder.set_attn_implementation("eager")  # the plainest graph
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T) each, to token embeddings (B, T, D) and sentence embeddings (B, dimensions)."""
-        hidden_BTD = BertModel.forward(self.embedder.bert, input_ids, attention_mask, token_type_ids).last_hidden_state
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        hidden_BTD = self.encoder(**inputs).last_hidden_state
         if self.embedder.settings.pooling is Pooling.CLS:
             return hidden_BTD, self.embedder.finish(hidden_BTD[:, 0])
         mask_BT1 = attention_mask[:, :, None].to(hidden_BTD.dtype)
@@ -67,7 +71,9 @@ def padded(embedder: Embedder, sentences: list[str]) -> dict[str, np.ndarray]:
     """Sentences as the graph's inputs."""
     tokenized = embedder.tokenize(sentences)
     shape = len(tokenized), max(map(len, tokenized))
-    inputs = {name: np.zeros(shape, np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+    names = ("input_ids", "attention_mask", *(["token_type_ids"] if embedder.bert.has_segments else []))
+    inputs = {name: np.zeros(shape, np.int64) for name in names}
+    inputs["input_ids"][:] = embedder.bert.config.pad_token_id or 0
     for row, tokens in enumerate(tokenized):
         inputs["input_ids"][row, : len(tokens)] = tokens
         inputs["attention_mask"][row, : len(tokens)] = 1
@@ -84,7 +90,7 @@ def write_fp32(embedder: Embedder, path: Path) -> float:
         RunError: it is above FP32_TOLERANCE; nothing is written then.
     """
     inputs = padded(embedder, SAMPLES[1:3])
-    positions = embedder.bert.config.max_position_embeddings
+    positions = embedder.bert.longest
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence", max=positions)
     with quiet():
         program = torch.onnx.export(

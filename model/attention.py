@@ -17,7 +17,13 @@ LONGEST_FOR_PRODUCTS_WITH_GRADIENT = 256
 VECTOR = 16  # numbers that a CPU computes at once
 
 
-def attention(qkv_N3HE: torch.Tensor, tokens: PackedTokens, queries: PackedTokens, dropout: float) -> torch.Tensor:
+def attention(
+    qkv_N3HE: torch.Tensor,
+    tokens: PackedTokens,
+    queries: PackedTokens,
+    dropout: float,
+    bias_HTT: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Self-attention within each sentence.
 
     Args:
@@ -25,6 +31,8 @@ def attention(qkv_N3HE: torch.Tensor, tokens: PackedTokens, queries: PackedToken
         tokens: the packed batch.
         queries: `tokens` itself, or its `of_first_tokens` where only those rows are wanted.
         dropout: probability of dropping an attention weight.
+        bias_HTT: added to the scores, by query and key, for sentences up to the longest; None adds nothing. The
+            variable-length kernel takes none, so with a bias a GPU computes run by run of equally long sentences, too.
 
     Returns:
         (rows of `queries`, H, E).
@@ -33,7 +41,7 @@ def attention(qkv_N3HE: torch.Tensor, tokens: PackedTokens, queries: PackedToken
     interface (Dao, 2023, https://arxiv.org/abs/2307.08691).
     """
     first_only = queries is not tokens
-    if dropout == 0 and has_varlen_kernel(qkv_N3HE):
+    if dropout == 0 and bias_HTT is None and has_varlen_kernel(qkv_N3HE):
         q, k, v = qkv_N3HE.unbind(1)
         if first_only:
             q = q.index_select(0, tokens.first_rows)
@@ -48,28 +56,35 @@ def attention(qkv_N3HE: torch.Tensor, tokens: PackedTokens, queries: PackedToken
     for (_, count, length), block in zip(tokens.groups, blocks, strict=True):
         block = block.view(count, length, 3, H, E)
         q, k, v = block.permute(2, 0, 3, 1, 4)  # each (count, H, length, E)
+        bias = None if bias_HTT is None else bias_HTT[:, :length, :length].to(q.dtype)
         if first_only:
-            q = q[:, :, :1]
+            q, bias = q[:, :, :1], bias if bias is None else bias[:, :1]
         if dropout == 0 and products_are_faster(block, length):
-            out = attention_by_products(q, k, v)
+            out = attention_by_products(q, k, v, bias)
         else:
-            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         context.append(out.transpose(1, 2).reshape(-1, H, E))
     return context[0] if len(context) == 1 else torch.cat(context)
 
 
-def attention_by_products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def attention_by_products(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """What scaled_dot_product_attention computes, as two batched products with the softmax in fp32 between them.
 
     Args:
         q, k, v: (B, H, T, E) each; q may have fewer tokens.
+        bias: (H, tokens of q, T), added to the scores.
 
     Returns:
         (B, H, tokens of q, E).
     """
     B, H, _, E = q.shape
     q, k, v = (each.reshape(B * H, -1, E) for each in (q, k, v))  # contiguous: the products read them fastest
-    weights = softmax_in_fp32(torch.bmm(q * E**-0.5, k.transpose(1, 2)))
+    scores = torch.bmm(q * E**-0.5, k.transpose(1, 2))
+    if bias is not None:
+        scores = (scores.view(B, H, *bias.shape[1:]) + bias).view_as(scores)
+    weights = softmax_in_fp32(scores)
     return torch.bmm(weights.to(v.dtype), v).view(B, H, -1, E)
 
 

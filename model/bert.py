@@ -1,4 +1,4 @@
-"""DistilledBert: transformers' BertModel with some of its layers and a forward of our own.
+"""DistilledBert: one of transformers' BERT-like encoders with some of its layers and a forward of our own.
 
 The forward never computes padding. A batch's tokens lie end to end in one (N, D) matrix, so every matrix product, layer
 norm and activation runs on real tokens only; attention, which must not cross sentences, runs once per run of equally
@@ -7,20 +7,21 @@ long sentences (or once for all, with variable-length flash attention on a GPU) 
 Shapes: B sentences, T tokens a sentence, N tokens of the whole batch, D hidden dimensions, H heads, E = D / H.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
-from transformers.models.bert.modeling_bert import BertLayer
 
 from model.attention import attention
+from model.families import FAMILIES, Family, position_buckets
 from model.tokens import PackedTokens
 
 Part = Callable[[torch.Tensor], torch.Tensor]  # (N, inputs) -> (N, outputs)
@@ -75,33 +76,38 @@ class Network(NamedTuple):
     """What the encoder computes with. `model.products.prepare` makes one for inference of it."""
 
     embed: Callable[[PackedTokens], torch.Tensor]  # a batch's embedding vectors, (N, D)
+    bias: Callable[[PackedTokens], torch.Tensor | None]  # added to attention scores, (H, longest, longest), or None
     layers: list[Layer]
     heads: int
     dropout: float  # probability
 
 
-def layer_of(module: BertLayer, activation: str) -> Layer:
-    """Where the parts of a layer are in transformers' module, its query, key and value weights joined into one.
+def layer_of(module: nn.Module, family: Family, activation: str) -> Layer:
+    """The parts of a layer of transformers', its query, key and value weights joined into one.
 
     Args:
         module: one layer.
+        family: says where the parts are.
         activation: the name of the one after the intermediate product.
     """
-    attention, mlp = module.attention, module.output
-    qkv = attention.self.query, attention.self.key, attention.self.value
+
+    def linear(name: str, activation: str = "") -> Linear:
+        part: Any = module.get_submodule(name)
+        return Linear(part.weight, part.bias, activation)
+
+    def norm(name: str) -> Norm:
+        part: Any = module.get_submodule(name)
+        return Norm(part.weight, part.bias, part.eps)
+
+    qkv: list[Any] = [module.get_submodule(name) for name in family.qkv]
     return Layer(
         qkv=Linear(torch.cat([each.weight for each in qkv]), torch.cat([each.bias for each in qkv])),
-        attention_output=Linear(attention.output.dense.weight, attention.output.dense.bias),
-        attention_norm=norm_of(attention.output.LayerNorm),
-        intermediate=Linear(module.intermediate.dense.weight, module.intermediate.dense.bias, activation),
-        output=Linear(mlp.dense.weight, mlp.dense.bias),
-        output_norm=norm_of(mlp.LayerNorm),
+        attention_output=linear(family.attention_output),
+        attention_norm=norm(family.attention_norm),
+        intermediate=linear(family.intermediate, activation),
+        output=linear(family.output),
+        output_norm=norm(family.output_norm),
     )
-
-
-def norm_of(module: nn.LayerNorm) -> Norm:
-    """A module's layer norm."""
-    return Norm(module.weight, module.bias, module.eps)
 
 
 # -- the forward -----------------------------------------------------------------------------------------------------
@@ -119,15 +125,20 @@ def encode(network: Network, tokens: PackedTokens, first_token_only: bool = Fals
     Returns:
         The last layer's output, (N, D) or (B, D).
     """
-    hidden = network.embed(tokens)
+    hidden, bias_HTT = network.embed(tokens), network.bias(tokens)
     for number, layer in enumerate(network.layers, start=1):
         rows = tokens.of_first_tokens if first_token_only and number == len(network.layers) else tokens
-        hidden = run_layer(layer, hidden, tokens, rows, network)
+        hidden = run_layer(layer, hidden, bias_HTT, tokens, rows, network)
     return hidden
 
 
 def run_layer(
-    layer: Layer, hidden: torch.Tensor, tokens: PackedTokens, rows: PackedTokens, network: Network
+    layer: Layer,
+    hidden: torch.Tensor,
+    bias_HTT: torch.Tensor | None,
+    tokens: PackedTokens,
+    rows: PackedTokens,
+    network: Network,
 ) -> torch.Tensor:
     """One post-norm transformer layer (Devlin et al., 2018, https://arxiv.org/abs/1810.04805): attention, then MLP.
 
@@ -135,54 +146,109 @@ def run_layer(
     """
     dropout = partial(F.dropout, p=network.dropout, training=network.dropout > 0)
     qkv_N3HE = layer.qkv(hidden).view(-1, 3, network.heads, hidden.shape[1] // network.heads)
-    context = attention(qkv_N3HE, tokens, rows, network.dropout)
+    context = attention(qkv_N3HE, tokens, rows, network.dropout, bias_HTT)
     if rows is not tokens:
         hidden = hidden.index_select(0, tokens.first_rows)
     hidden = layer.attention_norm(hidden + dropout(layer.attention_output(context.flatten(1))))
     return layer.output_norm(hidden + dropout(layer.output(layer.intermediate(hidden))))
 
 
-class DistilledBert(BertModel):
-    """A BERT encoder with our own forward; tensor names and config are the field's.
+class DistilledBert(nn.Module):
+    """An encoder with our own forward; the modules, their tensor names and the config are transformers'.
 
     The pooler is kept where the teacher has one, unused and untrained, so that what is saved loads everywhere without a
     missing tensor.
+
+    Args:
+        config: of one of FAMILIES; the weights are random.
+        add_pooling_layer: whether there is a pooler, where the family has one.
     """
 
-    def __init__(self, config: BertConfig, add_pooling_layer: bool = False) -> None:
-        super().__init__(config, add_pooling_layer=add_pooling_layer)
+    def __init__(self, config: PretrainedConfig, add_pooling_layer: bool = False) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.family = FAMILIES[config.model_type]
+        published = self.family.build(config, add_pooling_layer)
+        for name, module in published.named_children():
+            self.add_module(name, module)
+        self.embeddings: Any
+        for name, _ in list(self.embeddings.named_buffers()):  # what its own forward needs
+            delattr(self.embeddings, name)
+        self.pooler: Any = getattr(published, "pooler", None)
         if self.pooler is not None:
             self.pooler.requires_grad_(False)
+        padding = self.embeddings.position_embeddings.padding_idx
+        self.first_position = 0 if padding is None else padding + 1  # RoBERTa and its kin keep a place for padding
         self.dropout = 0.0  # probability, of attention weights too; acts in training mode only
 
+    def published(self) -> PreTrainedModel:
+        """transformers' own model with the same weights, in evaluation mode."""
+        model = self.family.build(self.config, self.pooler is not None)
+        model.load_state_dict(self.state_dict())
+        return model.eval()
+
     def keep_layers(self, layers: Sequence[int]) -> "DistilledBert":
-        """A new DistilledBert with copies of these layers (counted from 0), of the embeddings and of the pooler."""
-        config = BertConfig.from_dict(self.config.to_dict() | {"num_hidden_layers": len(layers)})
+        """A new DistilledBert with copies of these layers (counted from 0) and of all that is around them."""
+        config = copy.deepcopy(self.config)
+        config.num_hidden_layers = len(layers)
         student = DistilledBert(config, add_pooling_layer=self.pooler is not None)
-        student.embeddings.load_state_dict(self.embeddings.state_dict())
-        if self.pooler is not None and student.pooler is not None:
-            student.pooler.load_state_dict(self.pooler.state_dict())
+        weights, prefix = self.state_dict(), f"{self.family.layers}."
+        kept = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}
         for new, old in enumerate(layers):
-            student.encoder.layer[new].load_state_dict(self.encoder.layer[old].state_dict())
-        nn.Module.to(student, self.device)
-        return student
+            old_prefix = f"{prefix}{old}."
+            kept |= {
+                f"{prefix}{new}.{name.removeprefix(old_prefix)}": tensor
+                for name, tensor in weights.items()
+                if name.startswith(old_prefix)
+            }
+        student.load_state_dict(kept)
+        return student.to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embeddings.word_embeddings.weight.device
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sentence that there are positions for."""
+        return self.config.max_position_embeddings - self.first_position
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether the model tells the first text from the second by `token_type_ids`."""
+        return getattr(self.config, "type_vocab_size", 1) > 1
+
+    @property
+    def activation(self) -> str:
+        """The name of what follows the intermediate product."""
+        return getattr(self.config, self.family.activation)
 
     def network(self) -> Network:
         """What the forward computes with, made of the weights as they are now."""
-        layers = [layer_of(module, self.config.hidden_act) for module in self.encoder.layer]
+        modules: Any = self.get_submodule(self.family.layers)
+        layers = [layer_of(module, self.family, self.activation) for module in modules]
         dropout = self.dropout if self.training else 0.0
-        return Network(self.embed_tokens, layers, self.config.num_attention_heads, dropout)
+        return Network(self.embed_tokens, self.position_bias, layers, self.config.num_attention_heads, dropout)
 
     def embed_tokens(self, tokens: PackedTokens) -> torch.Tensor:
-        """Word, position and segment embeddings, summed and normalised: (N, D)."""
+        """Word, position and, where there are any, segment embeddings, summed and normalised: (N, D)."""
         tables = self.embeddings
         words_ND = tokens.word_vectors
         if words_ND is None:
             words_ND = tables.word_embeddings(tokens.input_ids)
-        segments = tables.token_type_embeddings.weight
-        segments_ND = segments[0] if tokens.token_type_ids is None else segments[tokens.token_type_ids]
-        summed_ND = words_ND + segments_ND + tables.position_embeddings(tokens.positions)
+        summed_ND = words_ND + tables.position_embeddings(tokens.positions + self.first_position)
+        if hasattr(tables, "token_type_embeddings"):
+            segments = tables.token_type_embeddings.weight
+            summed_ND = summed_ND + (segments[0] if tokens.token_type_ids is None else segments[tokens.token_type_ids])
         return F.dropout(tables.LayerNorm(summed_ND), self.dropout, self.training)
+
+    def position_bias(self, tokens: PackedTokens) -> torch.Tensor | None:
+        """What the family adds to the scores of all layers' attention, by query and key: (H, longest, longest)."""
+        if not self.family.position_bias:
+            return None
+        table: Any = self.get_submodule(self.family.position_bias)  # (buckets, H)
+        buckets_TT = position_buckets(int(tokens.lengths[-1]), len(table.weight), self.device)
+        return table(buckets_TT).permute(2, 0, 1)
 
     def encode_packed(self, tokens: PackedTokens, first_token_only: bool = False) -> torch.Tensor:
         """The last layer's output for a packed batch; see `encode`."""

@@ -12,9 +12,10 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 from model.bert import DistilledBert
+from model.families import FAMILIES, PREFIXES
 from model.files import (
     InputError,
     atomic_directory,
@@ -112,7 +113,7 @@ def read_model(name: str) -> Parts:
         bert = read_bert(folder)
         tokenizer = read_tokenizer(folder, bert.config.vocab_size)
         read_pooling(modules, settings)
-        read_lengths_and_prompts(directory, folder, settings, bert.config, tokenizer)
+        read_lengths_and_prompts(directory, folder, settings, bert.longest, tokenizer)
         dense, activation = read_dense(modules, bert.config.hidden_size)
         calibration = read_calibration(folder / CALIBRATION_FILE, bert.config.num_hidden_layers)
     except OSError as error:  # no permission, a directory where a file should be, a name that is too long
@@ -165,22 +166,23 @@ def read_bert(folder: Path) -> DistilledBert:
     """
     config = read_config(folder / "config.json")
     weights = read_weights(folder)
-    if f"encoder.layer.{config.num_hidden_layers - 1}.output.dense.weight" not in weights:
+    family = FAMILIES[config.model_type]
+    if f"{family.layers}.{config.num_hidden_layers - 1}.{family.output}.weight" not in weights:
         raise InputError(f"{folder}: config.json asks for {config.num_hidden_layers} layers, the weights hold fewer")
     try:
         with torch.device("meta"):  # shapes without memory, which a corrupt config could ask too much of
             bert = DistilledBert(config, add_pooling_layer="pooler.dense.weight" in weights)
     except Exception as error:
-        raise InputError(f"{folder}/config.json: no BERT can be built from it ({first_line(error)})") from None
+        raise InputError(
+            f"{folder}/config.json: no {config.model_type} can be built from it ({first_line(error)})"
+        ) from None
     shapes = {name: tuple(tensor.shape) for name, tensor in bert.state_dict().items()}
     check_weights(shapes, weights, folder)
     bert.to_empty(device="cpu").load_state_dict({name: weights[name] for name in shapes})
-    positions = torch.arange(config.max_position_embeddings)[None]  # buffers that no file holds
-    bert.embeddings.position_ids, bert.embeddings.token_type_ids = positions, torch.zeros_like(positions)
     return bert
 
 
-def read_config(path: Path) -> BertConfig:
+def read_config(path: Path) -> PretrainedConfig:
     """config.json, if it is one of an encoder that DistilledBert computes.
 
     Raises:
@@ -188,26 +190,29 @@ def read_config(path: Path) -> BertConfig:
     """
     values = read_object(path)
     kind = values.get("model_type", "unknown")
-    if kind != "bert":
-        raise InputError(f"{path}: the architecture is {kind!r}; only BERT encoders (model_type 'bert') are supported")
+    if kind not in FAMILIES:
+        raise InputError(f"{path}: the architecture is {kind!r}; only {', '.join(FAMILIES)} are supported")
     if values.get("is_decoder") or values.get("position_embedding_type", "absolute") != "absolute":
-        raise InputError(f"{path}: only BERT encoders with absolute positions are supported, no decoders")
+        raise InputError(f"{path}: only encoders with absolute positions are supported, no decoders")
+    family = FAMILIES[kind]
     try:
-        config = BertConfig.from_dict(values | {"dtype": "float32"})
+        config_class: Any = family.model.config_class
+        config = config_class.from_dict(values | {"dtype": "float32"})
     except Exception as error:  # transformers validates with its own and huggingface_hub's exceptions
-        raise InputError(f"{path}: not a BERT config ({first_line(error)})") from None
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
-    for name in (*names, "max_position_embeddings", "type_vocab_size"):
+        raise InputError(f"{path}: not a config of {kind} ({first_line(error)})") from None
+    names = ["hidden_size", "num_hidden_layers", "num_attention_heads", family.inner_size, "vocab_size"]
+    names += ["max_position_embeddings"] + (["type_vocab_size"] if hasattr(config, "type_vocab_size") else [])
+    for name in names:
         size = getattr(config, name)
         if not isinstance(size, int) or size < 1:
             raise InputError(f"{path}: {name} must be a whole number of at least 1, got {size!r}")
-    if config.hidden_act not in transformers.activations.ACT2FN:
-        raise InputError(f"{path}: unknown hidden_act {config.hidden_act!r}")
+    if getattr(config, family.activation) not in transformers.activations.ACT2FN:
+        raise InputError(f"{path}: unknown {family.activation} {getattr(config, family.activation)!r}")
     return config
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Tensors by BertModel's names, from safetensors (one file or several) or a .bin file.
+    """Tensors by the names that transformers' encoders have, from safetensors (one file or several) or a .bin file.
 
     Raises:
         InputError: no weights, or a corrupt file.
@@ -235,7 +240,8 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{folder}: no weights there (model.safetensors or pytorch_model.bin)")
     named = {}
     for name, tensor in tensors.items():
-        name = str(name).removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+        prefix = next((prefix for prefix in PREFIXES if str(name).startswith(prefix)), "")
+        name = str(name).removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
         named[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
     return named
 
@@ -306,7 +312,7 @@ def read_pooling(modules: dict[str, Path], settings: Settings) -> None:
 
 
 def read_lengths_and_prompts(
-    directory: Path, folder: Path, settings: Settings, config: BertConfig, tokenizer: PreTrainedTokenizerFast
+    directory: Path, folder: Path, settings: Settings, longest: int, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Set maximum length, lower-casing, prompts and similarity from the sentence-transformers config files.
 
@@ -332,7 +338,7 @@ def read_lengths_and_prompts(
         raise InputError(f"{path}: default_prompt_name {default!r} is not among the prompts")
     if not isinstance(similarity, str):
         raise InputError(f"{path}: similarity_fn_name must be a name, got {similarity!r}")
-    settings.max_length = min(limit, config.max_position_embeddings)
+    settings.max_length = min(limit, longest)
     settings.lowercase = bool(transformer.get("do_lower_case"))
     settings.prompts = {name: text or "" for name, text in prompts.items()}
     settings.default_prompt_name, settings.similarity_fn_name = default, similarity
@@ -396,7 +402,9 @@ def write_model(parts: Parts, path: Path, model_card: str | None) -> None:
     bert, tokenizer, settings, dense, activation, calibration = parts
     with atomic_directory(path) as directory:
         config: dict[str, Any] = json.loads(bert.config.to_json_string(use_diff=False))
-        write_json(directory / "config.json", config | {"architectures": ["BertModel"], "dtype": "float32"})
+        write_json(
+            directory / "config.json", config | {"architectures": [bert.family.model.__name__], "dtype": "float32"}
+        )
         save_tensors(directory / "model.safetensors", bert.state_dict())
         if calibration is not None:
             save_tensors(directory / CALIBRATION_FILE, tensors_of(calibration))
@@ -424,7 +432,7 @@ def write_model(parts: Parts, path: Path, model_card: str | None) -> None:
                 "similarity_fn_name": settings.similarity_fn_name,
             },
         )
-        write_text(directory / "README.md", model_card or f"# A BERT sentence embedder from {settings.origin}\n")
+        write_text(directory / "README.md", model_card or f"# A sentence embedder from {settings.origin}\n")
 
 
 def sentence_bert_config(settings: Settings) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Embedder(nn.Module):
             max_length: tokens of a sentence that are read, in place of what the model's files say.
 
         Raises:
-            InputError: no such model, a corrupt file, an architecture other than BERT, or a max_length beyond it.
+            InputError: no such model, a corrupt file, an architecture that is not supported, or a max_length beyond it.
         """
         embedder = cls(*read_model(str(path)))
         if pooling is not None:
@@ -102,7 +102,7 @@ class Embedder(nn.Module):
         return embedder.use_precision(precision)
 
     def save(self, path: str | Path, model_card: str | None = None) -> None:
-        """Write the model directory, whole or not at all: weights in fp32 under BertModel's tensor names.
+        """Write the model directory, whole or not at all: weights in fp32 under transformers' tensor names.
 
         Args:
             path: the directory; one already there is replaced.
@@ -149,9 +149,8 @@ class Embedder(nn.Module):
         Raises:
             InputError: more than the model has positions for, or too few to hold a word.
         """
-        positions = self.bert.config.max_position_embeddings
-        if not 3 <= max_length <= positions:
-            raise InputError(f"max_length: {max_length} must be from 3 to {positions}, the model's positions")
+        if not 3 <= max_length <= self.bert.longest:
+            raise InputError(f"max_length: {max_length} must be from 3 to {self.bert.longest}, the model's positions")
         self.settings.max_length = max_length
         self._rust_tokenizer.enable_truncation(max_length, direction=self.tokenizer.truncation_side)
 

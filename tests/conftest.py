@@ -70,6 +70,15 @@ def minilm_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def mpnet_dir() -> Path:
+    """all-mpnet-base-v2; skips where it is not there, since it is large."""
+    directory = ROOT / "assets" / "all-mpnet-base-v2"
+    if not (directory / "model.safetensors").exists():
+        pytest.skip(f"{directory} is missing: python -m distillation.prepare --teacher all-mpnet-base-v2")
+    return directory
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The STS Benchmark and image captions beside the checkout; skips where they are missing."""
     directory = ROOT.parent / "shared" / "data"

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
 from model import Embedder
 
@@ -125,6 +125,33 @@ def make_bert(layers: int = 6, hidden: int = 32, heads: int = 4, seed: int = 0, 
         for parameter in bert.parameters():
             parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
     return bert.eval()
+
+
+def make_family_dir(path: Path, kind: str) -> Path:
+    """A model directory as `make_bert_dir`'s of another architecture, by its model_type; its weights are random."""
+    make_bert_dir(path, layers=3)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": len(VOCABULARY)}
+    sizes |= {"hidden_dim": 64} if kind == "distilbert" else {"intermediate_size": 64}
+    if kind in ("roberta", "xlm-roberta"):
+        sizes["type_vocab_size"] = 1
+    config = AutoConfig.for_model(kind, max_position_embeddings=80, pad_token_id=1, **sizes)
+    model = AutoModel.from_config(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+    write(path / "config.json", config.to_dict() | {"dtype": "float32"})
+    save_file(model.state_dict(), path / "model.safetensors", metadata={"format": "pt"})
+    tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    swapped = {"[PAD]": 1, "[UNK]": 0}  # MPNet's padding is always 1
+    tokenizer["model"]["vocab"] |= swapped
+    for token in tokenizer["added_tokens"]:
+        token["id"] = swapped.get(token["content"], token["id"])
+    tokenizer["added_tokens"].sort(key=lambda token: token["id"])
+    write(path / "tokenizer.json", tokenizer)
+    (path / "vocab.txt").unlink()
+    edit(path / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    return path
 
 
 def make_bert_dir(

@@ -266,8 +266,8 @@ def label_shards(
 def fingerprint_parts(teacher: Embedder, corpus: Corpus, recipe: Recipe) -> dict[str, Any]:
     """Everything that decides what the labels are, by the name a user knows it by."""
     settings = teacher.settings
-    config = teacher.bert.config
-    shape = f"{config.num_attention_heads} {config.hidden_act} {config.layer_norm_eps}"  # which the weights don't tell
+    bert = teacher.bert  # of its shape, the weights don't tell this:
+    shape = f"{bert.config.num_attention_heads} {bert.activation} {bert.embeddings.LayerNorm.eps}"
     weights = sha256_of_tensors(teacher.state_dict(), shape + teacher.tokenizer.backend_tokenizer.to_str())
     return {
         "teacher": weights,

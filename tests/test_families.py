@@ -1,0 +1,112 @@
+"""Every architecture computes what transformers and sentence-transformers do, and its students stay of its kind."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from processes import RunDirectory, train, write_recipe
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from tiny import AWKWARD, edit, english_sentences, make_family_dir
+from transformers import AutoModel
+
+from model import Embedder
+from model.bert import DistilledBert
+from model.families import FAMILIES, position_buckets
+from model.files import InputError
+
+TEXT = [*english_sentences(40), *AWKWARD]
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(scope="module", params=[kind for kind in FAMILIES if kind != "bert"])
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_family_dir(tmp_path_factory.mktemp(request.param) / "teacher", request.param)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_embeds_as_sentence_transformers_does(directory: Path, pooling: str) -> None:
+    ours = Embedder.load(directory, "cpu", "fp32", pooling=pooling)
+    theirs = SentenceTransformer(str(directory), device="cpu")
+    theirs[1].pooling_mode = pooling
+    np.testing.assert_allclose(ours.encode(TEXT), theirs.encode(TEXT), atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_gradients_equal_transformers(directory: Path, padding: int) -> None:
+    theirs = AutoModel.from_pretrained(directory, attn_implementation="eager").eval()
+    ours = DistilledBert(theirs.config, add_pooling_layer=hasattr(theirs, "pooler"))
+    ours.load_state_dict(theirs.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 200, (4, 40), generator=generator)
+    mask = torch.ones_like(ids)
+    if padding:
+        ids[1:3, -padding:], mask[1:3, -padding:] = 1, 0
+    kept = mask.bool()
+    weight = torch.randn(int(kept.sum()), 32, generator=generator)
+    outputs = []
+    for bert in (ours.eval(), theirs):
+        outputs.append(bert(input_ids=ids, attention_mask=mask).last_hidden_state[kept])
+        (outputs[-1] * weight).sum().backward()
+    torch.testing.assert_close(*outputs, **CLOSE)
+    wanted = dict(theirs.named_parameters())
+    trained = [name for name in wanted if not name.startswith("pooler")]
+    for name in trained:
+        scale = max(float(wanted[name].grad.abs().max()), 1)
+        found = dict(ours.named_parameters())[name].grad
+        torch.testing.assert_close(found, wanted[name].grad, rtol=1e-4, atol=1e-5 * scale, msg=name)
+
+
+def test_students_are_trained_resumed_and_saved_in_the_teachers_own_kind(directory: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, directory, layers=[0, 2], max_length=64)
+    ended = train(recipe)
+    assert ended.status == 0, ended.err
+    run = RunDirectory(tmp_path / "runs" / "tiny")
+    assert run.logged("negative_mse")[10] > run.logged("negative_mse")[0]
+    teacher = load_file(directory / "model.safetensors")
+    layers = FAMILIES[json_of(run)["model_type"]].layers
+    assert {name.replace(f"{layers}.1.", f"{layers}.2.") for name in run.weights} == {
+        name for name in teacher if f"{layers}.1." not in name
+    }
+    path = str(run.path / "model")
+    ours, theirs = Embedder.load(path, "cpu", "fp32"), SentenceTransformer(path, device="cpu")
+    np.testing.assert_allclose(ours.encode(TEXT), theirs.encode(TEXT), atol=1e-5)
+
+
+def json_of(run: RunDirectory) -> dict[str, str]:
+    return run.json("model/config.json")
+
+
+def test_bf16_and_int8_compute_nearly_the_same(directory: Path) -> None:
+    exact = torch.from_numpy(Embedder.load(directory, "cpu", "fp32").encode(TEXT))
+    for precision in ("bf16", "int8"):
+        try:
+            found = torch.from_numpy(Embedder.load(directory, "cpu", precision).encode(TEXT))
+        except InputError:
+            continue  # this CPU can't
+        assert torch.cosine_similarity(exact, found).min() > 0.98
+
+
+def test_sentences_may_be_as_long_as_there_are_positions(directory: Path) -> None:
+    edit(directory / "sentence_bert_config.json", max_seq_length=500)
+    ours = Embedder.load(directory, "cpu", "fp32")
+    edit(directory / "sentence_bert_config.json", max_seq_length=64)
+    assert ours.settings.max_length == (80 if "distilbert" in str(directory) else 78)
+    assert np.isfinite(ours.encode("the dog sees the cat " * 40)).all()
+    with pytest.raises(InputError, match="positions"):
+        ours.set_max_length(ours.settings.max_length + 1)
+
+
+def test_far_positions_share_buckets() -> None:
+    buckets = position_buckets(300, 32, torch.device("cpu"))
+    assert buckets.min() == 0 and buckets.max() == 31
+    assert buckets[10, :21].tolist() == [8, 8, 8, 7, 6, 5, 4, 3, 2, 1, 0, 17, 18, 19, 20, 21, 22, 23, 24, 24, 24]
+    assert buckets[299, 0] == buckets[299, 171] == 15 and buckets[0, 299] == 31
+
+
+def test_all_mpnet_base_v2_itself(mpnet_dir: Path) -> None:
+    ours = Embedder.load(mpnet_dir, "cpu", "fp32")
+    theirs = SentenceTransformer(str(mpnet_dir), device="cpu")
+    assert ours.settings.max_length == 384 == theirs.max_seq_length
+    np.testing.assert_allclose(ours.encode(TEXT[-30:]), theirs.encode(TEXT[-30:]), atol=1e-5)
