@@ -39,7 +39,7 @@ class Recipe:
     """Every setting of a run. Each field is a key in a recipe file and a flag with dashes for underscores."""
 
     name: str = setting("", "name of the run directory under OUTPUT; empty takes the recipe file's name")
-    teacher: str = setting("assets/all-MiniLM-L6-v2", "teacher: a model directory or a Hub name, BERT architecture")
+    teacher: str = setting("assets/all-MiniLM-L6-v2", "teacher: a model directory or a Hub name, of BERT's kind")
     start_from: str = setting("", "a student to train further, a model directory or Hub name; empty starts from LAYERS")
     layers: list[int] | str = setting(
         "even:3", "teacher layers to keep: 0,2,5, auto:3, even:3, first:3, last:3, ends:3..."

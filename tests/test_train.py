@@ -347,7 +347,7 @@ def test_memory_does_not_grow_with_the_corpus(place: Path) -> None:
 
 WRONG = {  # one for each stage between the command line and the first step; the rest are tests of the stage itself
     "sts": (["--sts", "dev={folder}/sts.tsv"], "sts.tsv:2: score 'high' is not a finite number"),
-    "teacher": (["--teacher", "{folder}/teacher"], "config.json: the architecture is 'roberta'"),
+    "teacher": (["--teacher", "{folder}/teacher"], "config.json: the architecture is 'modernbert'"),
     "text": (["--sentences", "{folder}/text.txt"], "text.txt:2: not UTF-8"),
     "layers": (["--layers", "0,6"], "layers: 6 is outside the teacher, which has layers 0 to 5"),
     "batches": (["--gradient-accumulation", "64"], "batch_size: a batch of 20 sentences can't be split"),
@@ -361,7 +361,7 @@ def test_wrong_input_is_one_line_and_leaves_the_earlier_run(
     first: tuple[RunDirectory, str], recipe: Path, model_copy: Path, tiny_cls_dir: Path, case: str
 ) -> None:
     folder, before = model_copy.parent, contents(first[0].path)
-    edit(model_copy.rename(folder / "teacher") / "config.json", model_type="roberta")
+    edit(model_copy.rename(folder / "teacher") / "config.json", model_type="modernbert")
     (folder / "sts.tsv").write_text("sentence1\tsentence2\tscore\na\tb\thigh\n")
     (folder / "text.txt").write_bytes(b"fine\ncaf\xe9 au lait\n")
     arguments, message = WRONG[case]
