@@ -71,7 +71,7 @@ def padded(embedder: Embedder, sentences: list[str]) -> dict[str, np.ndarray]:
     """Sentences as the graph's inputs."""
     tokenized = embedder.tokenize(sentences)
     shape = len(tokenized), max(map(len, tokenized))
-    names = ("input_ids", "attention_mask", *(["token_type_ids"] if embedder.bert.has_segments else []))
+    names = ("input_ids", "attention_mask", *(["token_type_ids"] if embedder.bert.family.segments else []))
     inputs = {name: np.zeros(shape, np.int64) for name in names}
     inputs["input_ids"][:] = embedder.bert.config.pad_token_id or 0
     for row, tokens in enumerate(tokenized):

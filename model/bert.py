@@ -214,11 +214,6 @@ class DistilledBert(nn.Module):
         return self.config.max_position_embeddings - self.first_position
 
     @property
-    def has_segments(self) -> bool:
-        """Whether the model tells the first text from the second by `token_type_ids`."""
-        return getattr(self.config, "type_vocab_size", 1) > 1
-
-    @property
     def activation(self) -> str:
         """The name of what follows the intermediate product."""
         return getattr(self.config, self.family.activation)

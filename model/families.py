@@ -31,6 +31,7 @@ class Family:
         qkv: queries, keys, values.
         attention_output, attention_norm, intermediate, output, output_norm: as in Layer.
         inner_size, activation: the config's fields for the width of `intermediate` and what follows it.
+        segments: whether `token_type_ids` tell a first text from a second. RoBERTa has the table, of one row.
         position_bias: the module with the bias of attention by relative position, if there is one.
         has_pooler: whether the class takes `add_pooling_layer`.
     """
@@ -45,6 +46,7 @@ class Family:
     output_norm: str = "output.LayerNorm"
     inner_size: str = "intermediate_size"
     activation: str = "hidden_act"
+    segments: bool = False
     position_bias: str = ""
     has_pooler: bool = True
 
@@ -53,14 +55,15 @@ class Family:
         return self.model(config, **({"add_pooling_layer": add_pooling_layer} if self.has_pooler else {}))
 
 
-BERT = Family(BertModel)
+BERT = Family(BertModel, segments=True)
 FAMILIES = {  # by the model_type of config.json
     "bert": BERT,
-    "roberta": replace(BERT, model=RobertaModel),
-    "xlm-roberta": replace(BERT, model=XLMRobertaModel),
+    "roberta": replace(BERT, model=RobertaModel, segments=False),
+    "xlm-roberta": replace(BERT, model=XLMRobertaModel, segments=False),
     "mpnet": replace(
         BERT,
         model=MPNetModel,
+        segments=False,
         qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
         attention_output="attention.attn.o",
         attention_norm="attention.LayerNorm",

@@ -78,6 +78,13 @@ def json_of(run: RunDirectory) -> dict[str, str]:
     return run.json("model/config.json")
 
 
+def test_the_onnx_file_embeds_as_the_model_does(directory: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
+    from distillation.export import write_fp32
+
+    assert write_fp32(Embedder.load(directory, "cpu", "fp32"), tmp_path / "model.onnx") < 1e-5
+
+
 def test_bf16_and_int8_compute_nearly_the_same(directory: Path) -> None:
     exact = torch.from_numpy(Embedder.load(directory, "cpu", "fp32").encode(TEXT))
     for precision in ("bf16", "int8"):
