@@ -62,7 +62,7 @@ def calibrate(network: Network, batches: Iterable[PackedTokens]) -> Calibration:
         hidden = network.embed(tokens)
         for number, layer in enumerate(network.layers):
             watched = {name: watch(getattr(layer, name), found, f"{number}.{name}") for name in PRODUCTS}
-            hidden = run_layer(layer._replace(**watched), hidden, tokens, tokens, network)
+            hidden = run_layer(layer._replace(**watched), hidden, network.bias(tokens), tokens, tokens, network)
     return {name: Range(low.cpu(), high.cpu()) for name, (low, high) in found.items()}
 
 
