@@ -12,6 +12,7 @@ measured on sentences and STS pairs that it has not seen.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -21,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -36,6 +36,7 @@ from distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, 
 from distillation.layer_search import search_layers
 from distillation.losses import LOSSES
 from distillation.memory import release_freed_memory
+from distillation.prefetch import prefetch
 from distillation.projection import project_teacher
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides
@@ -62,8 +63,7 @@ FREE_TO_CHANGE = ("device", "output", "labels", "log_every", "save_every", "max_
 def train_step(
     network: nn.Module,
     optimizer: StudentOptimizer,
-    window: LabelledSentences,
-    batch: np.ndarray,
+    batch: LabelledSentences,
     recipe: Recipe,
     ranks: Ranks,
 ) -> torch.Tensor:
@@ -72,18 +72,18 @@ def train_step(
     Args:
         network: the student in training mode, bare or in DistributedDataParallel.
         optimizer: changes its weights.
-        window: the sentences and labels in memory.
-        batch: indices in the window of the whole batch's sentences, all ranks together, shortest first.
+        batch: the whole batch, all ranks together, shortest sentences first.
 
     Returns:
         This rank's part of the batch's mean loss, () fp32 on the device.
     """
     half = dtype_of(recipe.precision)
     batch_loss = torch.zeros((), device=ranks.device)
-    rows = optimizer.take_rows(window.tokens.take(batch))
-    for micro_batch in micro_batches(network, batch, recipe.gradient_accumulation, ranks):
-        tokens = rows.pack(window.tokens.take(micro_batch))
-        labels_Bd = send(window.labels[torch.from_numpy(micro_batch)], ranks.device).float()
+    rows = optimizer.take_rows(batch.tokens)
+    for indices in micro_batches(network, len(batch), recipe.gradient_accumulation, ranks):
+        micro_batch = batch.take(indices)
+        tokens = rows.pack(micro_batch.tokens)
+        labels_Bd = send(micro_batch.labels, ranks.device).float()
 
         with torch.autocast(ranks.device.type, half, enabled=half != torch.float32):
             embeddings_Bd = network(tokens)
@@ -135,13 +135,16 @@ def train(
     if progress.best_step < 0:  # the untrained student: what training has to improve on
         checkpoints.keep_best(progress, evaluate_now())
     meter = Meter(ranks, (progress.loss_sum, progress.losses))
-    with run.taking_steps(), tqdm(total=total, initial=progress.step, unit=" steps", disable=not ranks.is_main) as bar:
-        for window, batch in batches_from(labels, recipe, progress.step):
+    # As many batches are made ahead as a shard holds: while they are trained on, the next window of labels is read.
+    batches = prefetch(batches_from(labels, recipe, progress.step), labels.batches_of_a_shard(recipe.batch_size))
+    bar = tqdm(total=total, initial=progress.step, unit=" steps", disable=not ranks.is_main)
+    with run.taking_steps(), bar, contextlib.closing(batches):
+        for batch in batches:
             rate = learning_rate_at(progress.step, total, recipe)
             optimizer.set_learning_rate(rate)
             seed_dropout(recipe, progress.step, ranks)
-            loss = train_step(network, optimizer, window, batch, recipe, ranks)
-            meter.count(window, batch, loss)
+            loss = train_step(network, optimizer, batch, recipe, ranks)
+            meter.count(batch, loss)
             progress.step += 1
             bar.update()
 
@@ -177,7 +180,7 @@ def in_parallel(student: Embedder) -> DistributedDataParallel:
     return DistributedDataParallel(student, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
-def batches_from(labels: Labels, recipe: Recipe, step: int) -> Iterator[tuple[LabelledSentences, np.ndarray]]:
+def batches_from(labels: Labels, recipe: Recipe, step: int) -> Iterator[LabelledSentences]:
     """The batches of the run after its first `step`."""
     first_epoch, skip = divmod(step, labels.steps_per_epoch(recipe.batch_size))
     for epoch in range(first_epoch, recipe.epochs):

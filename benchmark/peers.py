@@ -187,7 +187,7 @@ def our_training(
         window = LabelledSentences(student.tokenize(texts), labels)
         batches = window_batches(window.lengths, batch_size, np.random.default_rng(0))
         for batch in itertools.islice(itertools.cycle(batches), steps):
-            loss = step(window, batch)
+            loss = step(window.take(batch))
         float(loss)  # waits for the device
 
     return work

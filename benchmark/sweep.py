@@ -120,8 +120,8 @@ def label_and_train(teacher: Load, student: Load, train_step: TrainStep, precisi
     labelled = time.perf_counter()
     training = precision if precision != "int8" else resolve_precision("auto", ranks.device)
     step = training_step(student(precision="fp32"), USUAL_BATCH, training, train_step)
-    for number, (window, batch) in enumerate(labels.epoch(USUAL_BATCH, seed=0, epoch=0), start=1):
-        loss = step(window, batch)
+    for number, batch in enumerate(labels.epoch(USUAL_BATCH, seed=0, epoch=0), start=1):
+        loss = step(batch)
         if number % Recipe.log_every == 0:  # as often as a run of train.py does
             release_freed_memory()
     float(loss)  # waits for the device

@@ -168,13 +168,13 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 # -- training --------------------------------------------------------------------------------------------------------
 
 TrainStep = Callable[..., torch.Tensor]  # train.py's train_step
-Step = Callable[[LabelledSentences, np.ndarray], torch.Tensor]
+Step = Callable[[LabelledSentences], torch.Tensor]
 
 
 def training_step(student: Embedder, batch_size: int, precision: str, train_step: TrainStep) -> Step:
-    """A student made ready to train as train.py does it: gives the step to call with a window and a batch's indices."""
+    """A student made ready to train as train.py does it: gives the step to call with a batch."""
     recipe = Recipe(batch_size=batch_size, precision=precision, learning_rate=1e-5)
     ranks = Ranks(0, 1, student.device)
     student.train()
     optimizer = StudentOptimizer(student, recipe, ranks)
-    return lambda window, batch: train_step(student, optimizer, window, batch, recipe, ranks)
+    return lambda batch: train_step(student, optimizer, batch, recipe, ranks)

@@ -19,7 +19,7 @@ from distillation import losses
 from distillation.data import labels
 from distillation.run import Run
 from distillation.training import checkpoint, meter
-from model import files
+from model import Embedder, files
 
 
 def at_call(owner: Any, name: str, number: int, action: Callable[[], object]) -> None:
@@ -127,8 +127,8 @@ def blind_rank(rank: int, name: str) -> None:
 
 
 def signal_while_labelling(number: int) -> None:
-    """Send a signal to ourselves after the first shard was written."""
-    at_call(labels, "write_shard", 2, lambda: os.kill(os.getpid(), number))
+    """Send a signal to ourselves when the second shard is about to be embedded."""
+    at_call(Embedder, "embed", 2, lambda: os.kill(os.getpid(), number))
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------

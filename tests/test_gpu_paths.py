@@ -221,10 +221,10 @@ def test_a_training_step_does_not_wait(
     recipe = Recipe(batch_size=8, gradient_accumulation=2, precision="bf16", loss=loss)
     ranks = Ranks(0, 1, META)
     optimizer, meter = StudentOptimizer(student, recipe, ranks), Meter(ranks)
-    window, batch = LabelledSentences(sentences(LENGTHS), torch.zeros(8, 48, dtype=torch.float16)), np.arange(8)
+    batch = LabelledSentences(sentences(LENGTHS), torch.zeros(8, 48, dtype=torch.float16))
     with transfers() as seen:
         for _ in range(2):  # the first makes the optimizer's state
-            meter.count(window, batch, train.train_step(student, optimizer, window, batch, recipe, ranks))
+            meter.count(batch, train.train_step(student, optimizer, batch, recipe, ranks))
     assert seen.copies > 0 and not seen.blocking
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         meter.read()

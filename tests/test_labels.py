@@ -71,15 +71,15 @@ def shard_contents(directory: Path) -> dict[str, dict[str, list[float]]]:
 
 def count_calls(monkeypatch: pytest.MonkeyPatch, fail_at: int | None = None) -> Callable[[], int]:
     """Count the shards that are computed; the one of number `fail_at` fails as if the machine had run out of memory."""
-    real, calls = module.label_sentences, [0]
+    real, calls = module.finish_shard, [0]
 
-    def counted(*args: object) -> LabelledSentences:
+    def counted(*args: object) -> None:
         if calls[0] == fail_at:
             raise MemoryError
         calls[0] += 1
-        return real(*args)  # type: ignore[arg-type]
+        real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "label_sentences", counted)
+    monkeypatch.setattr(module, "finish_shard", counted)
     return lambda: calls[0]
 
 
@@ -302,9 +302,9 @@ def numbered_labels(directory: Path, rows: int) -> Labels:
 
 def steps_of(labels: Labels, batch_size: int, epoch: int, seed: int = 0, skip: int = 0) -> list[list[int]]:
     found = []
-    for window, places in labels.epoch(batch_size, seed, epoch, skip):
-        numbers = window.labels[torch.from_numpy(places)].flatten().int().tolist()
-        assert [int(window.tokens[place][0]) for place in places] == numbers  # tokens and labels go together
+    for batch in labels.epoch(batch_size, seed, epoch, skip):
+        numbers = batch.labels.flatten().int().tolist()
+        assert [int(tokens[0]) for tokens in batch.tokens] == numbers  # tokens and labels go together
         found.append(numbers)
     return found
 

@@ -5,9 +5,11 @@ and their labels, with a checksum. Only one window of shards is in memory at a t
 A directory of labels belongs to one fingerprint: teacher weights, tokenizer, pooling, prompts, precision and sentences.
 """
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tqdm.auto import tqdm
 from distillation.data.batches import window_batches
 from distillation.data.corpus import Corpus
 from distillation.memory import release_freed_memory
+from distillation.prefetch import prefetch
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
 from model import Embedder
@@ -59,6 +62,13 @@ class LabelledSentences:
     def lengths(self) -> np.ndarray:
         """Tokens of each sentence, (n,)."""
         return self.tokens.lengths
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, indices: np.ndarray) -> "LabelledSentences":
+        """The sentences at these indices, in this order."""
+        return LabelledSentences(self.tokens.take(indices), self.labels[torch.from_numpy(indices)])
 
 
 @dataclass
@@ -113,10 +123,8 @@ class Labels:
         """Batches that `epoch` gives."""
         return sum(math.ceil(size / batch_size) for size in self.window_sizes())
 
-    def epoch(
-        self, batch_size: int, seed: int, epoch: int, skip: int = 0
-    ) -> Iterator[tuple[LabelledSentences, np.ndarray]]:
-        """An epoch's batches, all of them or all after the first `skip`, as (window, indices in it)."""
+    def epoch(self, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[LabelledSentences]:
+        """An epoch's batches, all of them or all after the first `skip`, each in ascending order of length."""
         generator = np.random.default_rng([seed, epoch])
         order = np.arange(self.shards)
         if self.rows % self.shard_size == 0:
@@ -131,8 +139,13 @@ class Labels:
             window = self.read(order[start : start + self.window_shards].tolist())
             shuffle = np.random.default_rng([seed, epoch, start])
             for indices in window_batches(window.lengths, batch_size, shuffle)[skip:]:
-                yield window, indices
+                yield window.take(indices)
+            del window  # before the next one is read
             skip = 0
+
+    def batches_of_a_shard(self, batch_size: int) -> int:
+        """How many batches hold about as many sentences as a shard."""
+        return max(1, self.shard_size // batch_size)
 
 
 def window_sizes(rows: int, window: int) -> list[int]:
@@ -239,10 +252,10 @@ def label_shards(
         piece occurs in them, (vocabulary,): small enough to exchange between ranks whatever the size of the corpus.
     """
 
-    def count(shard: LabelledSentences, name: int | str) -> None:
+    def count(tokens: Tokenized, name: int | str) -> None:
         if name != EVALUATION:
-            histogram[:] += np.bincount(shard.lengths, minlength=len(histogram))
-            pieces[:] += np.bincount(shard.tokens.ids, minlength=len(pieces))
+            histogram[:] += np.bincount(tokens.lengths, minlength=len(histogram))
+            pieces[:] += np.bincount(tokens.ids, minlength=len(pieces))
 
     histogram = np.zeros(teacher.settings.max_length + 1, dtype=np.int64)
     pieces = np.zeros(teacher.bert.config.vocab_size, dtype=np.int64)
@@ -252,14 +265,27 @@ def label_shards(
         if shard is None:
             missing.append(name)
         else:
-            count(shard, name)
+            count(shard.tokens, name)
     total = sum(rows_of(name, corpus, recipe.shard_size) for name in missing)
-    with tqdm(total=total, desc="labels", unit=" sentences", disable=not (missing and show_progress)) as progress:
-        for name in missing:
-            shard = label_sentences(teacher, sentences_of(name, corpus, teacher, recipe.shard_size), progress.update)
-            write_shard(directory / shard_name(name), shard, recipe.label_precision)
-            count(shard, name)
+    texts = ((name, sentences_of(name, corpus, teacher, recipe.shard_size)) for name in missing)
+    tokenised = prefetch(((name, text, teacher.tokenize(text)) for name, text in texts), ahead=1)
+    # While one shard is embedded the next is tokenised, and the one before is fetched from the device and written.
+    with (
+        tqdm(total=total, desc="labels", unit=" sentences", disable=not (missing and show_progress)) as progress,
+        ThreadPoolExecutor(1) as writer,
+        contextlib.closing(tokenised),
+    ):
+        written: Future[None] | None = None
+        for name, text, tokens in tokenised:
+            labels = teacher.embed(tokens, progress=progress.update)
+            count(tokens, name)
+            if written is not None:
+                written.result()
+            path, storage = directory / shard_name(name), recipe.label_precision
+            written = writer.submit(finish_shard, path, text, tokens, labels, storage)
             release_freed_memory()
+        if written is not None:
+            written.result()
     return histogram, pieces
 
 
@@ -280,21 +306,36 @@ def fingerprint_parts(teacher: Embedder, corpus: Corpus, recipe: Recipe) -> dict
     }
 
 
-def label_sentences(
-    teacher: Embedder, sentences: Sequence[str], progress: Callable[[int], Any] = lambda n: None
-) -> LabelledSentences:
+def label_sentences(teacher: Embedder, sentences: Sequence[str]) -> LabelledSentences:
     """Tokenise sentences, which have their prompts before them, and embed them with the teacher.
 
     Raises:
         RunError: an embedding is NaN or infinite.
     """
     tokens = teacher.tokenize(sentences)
-    labels = teacher.embed(tokens, progress=progress).cpu()  # one copy: a GPU is not waited for after each batch
-    finite = labels.isfinite().all(dim=1)
-    if not finite.all():
-        bad = sentences[int((~finite).nonzero()[0])]
+    return LabelledSentences(tokens, finite(teacher.embed(tokens).cpu(), sentences))
+
+
+def finite(labels: torch.Tensor, sentences: Sequence[str]) -> torch.Tensor:
+    """The labels of these sentences.
+
+    Raises:
+        RunError: one is NaN or infinite.
+    """
+    is_finite = labels.isfinite().all(dim=1)
+    if not is_finite.all():
+        bad = sentences[int((~is_finite).nonzero()[0])]
         raise RunError(f"the teacher's embedding of {bad[:60]!r} is not finite; try --precision fp32")
-    return LabelledSentences(tokens, labels)
+    return labels
+
+
+def finish_shard(path: Path, sentences: Sequence[str], tokens: Tokenized, labels: torch.Tensor, storage: str) -> None:
+    """Fetch a shard's labels from the device, which may still be at work on them, and write them.
+
+    Raises:
+        RunError: a label is not finite, or does not fit into fp16.
+    """
+    write_shard(path, LabelledSentences(tokens, finite(labels.cpu(), sentences)), storage)
 
 
 def write_shard(path: Path, shard: LabelledSentences, storage: str) -> None:

@@ -35,12 +35,12 @@ class Meter:
         self._losses = 0
         self._idle: list[float] = []
 
-    def count(self, window: LabelledSentences, batch: np.ndarray, loss: torch.Tensor) -> None:
+    def count(self, batch: LabelledSentences, loss: torch.Tensor) -> None:
         """Count a step: its batch, all ranks together, and this rank's part of the loss."""
         self._sentences += len(batch)
         self._loss_sum += loss
         self._losses += 1
-        self._idle.append(idle_share(window, batch, self._ranks.world))
+        self._idle.append(idle_share(batch.lengths, self._ranks.world))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -65,7 +65,7 @@ class Meter:
         return figures
 
 
-def idle_share(window: LabelledSentences, batch: np.ndarray, world: int) -> float:
-    """The share of the ranks' time spent waiting for the one with the most tokens."""
-    tokens = [int(window.lengths[rank_share(batch, rank, world)].sum()) for rank in range(world)]
+def idle_share(lengths: np.ndarray, world: int) -> float:
+    """The share of the ranks' time spent waiting for the one with the most tokens of a batch."""
+    tokens = [int(rank_share(lengths, rank, world).sum()) for rank in range(world)]
     return 1 - sum(tokens) / (world * max(tokens))

@@ -84,9 +84,9 @@ class StudentOptimizer:
         self.skips[1] = (self.skips[1] + 1) * left_out
 
 
-def micro_batches(network: nn.Module, batch: np.ndarray, count: int, ranks: Ranks) -> Iterator[np.ndarray]:
-    """This rank's share of a batch in `count` parts; ranks exchange gradients with the last one only."""
-    share = rank_share(batch, ranks.rank, ranks.world)
+def micro_batches(network: nn.Module, sentences: int, count: int, ranks: Ranks) -> Iterator[np.ndarray]:
+    """Indices of this rank's share of a batch, in `count` parts; ranks exchange gradients with the last one only."""
+    share = rank_share(np.arange(sentences), ranks.rank, ranks.world)
     for number in range(count):
         alone = isinstance(network, DistributedDataParallel) and number < count - 1
         with network.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]

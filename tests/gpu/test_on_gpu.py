@@ -49,7 +49,7 @@ def losses_on(
 ) -> list[float]:
     teacher = Embedder.load(teacher_dir, device="cpu", precision="fp32")
     tokens = sentences(32)
-    window = LabelledSentences(tokens, teacher.embed(tokens))
+    batch = LabelledSentences(tokens, teacher.embed(tokens))
     student = teacher.keep_layers([0, 2, 5]).to(device).train()
     student.bert.dropout = dropout
     recipe = Recipe(batch_size=32, precision=precision, learning_rate=1e-3, gradient_accumulation=accumulation)
@@ -58,8 +58,7 @@ def losses_on(
     if precision == "fp16":  # from 2**16 the first steps may be left out, which other precisions take
         optimizer.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8)
     torch.manual_seed(0)
-    batch = np.arange(32)
-    return [float(train_step(student, optimizer, window, batch, recipe, ranks)) for _ in range(STEPS)]
+    return [float(train_step(student, optimizer, batch, recipe, ranks)) for _ in range(STEPS)]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -91,9 +90,9 @@ def test_fp16_backs_off_from_a_scale_that_overflows(device: torch.device, record
     recipe, ranks = Recipe(batch_size=8, precision="fp16", learning_rate=1e-3), Ranks(0, 1, device)
     optimizer = StudentOptimizer(student, recipe, ranks)
     optimizer.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**40)
-    window = LabelledSentences(sentences(8), torch.ones(8, 32))
+    batch = LabelledSentences(sentences(8), torch.ones(8, 32))
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    losses = [float(train_step(student, optimizer, window, np.arange(8), recipe, ranks)) for _ in range(40)]
+    losses = [float(train_step(student, optimizer, batch, recipe, ranks)) for _ in range(40)]
     skipped = int(optimizer.skips[0])
     record("steps left out", skipped, "1..39")
     assert 0 < skipped < 40 and int(optimizer.skips[1]) == 0
@@ -190,13 +189,13 @@ def test_neither_step_nor_batch_waits(device: torch.device, tiny_cls_dir: Path, 
     student.bert.dropout = dropout
     recipe, ranks = Recipe(batch_size=32, precision=precision), Ranks(0, 1, device)
     optimizer = StudentOptimizer(student, recipe, ranks)
-    window = LabelledSentences(sentences(32), torch.zeros(32, 48, dtype=torch.float16))
+    batch = LabelledSentences(sentences(32), torch.zeros(32, 48, dtype=torch.float16))
     for number in range(3):
         with no_waiting(device) if number else contextlib.nullcontext():  # the first step makes the optimizer's state
-            train_step(student, optimizer, window, np.arange(32), recipe, ranks)
+            train_step(student, optimizer, batch, recipe, ranks)
     student.eval().use_precision("fp32" if device.type == "cpu" else precision)
     with no_waiting(device):
-        student.embed(window.tokens)
+        student.embed(batch.tokens)
 
 
 def test_out_of_memory_halves_the_batch(gpu: torch.device, record: Record) -> None:
@@ -267,9 +266,9 @@ def test_share_of_peak(device: torch.device, record: Record, tokens: int) -> Non
 
     labelling = share(lambda: teacher.embed(batch), encoder_flops(teacher.bert.config, batch.lengths, True))
     step = training_step(student, count, precision, train_step)
-    window = LabelledSentences(batch, torch.zeros(count, student.dimensions, dtype=torch.float16))
+    labelled = LabelledSentences(batch, torch.zeros(count, student.dimensions, dtype=torch.float16))
     flops = 3 * encoder_flops(student.bert.config, batch.lengths, True)
-    training = share(lambda: step(window, np.arange(count)), flops)
+    training = share(lambda: step(labelled), flops)
     record(f"labelling, {len(batch.ids)} tokens", labelling)
     record(f"training, {len(batch.ids)} tokens", training)
     assert labelling > 0 and training > 0

@@ -1,0 +1,61 @@
+"""Work done ahead in a thread of its own."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable
+from functools import partial
+from typing import NoReturn, TypeVar
+
+Item = TypeVar("Item")
+POLL = 0.1  # seconds after which a thread that waits to hand over looks whether it is still wanted
+
+
+def prefetch(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
+    """The same items in the same order, the next few made while the caller is at work on one.
+
+    An error in making an item is raised in its place. Closing the generator (`contextlib.closing`) ends the thread.
+
+    Args:
+        items: what to iterate over, in the thread.
+        ahead: items that may be ready and wait.
+    """
+    ready: queue.Queue[Callable[[], Item]] = queue.Queue(ahead)  # each gives an item, or raises
+    unwanted = threading.Event()
+
+    def hand_over(give: Callable[[], Item]) -> None:
+        while not unwanted.is_set():
+            with contextlib.suppress(queue.Full):
+                return ready.put(give, timeout=POLL)
+
+    def make() -> None:
+        end: BaseException = StopIteration()
+        try:
+            for item in items:
+                hand_over(partial(_give, item))
+                if unwanted.is_set():
+                    return
+        except BaseException as error:
+            end = error
+        hand_over(partial(_raise, end))
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                item = ready.get()()
+            except StopIteration:
+                return
+            yield item
+    finally:
+        unwanted.set()
+        thread.join()
+
+
+def _give(item: Item) -> Item:
+    return item
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
