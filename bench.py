@@ -3,6 +3,7 @@
     python bench.py runs/minilm-3/model                                     # the teacher is the run's own
     python bench.py MODEL --teacher T --precision all --peers               # and sentence-transformers, ONNX Runtime
     python bench.py --shape bert-large --layers 24,8                        # random weights of a shape, no download
+    python bench.py --host                                                  # what this host allows a GPU, without one
     python bench.py MODEL --teacher T --sweep --corpus-sizes 10000,100000   # curves: sweep.png, sweep.json
 
 Every system encodes the same sentences, tokenising included, in turn: A B C A B C ... The figure is the median of the
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 
 from benchmark import peers
+from benchmark.host import host_times, print_host
 from benchmark.random_models import SHAPES, random_embedder, random_sentences, shape_config
 from benchmark.sweep import sweep
 from benchmark.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
@@ -38,6 +40,7 @@ from model.pooling import Pooling
 from model.products import cpu_has_bf16, cpu_has_int8, resolve_precision
 from train import train_step
 
+HOST_BATCHES = [64, 512, 4096]  # sentences of the training steps that --host measures
 ASSETS = Path(__file__).parent / "assets" / "sentences"
 
 
@@ -206,6 +209,17 @@ def sentences_to_encode(arguments: argparse.Namespace, run: Path | None, embedde
     return found[: arguments.count] or random_sentences(embedder, arguments.count, arguments.mean_tokens)
 
 
+def measure_host(arguments: argparse.Namespace) -> None:
+    """What the host allows a GPU: a table and host.json."""
+    layers = arguments.layers or [24, 8]
+    result = host_times(arguments.shape or "bert-large", (layers[0], layers[-1]), HOST_BATCHES, train_step)
+    result["device"] = describe_device(torch.device("cpu"))
+    print_host(result)
+    path = (arguments.output or Path(".")) / "host.json"
+    write_json(path, result)
+    print(f"wrote {path}")
+
+
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", metavar="MODEL", help="student: a directory or a Hub name")
@@ -224,8 +238,12 @@ def main() -> None:
     parser.add_argument("--steps", type=whole_number, default=100, help="with --peers: optimizer steps (default: 100)")
     parser.add_argument("--sweep", action="store_true", help="also measure over layers, length, batch and corpus size")
     parser.add_argument("--corpus-sizes", type=whole_numbers, default=[], help="with --sweep: such as 10000,100000")
+    parser.add_argument("--host", action="store_true", help="only: the host's milliseconds, the GPU's work stubbed out")
     arguments = parser.parse_args()
 
+    if arguments.host:
+        measure_host(arguments)
+        return
     device = torch.device(arguments.device) if arguments.device else best_device()
     precisions = precisions_to_measure(arguments.precision, device)
     run = run_directory(arguments.model) if arguments.model else None

@@ -38,13 +38,13 @@ def shape_config(shape: str) -> BertConfig:
         raise InputError(f"{shape}: no BERT config ({error})") from None
 
 
-def random_embedder(shape: str, layers: int, device: torch.device | str, precision: str) -> Embedder:
+def random_embedder(shape: str | BertConfig, layers: int, device: torch.device | str, precision: str) -> Embedder:
     """An embedder with random weights and cls pooling, with a tokenizer whose words are numbers.
 
     Raises:
         InputError: no such shape or file.
     """
-    config = shape_config(shape)
+    config = shape if isinstance(shape, BertConfig) else shape_config(shape)
     config.num_hidden_layers = layers
     torch.manual_seed(0)
     bert = DistilledBert(config)
@@ -55,7 +55,7 @@ def random_embedder(shape: str, layers: int, device: torch.device | str, precisi
     ends = [("[CLS]", words["[CLS]"]), ("[SEP]", words["[SEP]"])]
     rust.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=rust, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
-    settings = Settings(pooling=Pooling.CLS, max_length=config.max_position_embeddings, origin=shape)
+    settings = Settings(pooling=Pooling.CLS, max_length=config.max_position_embeddings, origin=str(shape))
     return Embedder(bert, tokenizer, settings).eval().to(device).use_precision(precision)
 
 

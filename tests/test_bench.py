@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench
-from benchmark import peers, sweep, timing
+from benchmark import host, peers, sweep, timing
 from benchmark.random_models import random_embedder, random_sentences, shape_config
 from benchmark.timing import encoder_flops
 from model import Embedder
@@ -145,3 +145,20 @@ def test_wrong_arguments_are_named(
     tiny_model_dir: Path, refusal: Callable[..., str], arguments: list[str], message: str
 ) -> None:
     assert message in refusal(bench.main, *(argument.format(model=tiny_model_dir) for argument in arguments))
+
+
+def test_the_host_is_measured_with_the_gpus_work_stubbed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "BLOCKS", 1)
+    monkeypatch.setattr(host, "TURNS", 1)
+    threads = torch.get_num_threads()
+    label, train = host.host_times("bert-large", (24, 8), [64], train_step)["rows"]
+    assert torch.get_num_threads() == threads
+    assert (label["layers"], label["sentences"], train["layers"], train["sentences"]) == (24, 1310, 8, 64)
+    # 24 layers of 12.6 M weights, 2 operations a weight and token, and the last layer's outputs of first tokens only
+    assert label["H100"]["ms_at_half_peak"] == pytest.approx(2 * 2 * 23.3 * 12.6e6 * 32_750 / 989e12 * 1000, rel=0.02)
+    for row in (label, train):
+        for name, peak in host.PEAKS.items():
+            found = row[name]
+            allowed = found["ms_at_half_peak"] / 2 / row["host_ms"]
+            assert found["share_allowed"] == pytest.approx(min(1.0, allowed)) and peak > 0
+    assert label["host_ms"] > 0.5 and train["host_ms"] > 1  # every operation is still started
