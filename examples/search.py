@@ -24,9 +24,10 @@ from model.files import InputError
 
 def embed_documents(embedder: Embedder, sentences: list[str]) -> tuple[torch.Tensor, float]:
     """The index, (n, d), and the seconds it took."""
-    embedder.encode(sentences[:64])  # warm up
+    prompt = embedder.role_prompt("document")
+    embedder.encode(sentences[:64], prompt=prompt)  # warm up
     start = time.perf_counter()
-    index_nd = torch.as_tensor(embedder.encode(sentences, convert_to_tensor=True))
+    index_nd = torch.as_tensor(embedder.encode(sentences, prompt=prompt, convert_to_tensor=True))
     return index_nd, time.perf_counter() - start
 
 
@@ -34,10 +35,10 @@ def search(
     embedder: Embedder, query: str, index_nd: torch.Tensor, sentences: list[str], top: int
 ) -> tuple[list[str], list[str], float]:  # fmt: skip
     """The `top` sentences nearest to the query, the same with their cosine similarity, and the seconds it took."""
-    prompt = "query" if "query" in embedder.settings.prompts else None
-    embedder.encode(query, prompt)  # warm up
+    prompt = embedder.role_prompt("query")
+    embedder.encode(query, prompt=prompt)  # warm up
     start = time.perf_counter()
-    similarities = embedder.similarity(embedder.encode(query, prompt, convert_to_tensor=True), index_nd)[0]
+    similarities = embedder.similarity(embedder.encode(query, prompt=prompt, convert_to_tensor=True), index_nd)[0]
     best = similarities.topk(min(top, len(sentences)))
     seconds = time.perf_counter() - start
     found = [sentences[index] for index in best.indices.tolist()]

@@ -84,14 +84,17 @@ def test_search_without_a_teacher_and_with_few_sentences(
     assert lines[0] == "student" and lines[1] == "1.000 a cat" and lines[2].endswith(" a dog") and len(lines) == 5
 
 
-def test_search_puts_the_models_prompt_before_the_query_only(
+def test_search_embeds_query_and_sentences_under_their_own_prompts(
     tiny_cls_dir: Path, tmp_path: Path, main: Main, call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "text.txt").write_text("\n".join(SENTENCES))
-    call(main, tiny_cls_dir, tmp_path / "text.txt", "a dog", "--top", "1")
     embedder = Embedder.load(tiny_cls_dir)
-    query = embedder.encode("a dog", prompt_name="query")
-    best = float(embedder.similarity(query, embedder.encode(SENTENCES)).max())
+    embedder.settings.prompts = {"query": "look for: ", "passage": "this says: ", "other": "any: "}
+    embedder.settings.default_prompt_name = "other"
+    embedder.save(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES))
+    call(main, tmp_path / "model", tmp_path / "text.txt", "a dog", "--top", "1")
+    query, index = embedder.encode("a dog", "query"), embedder.encode(SENTENCES, "passage")
+    best = float(embedder.similarity(query, index).max())
     assert capsys.readouterr().out.splitlines()[1].startswith(f"{best:.3f} ")
 
 
