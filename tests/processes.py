@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -199,6 +200,26 @@ class Forked:
 def train(*arguments: str | Path, before: Callable[[], object] | None = None) -> Outcome:
     """Run train.py to its end in a forked process."""
     return Forked(*arguments, before=before).outcome()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def forked_ranks(world: int, *arguments: str | Path, before: Callable[[], object] | None = None) -> list[Outcome]:
+    """Run train.py to its end on so many ranks."""
+    return [rank.outcome() for rank in start_ranks(world, *arguments, before=before)]
+
+
+def start_ranks(world: int, *arguments: str | Path, before: Callable[[], object] | None = None) -> list[Forked]:
+    """Start train.py on so many ranks, with the environment that torchrun would give them, in forked processes."""
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        Forked(*arguments, before=before, environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(world)
+    ]
 
 
 def wait_until(condition: Callable[[], object]) -> None:

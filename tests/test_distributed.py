@@ -4,7 +4,6 @@ import functools
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +19,11 @@ from processes import (
     Outcome,
     RunDirectory,
     assert_same_run,
+    forked_ranks,
+    free_port,
     launch,
     same_weights,
+    start_ranks,
     train,
     wait_until,
     write_recipe,
@@ -39,26 +41,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Pa
     """50 steps in shards of 16,384 sentences or, by `forked_ranks`, of 64."""
     directory = tmp_path_factory.mktemp("distributed")
     return write_recipe(directory, tiny_model_dir, sentences=240, batch_size=40, epochs=10, learning_rate=5e-4)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def forked_ranks(world: int, *arguments: str | Path, before: functools.partial[None] | None = None) -> list[Outcome]:
-    """Run train.py to its end on so many ranks."""
-    return [rank.outcome() for rank in start_ranks(world, *arguments, before=before)]
-
-
-def start_ranks(world: int, *arguments: str | Path, before: functools.partial[None] | None = None) -> list[Forked]:
-    """Start train.py on so many ranks, with the environment that torchrun would give them, in forked processes."""
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [
-        Forked(*arguments, before=before, environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(world)
-    ]
 
 
 def torchrun(*arguments: str | Path, options: tuple[str, ...] = ("--standalone", "--nproc-per-node", "2"),

@@ -1,16 +1,20 @@
 """Every architecture computes what transformers and sentence-transformers do, and its students stay of its kind."""
 
+import functools
+import signal
 from pathlib import Path
 
+import hooks
 import numpy as np
 import pytest
 import torch
-from processes import RunDirectory, train, write_recipe
+from processes import RunDirectory, assert_same_run, forked_ranks, train, write_recipe
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny import AWKWARD, edit, english_sentences, make_family_dir
 from transformers import AutoModel
 
+from distillation.report.__main__ import write_report
 from model import Embedder
 from model.bert import DistilledBert
 from model.families import FAMILIES, position_buckets
@@ -58,31 +62,53 @@ def test_gradients_equal_transformers(directory: Path, padding: int) -> None:
         torch.testing.assert_close(found, wanted[name].grad, rtol=1e-4, atol=1e-5 * scale, msg=name)
 
 
-def test_students_are_trained_resumed_and_saved_in_the_teachers_own_kind(directory: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, directory, layers=[0, 2], max_length=64)
+@pytest.fixture(scope="module")
+def run(directory: Path) -> RunDirectory:
+    """A run that keeps layers 0 and 2, with the recipe beside it."""
+    recipe = write_recipe(directory.parent, directory, layers=[0, 2], max_length=64)
     ended = train(recipe)
     assert ended.status == 0, ended.err
-    run = RunDirectory(tmp_path / "runs" / "tiny")
+    return RunDirectory(directory.parent / "runs" / "tiny")
+
+
+def test_students_are_trained_and_saved_in_the_teachers_own_kind(run: RunDirectory, directory: Path) -> None:
     assert run.logged("negative_mse")[10] > run.logged("negative_mse")[0]
-    teacher = load_file(directory / "model.safetensors")
-    layers = FAMILIES[json_of(run)["model_type"]].layers
+    teacher, kind = load_file(directory / "model.safetensors"), run.json("model/config.json")["model_type"]
+    layers = FAMILIES[kind].layers
     assert {name.replace(f"{layers}.1.", f"{layers}.2.") for name in run.weights} == {
         name for name in teacher if f"{layers}.1." not in name
     }
     path = str(run.path / "model")
     ours, theirs = Embedder.load(path, "cpu", "fp32"), SentenceTransformer(path, device="cpu")
     np.testing.assert_allclose(ours.encode(TEXT), theirs.encode(TEXT), atol=1e-5)
+    write_report(run.path)
+    card = (run.path / "model" / "README.md").read_text(encoding="utf-8")
+    assert f"| Architecture | {kind.upper()} |" in card and "2 of the 3 layers" in card
 
 
-def json_of(run: RunDirectory) -> dict[str, str]:
-    return run.json("model/config.json")
+def test_a_stopped_run_and_one_on_two_ranks_end_as_this_one_does(run: RunDirectory) -> None:
+    recipe, test = run.path.parents[1] / "tiny.toml", english_sentences(20, seed=9)
+    stop = functools.partial(hooks.signal_at_step, signal.SIGTERM, 7)
+    assert train(recipe, "--name", "stopped", before=stop).status == 1
+    assert train(recipe, "--name", "stopped", "--resume").status == 0
+    assert_same_run(RunDirectory(run.path.with_name("stopped")), run)
+    ended = forked_ranks(2, recipe, "--name", "two")
+    assert [each.status for each in ended] == [0, 0], ended
+    two, one = (Embedder.load(run.path.with_name(name) / "model", "cpu", "fp32") for name in ("two", "tiny"))
+    np.testing.assert_allclose(two.encode(test), one.encode(test), atol=1e-4)
 
 
-def test_the_onnx_file_embeds_as_the_model_does(directory: Path, tmp_path: Path) -> None:
+def test_onnx_files_embed_as_the_model_does(directory: Path, tmp_path: Path) -> None:
+    """By ONNX Runtime, which `export` itself checks, and by OpenVINO, which reads them as they are."""
     pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
-    from distillation.export import write_fp32
+    from distillation.export import export, padded
 
-    assert write_fp32(Embedder.load(directory, "cpu", "fp32"), tmp_path / "model.onnx") < 1e-5
+    export(str(directory), tmp_path)
+    embedder = Embedder.load(directory, "cpu", "fp32")
+    inputs = padded(embedder, TEXT)
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    exact = openvino.Core().compile_model(tmp_path / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    np.testing.assert_allclose(exact(inputs)["sentence_embedding"], embedder.encode(TEXT), atol=1e-5)
 
 
 def test_bf16_and_int8_compute_nearly_the_same(directory: Path) -> None:
