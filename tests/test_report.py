@@ -1,5 +1,6 @@
 """The report of a run: the figure's four panels, the page in a real browser, and what it does with little data."""
 
+import copy
 import html
 import json
 import re
@@ -22,6 +23,7 @@ from distillation.command_line import run_command
 from distillation.report.__main__ import main, summary, write_report
 from distillation.report.card import model_card
 from distillation.report.figure import figure, shown_set
+from distillation.report.frontier import best_of, models_of
 from distillation.report.page import TEMPLATE, report_page, series
 from distillation.report.run_files import ABOVE_ALL, RunFiles, clean
 from model.files import InputError
@@ -164,6 +166,46 @@ def test_write_report_writes_picture_page_and_card_and_prints_the_table(
         assert f"wrote {run / name}" in printed
 
 
+def test_the_frontier_has_each_student_in_each_precision_and_each_teacher_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / name for name in ("one", "one/bf16", "two")]
+    for path, precision, sts in zip(paths, ("fp32", "bf16", "fp32"), (0.82, 0.41, 0.615), strict=True):
+        if path.name != "bf16":
+            (make_run(path) / "recipe.toml").write_text(RECIPE.replace("tiny-2", path.name))
+            teacher = {"system": "teacher", "precision": "bf16", "layers": 6, "sentences_per_second": 700.0}
+            (path / "bench.json").write_text(json.dumps(BENCH | {"rows": [*BENCH["rows"], teacher]}))
+        path.mkdir(exist_ok=True)
+        value = copy.deepcopy(EVALUATION)
+        value["models"]["student"]["precision"] = precision
+        value["student"]["sts-test"] = correlations(sts)
+        for name in ("sts-dev", "words") if path.name == "two" else ():  # only sets that all have count
+            del value["student"][name]
+        (path / "evaluation.json").write_text(json.dumps(value))
+    found = {
+        (each.name, each.precision): (each.speed, each.sts, each.search) for each in models_of([paths[0], paths[2]])
+    }
+    assert found == {
+        ("one", "fp32"): (1150.0, pytest.approx(1.0), pytest.approx(0.8)),
+        ("one", "bf16"): (2000.0, pytest.approx(0.5), pytest.approx(0.8)),
+        ("two", "fp32"): (1150.0, pytest.approx(0.75), pytest.approx(0.8)),
+        ("all-MiniLM-L6-v2", "fp32"): (400.0, 1.0, 1.0),
+        ("all-MiniLM-L6-v2", "bf16"): (700.0, 1.0, 1.0),
+    }
+    picture = tmp_path / "frontier.png"
+    monkeypatch.setattr(sys, "argv", ["report", str(paths[0]), str(paths[2]), "--frontier", str(picture)])
+    main()
+    row = "| one | all-MiniLM-L6-v2 | 2 of 6 | 8,000 | 8 | bf16 | 6 | 2,000 | 80.0% | 50.0% |"
+    assert row in capsys.readouterr().out.splitlines()
+    assert matplotlib.image.imread(picture).shape[:2] == (1200, 1600)
+
+
+def test_the_frontier_is_what_no_other_beats_in_both() -> None:
+    points: Any = [(1.0, 0.9, "a"), (2.0, 0.8, "b"), (3.0, 0.85, "c"), (4.0, 0.5, "d"), (4.0, 0.6, "e")]
+    assert [name for _, _, name in best_of(points, fewer=False)] == ["e", "c", "a"]
+    assert [name for _, _, name in best_of(points, fewer=True)] == ["a"]
+
+
 def test_command_help_and_wrong_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def status(*arguments: str) -> int | str | None:
         monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
@@ -173,7 +215,7 @@ def test_command_help_and_wrong_input(monkeypatch: pytest.MonkeyPatch, capsys: p
 
     assert status("--help") == 0
     assert "RUN" in capsys.readouterr().out
-    for arguments in (["no-such-run"], [], ["a", "b"]):
+    for arguments in (["no-such-run"], [], ["a", "b"], ["a", "--frontier", "a.png"]):
         assert status(*arguments) == 2
         assert capsys.readouterr().err.count("\n") == 1
 

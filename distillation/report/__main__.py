@@ -2,19 +2,23 @@
 
 python -m distillation.report runs/minilm-3
 python -m distillation.report runs/minilm-3 --push-to-hub OWNER/NAME    # and publish the student
+python -m distillation.report runs/* --frontier frontier.png            # all of them by speed, size and what they keep
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from matplotlib.figure import Figure
 
 from distillation.command_line import OneLineParser, run_command
 from distillation.report.card import model_card
 from distillation.report.figure import figure, format_number, shorten
+from distillation.report.frontier import frontier_figure, models_of, table
 from distillation.report.page import report_page
 from distillation.report.run_files import ABOVE_ALL, RunFiles
-from model.files import RunError, atomic_path, first_line, write_text
+from model.files import InputError, RunError, atomic_path, first_line, write_text
 
 
 def summary(files: RunFiles) -> str:
@@ -39,13 +43,30 @@ def write_report(run: Path) -> None:
     """
     files = RunFiles.read(run)
     picture, page, card = run / "report.png", run / "report.html", run / "model" / "README.md"
-    with atomic_path(picture) as temporary:
-        figure(files).savefig(temporary, format="png")
+    write_picture(picture, figure(files))
     write_text(page, report_page(files))
     write_text(card, model_card(files))
     for path in (picture, page, card):
         print(f"wrote {path}")
     print(summary(files))
+
+
+def write_picture(path: Path, picture: Figure) -> None:
+    """Write a PNG file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        picture.savefig(temporary, format="png")
+
+
+def write_frontier(runs: Sequence[Path], path: Path) -> None:
+    """Draw the students of some runs against each other, and print them as a table.
+
+    Raises:
+        InputError: see `models_of`.
+    """
+    models = models_of(runs)
+    write_picture(path, frontier_figure(models))
+    print(table(models))
+    print(f"wrote {path}")
 
 
 def push_to_hub(run: Path, name: str) -> None:
@@ -69,12 +90,17 @@ def push_to_hub(run: Path, name: str) -> None:
 
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", type=Path, help="run directory, such as runs/minilm-3")
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directory, such as runs/minilm-3")
     parser.add_argument("--push-to-hub", metavar="NAME", help="publish the student as OWNER/NAME on the Hub")
+    parser.add_argument("--frontier", metavar="PNG", type=Path, help="draw the students of many runs in one picture")
     arguments = parser.parse_args()
-    write_report(arguments.run)
+    if arguments.frontier and not arguments.push_to_hub:
+        return write_frontier(arguments.runs, arguments.frontier)
+    if len(arguments.runs) > 1 or arguments.frontier:
+        raise InputError("give one RUN, or many with --frontier PNG alone")
+    write_report(arguments.runs[0])
     if arguments.push_to_hub:
-        push_to_hub(arguments.run, arguments.push_to_hub)
+        push_to_hub(arguments.runs[0], arguments.push_to_hub)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,193 @@
+"""Students of several runs in one picture and one table: what each keeps, against how fast and how large it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from distillation.report.figure import FAINT, INK, STYLE, say, shorten
+from distillation.report.run_files import RunFiles, read_object
+
+LABELS = {
+    "search": "search: share of the teacher's nDCG@10",
+    "sts": "STS: share of the teacher's Spearman",
+    "speed": "sentences a second",
+    "megabytes": "MB of weights in fp32",
+}
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # of teachers: Okabe and Ito's, as in figure.py
+MARKERS = {"fp32": "o", "bf16": "s", "fp16": "D", "int8": "^"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A student, or a teacher itself, in one precision.
+
+    Attributes:
+        name: the run's; of a teacher, the last part of its own.
+        teacher: the last part of the teacher's name.
+        layers: such as "3 of 6"; of a teacher all it has.
+        pieces: of the vocabulary; None where it is the teacher's, whose number is unknown here.
+        dimensions: of an embedding.
+        precision: that it was evaluated and timed in.
+        megabytes: of its weights in fp32, 10^6 bytes; None where not known.
+        speed: sentences a second; None where not measured.
+        search, sts: share kept of the teacher's nDCG@10 and Spearman, the mean over the sets that all runs have.
+    """
+
+    name: str
+    teacher: str
+    layers: str
+    pieces: int | None
+    dimensions: int | None
+    precision: str
+    megabytes: float | None
+    speed: float | None
+    search: float | None
+    sts: float | None
+
+
+def evaluations(run: Path) -> list[RunFiles]:
+    """A run's own evaluation, then those in directories within it, such as `evaluate.py --precision int8` wrote.
+
+    Raises:
+        InputError: no run directory, no evaluation in it, or a corrupt file.
+    """
+    own = RunFiles.read(run)
+    others = sorted(run.glob("*/evaluation.json"))
+    return [own, *(replace(own, evaluation=read_object(path)) for path in others)]
+
+
+def models_of(runs: Sequence[Path]) -> list[Model]:
+    """Every student of some runs, and each teacher once for each precision it was timed in, the fastest first.
+
+    Raises:
+        InputError: see `evaluations`.
+    """
+    files = [each for run in runs for each in evaluations(run)]
+    searches = common([{row.name for row in each.searches if row.kept is not None} for each in files])
+    sets = common([{row.name for row in each.results if row.kept is not None} for each in files])
+    found: dict[tuple[str, str], Model] = {}
+    for each in files:
+        student, teacher = each.student, each.teacher
+        precision = student.get("precision") or "fp32"
+        name = Path(each.recipe.get("teacher", "teacher")).name
+        speeds = {row.precision: row for row in each.speeds}
+        layers = f"{student['layers']} of {teacher['layers']}" if teacher else str(student["layers"])
+        speed = speeds[precision].student if precision in speeds else None
+        search = mean([row.kept for row in each.searches if row.name in searches])
+        sts = mean([row.kept for row in each.results if row.name in sets])
+        pieces = each.data.get("vocabulary", {}).get("pieces")
+        size = megabytes(student.get("parameters"))
+        found[each.name, precision] = Model(
+            each.name, name, layers, pieces, student.get("dimensions"), precision, size, speed, search, sts
+        )
+        if teacher and precision in speeds:
+            whole, size = str(teacher["layers"]), megabytes(teacher.get("parameters"))
+            rate, kept = speeds[precision].teacher, (None if search is None else 1.0, None if sts is None else 1.0)
+            found.setdefault(
+                (name, precision),
+                Model(name, name, whole, None, teacher.get("dimensions"), precision, size, rate, *kept),
+            )
+    return sorted(found.values(), key=lambda model: -(model.speed or 0))
+
+
+def common(names: list[set[str]]) -> set[str]:
+    """Those that all have."""
+    return set.intersection(*names) if names else set()
+
+
+def mean(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
+
+
+def megabytes(parameters: int | None) -> float | None:
+    """Of weights in fp32."""
+    return None if parameters is None else 4e-6 * parameters
+
+
+def table(models: Sequence[Model]) -> str:
+    """The models as a Markdown table."""
+    heads = ("model", "teacher", "layers", "pieces", "dimensions", "precision", "MB", "sentences/s", "search", "STS")
+    rows = [heads, ("---",) * len(heads)]
+    for each in models:
+        numbers = [f"{value:,.0f}" if value else "–" for value in (each.megabytes, each.speed)]
+        shares = ["–" if share is None else f"{share:.1%}" for share in (each.search, each.sts)]
+        pieces = f"{each.pieces:,}" if each.pieces else "all"
+        texts = [each.name, each.teacher, each.layers, pieces, str(each.dimensions or "–"), each.precision]
+        rows.append((*texts, *numbers, *shares))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+# -- the picture -----------------------------------------------------------------------------------------------------
+
+
+def frontier_figure(models: Sequence[Model]) -> Figure:
+    """Four panels, 1600 x 1200 pixels: shares kept of search and STS, over speed and over size."""
+    teachers = list(dict.fromkeys(each.teacher for each in models))
+    colours = dict(zip(teachers, COLOURS * len(teachers), strict=False))
+    with matplotlib.rc_context(STYLE):
+        layout = ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.2, wspace=0.04, hspace=0.04)
+        picture = Figure(figsize=(16, 12), dpi=100, layout=layout, facecolor="white")
+        for axes, (x, y) in zip(
+            picture.subplots(2, 2).flat,
+            [(x, y) for y in ("search", "sts") for x in ("speed", "megabytes")],
+            strict=True,
+        ):
+            draw(axes, models, x, y, colours)
+        handles = [
+            Line2D([], [], color=colour, marker="o", linestyle="", label=name) for name, colour in colours.items()
+        ]
+        used = [each.precision for each in models]
+        handles += [
+            Line2D([], [], color=FAINT, marker=marker, linestyle="", label=name)
+            for name, marker in MARKERS.items()
+            if name in used
+        ]
+        handles.append(Line2D([], [], color=FAINT, linestyle=":", label="best so far"))
+        picture.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return picture
+
+
+def draw(axes: Axes, models: Sequence[Model], x: str, y: str, colours: dict[str, str]) -> None:
+    """One panel: attribute y of the models over their attribute x, with a line along those that none beats in both."""
+    points = [(getattr(each, x), getattr(each, y), each) for each in models]
+    points = [point for point in points if None not in point]
+    points.sort(key=lambda point: point[1])
+    if x == "megabytes":  # the same in every precision: one point for each name, its best
+        points = list({point[2].name: point for point in points}.values())
+    if not points:
+        return say(axes, LABELS[y], "Not measured on a set that all runs have.")
+    axes.set_xscale("log")
+    frontier = best_of(points, fewer=x == "megabytes")
+    axes.plot(*zip(*[point[:2] for point in frontier], strict=True), color=FAINT, linestyle=":", zorder=1)
+    for place, share, each in points:
+        chosen = (place, share, each) in frontier
+        alpha, marker = (1.0 if chosen else 0.45), MARKERS.get(each.precision, "o")
+        axes.scatter(place, share, s=90, color=colours[each.teacher], marker=marker, alpha=alpha, linewidths=0)
+        if chosen or x == "megabytes":
+            axes.annotate(
+                shorten(each.name, 28), (place, share), xytext=(0, 8), textcoords="offset points", ha="center",
+                fontsize=9.5, color=INK if chosen else FAINT,
+            )  # fmt: skip
+    axes.set(xlabel=LABELS[x], ylabel=LABELS[y])
+    axes.margins(0.12, 0.12)
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def best_of(points: list[tuple[float, float, Model]], fewer: bool) -> list[tuple[float, float, Model]]:
+    """Those that no other beats in both numbers. More is better, but of the first where `fewer`."""
+    found: list[tuple[float, float, Model]] = []
+    for point in sorted(points, key=lambda each: (each[0] if fewer else -each[0], -each[1])):
+        if not found or point[1] > found[-1][1]:
+            found.append(point)
+    return found
