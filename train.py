@@ -140,8 +140,7 @@ def train(
     bar = tqdm(total=total, initial=progress.step, unit=" steps", disable=not ranks.is_main)
     with run.taking_steps(), bar, contextlib.closing(batches):
         for batch in batches:
-            rate = learning_rate_at(progress.step, total, recipe)
-            optimizer.set_learning_rate(rate)
+            optimizer.learning_rate = learning_rate_at(progress.step, total, recipe)
             seed_dropout(recipe, progress.step, ranks)
             loss = train_step(network, optimizer, batch, recipe, ranks)
             meter.count(batch, loss)
@@ -149,30 +148,48 @@ def train(
             bar.update()
 
             if progress.is_due(recipe.log_every, total):
-                progress.skipped, progress.skipped_in_a_row = optimizer.skips.tolist()
-                figures = {"learning_rate": rate, "grad_norm": float(optimizer.grad_norm), **meter.read()}
-                figures |= {"epoch": progress.step / steps_per_epoch, "skipped_steps": progress.skipped}
-                run.log({"step": progress.step, **figures})
+                figures = log_steps(progress, steps_per_epoch, optimizer, meter, run)
                 bar.set_postfix_str(f"loss {figures['loss']:.2e}, {figures['sentences_per_second']:.0f} sentences/s")
-                release_freed_memory()
             with meter.paused():
                 if progress.is_due(recipe.evaluate_every, total):
                     checkpoints.keep_best(progress, evaluate_now())
                 if progress.is_due(recipe.save_every, total):
                     checkpoints.save(progress, meter)
-            if progress.skipped_in_a_row >= recipe.max_skipped_steps:
-                run.end(
-                    f"{progress.skipped_in_a_row} steps in a row had a gradient that is not finite; the best weights "
-                    f"(step {progress.best_step}) are in {checkpoints.best}; lower --learning-rate or give "
-                    "--precision fp32"
-                )
-            if run.stop_wanted(progress.step):
-                checkpoints.save(progress, meter)
-                ranks.wait_for_all()  # a rank that ended would make torchrun end the one that still saves
-                run.end(f"stopped after step {progress.step} of {total}, which is saved; go on with: {run.again}")
+            end_early(progress, total, checkpoints, meter, recipe, ranks, run)
     checkpoints.load_best()
     student.eval()
     return progress
+
+
+def log_steps(
+    progress: Progress, steps_per_epoch: int, optimizer: StudentOptimizer, meter: Meter, run: Run
+) -> dict[str, float]:
+    """Log the steps since the last line. Here, and not in each step, the device is waited for."""
+    progress.skipped, progress.skipped_in_a_row = optimizer.skips.tolist()
+    figures = {"learning_rate": optimizer.learning_rate, "grad_norm": float(optimizer.grad_norm), **meter.read()}
+    figures |= {"epoch": progress.step / steps_per_epoch, "skipped_steps": progress.skipped}
+    run.log({"step": progress.step, **figures})
+    release_freed_memory()
+    return figures
+
+
+def end_early(
+    progress: Progress, total: int, checkpoints: Checkpoints, meter: Meter, recipe: Recipe, ranks: Ranks, run: Run
+) -> None:
+    """End the run, with what is needed to resume it, where it should not go on.
+
+    Raises:
+        RunError: a signal came, or too many gradients in a row are not finite.
+    """
+    if progress.skipped_in_a_row >= recipe.max_skipped_steps:
+        run.end(
+            f"{progress.skipped_in_a_row} steps in a row had a gradient that is not finite; the best weights "
+            f"(step {progress.best_step}) are in {checkpoints.best}; lower --learning-rate or give --precision fp32"
+        )
+    if run.stop_wanted(progress.step):
+        checkpoints.save(progress, meter)
+        ranks.wait_for_all()  # a rank that ended would make torchrun end the one that still saves
+        run.end(f"stopped after step {progress.step} of {total}, which is saved; go on with: {run.again}")
 
 
 def in_parallel(student: Embedder) -> DistributedDataParallel:
@@ -254,22 +271,22 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
         check_vocabulary(teacher, recipe.vocabulary)
     if recipe.dimensions:
         ranks.copy_from_main(project_teacher(teacher, sample_of(corpus, teacher), recipe.dimensions))
-    recipe = dataclasses.replace(recipe, precision=precision, layers=layers)
+    resolved = dataclasses.replace(recipe, precision=precision, layers=layers)
     run.begin()  # nothing that a recipe can say wrong is left to be found
 
-    labels = label_corpus(teacher, corpus, recipe, ranks)
+    labels = label_corpus(teacher, corpus, resolved, ranks)
     student = teacher.keep_layers(layers) if start is None else start
     cut: dict[str, Any] = {}
-    if recipe.vocabulary:
-        student, cut = cut_vocabulary(student, labels.pieces, recipe.vocabulary)
+    if resolved.vocabulary:
+        student, cut = cut_vocabulary(student, labels.pieces, resolved.vocabulary)
     if student.bert.config.vocab_size != teacher.bert.config.vocab_size:
-        labels.retokenize = retokenizer(teacher, student, corpus, recipe.shard_size)
-    describe_run(recipe, teacher, student, corpus, labels, cut, ranks, run)
-    progress = train(student, labels, sts, retrieval, recipe, ranks, run)
+        labels.retokenize = retokenizer(teacher, student, corpus, resolved.shard_size)
+    describe_run(resolved, teacher, student, corpus, labels, cut, ranks, run)
+    progress = train(student, labels, sts, retrieval, resolved, ranks, run)
     if ranks.is_main:
         student.calibrate(student.with_prompts(corpus.evaluation(), corpus.evaluation_roles()))
         student.save(run.directory / "model")
-        finish(student, teacher, labels, corpus, sts, retrieval, progress, recipe, run)
+        finish(student, teacher, labels, corpus, sts, retrieval, progress, resolved, run)
 
 
 def describe_run(

@@ -50,10 +50,14 @@ class StudentOptimizer:
         self.grad_norm = torch.zeros((), device=ranks.device)
         self.skips = torch.zeros(2, dtype=torch.int64, device=ranks.device)
 
-    def set_learning_rate(self, rate: float) -> None:
-        """The rate of the next step."""
-        for group in self.adamw.param_groups:
-            group["lr"] = rate
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return self.adamw.param_groups[0]["lr"]
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        self.adamw.param_groups[0]["lr"] = rate
 
     def take_rows(self, sentences: Tokenized | Sequence[np.ndarray]) -> BatchRows:
         """The rows of the token table that the next step trains: those of the whole batch, all ranks together."""
