@@ -212,7 +212,12 @@ def sentences_to_encode(arguments: argparse.Namespace, run: Path | None, embedde
 def measure_host(arguments: argparse.Namespace) -> None:
     """What the host allows a GPU: a table and host.json."""
     layers = arguments.layers or [24, 8]
-    result = host_times(arguments.shape or "bert-large", (layers[0], layers[-1]), HOST_BATCHES, train_step)
+    name = arguments.teacher or arguments.model or str(ASSETS.parent / "all-MiniLM-L6-v2")
+    has_text = bool(arguments.teacher or arguments.model) or ASSETS.is_dir()
+    tokenizer = Embedder.load(name, "cpu", "fp32") if has_text else None
+    texts = sentences_to_encode(arguments, None, tokenizer) if tokenizer else []
+    shape = arguments.shape or "bert-large"
+    result = host_times(shape, (layers[0], layers[-1]), HOST_BATCHES, train_step, tokenizer, texts)
     result["device"] = describe_device(torch.device("cpu"))
     print_host(result)
     path = (arguments.output or Path(".")) / "host.json"

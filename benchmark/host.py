@@ -1,4 +1,4 @@
-"""What the host does for each batch, whatever the GPU: Python, torch's dispatch, packing. No GPU makes that faster.
+"""What the host does for each batch, whatever the GPU: Python, torch's dispatch, packing, tokenising.
 
 The device's work is stubbed out. The model has the layers of the one asked about and 8 dimensions, and sees a few
 tokens, so that every operation costs what starting it costs; attention takes the way of the variable-length kernel,
@@ -7,8 +7,9 @@ which returns at once. Starting an operation on a CPU stands for launching a ker
 """
 
 import contextlib
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -21,7 +22,7 @@ from benchmark.random_models import random_embedder, shape_config
 from benchmark.timing import TrainStep, encoder_flops, training_step
 from distillation.data.labels import LabelledSentences
 from distillation.training.rows import BatchRows
-from model import PackedTokens, attention
+from model import Embedder, PackedTokens, attention
 from model.embedder import tokens_that_suit
 from model.products import prepare
 from model.tokens import Tokenized
@@ -29,11 +30,19 @@ from model.tokens import Tokenized
 PEAKS = {"H100": 989e12, "A100": 312e12}  # dense bf16 operations a second, by NVIDIA's data sheets
 TOKENS = 25  # of a sentence
 BLOCKS, TURNS = 10, 10  # the best block of turns counts: the others were disturbed
+WANTED = 0.6  # share of a GPU's peak that tokenising should keep up with
 GPU = torch.device("cuda")
 FEW = 8  # sentences where only starting the operations counts
 
 
-def host_times(shape: str, layers: tuple[int, int], batch_sizes: list[int], train_step: TrainStep) -> dict[str, Any]:
+def host_times(
+    shape: str,
+    layers: tuple[int, int],
+    batch_sizes: list[int],
+    train_step: TrainStep,
+    tokenizer: Embedder | None = None,
+    texts: Sequence[str] = (),
+) -> dict[str, Any]:
     """Host milliseconds of an encode batch and of training steps, and the share of each GPU's peak that they allow.
 
     Args:
@@ -41,6 +50,8 @@ def host_times(shape: str, layers: tuple[int, int], batch_sizes: list[int], trai
         layers: of teacher and student.
         batch_sizes: sentences of a training step.
         train_step: train.py's.
+        tokenizer: whose tokenising of `texts` is timed; None for nobody's.
+        texts: sentences.
     """
     config = shape_config(shape)
     rows = []
@@ -50,7 +61,12 @@ def host_times(shape: str, layers: tuple[int, int], batch_sizes: list[int], trai
         step_ms = training_ms(layers[1], train_step)
         for count in batch_sizes:
             rows.append(row("train", config, layers[1], count, step_ms + taking_ms(count, config.vocab_size), 3))
-    return {"shape": shape, "tokens of a sentence": TOKENS, "rows": rows}
+    result: dict[str, Any] = {"shape": shape, "tokens of a sentence": TOKENS, "rows": rows}
+    if tokenizer is not None:
+        sized = BertConfig.from_dict(config.to_dict() | {"num_hidden_layers": layers[0]})
+        flops = encoder_flops(sized, np.full(1, TOKENS), first_token_only=True) / TOKENS
+        result["tokenising"] = tokenising(tokenizer, texts, flops)
+    return result
 
 
 def row(what: str, config: BertConfig, layers: int, count: int, host_ms: float, passes: int) -> dict[str, Any]:
@@ -60,6 +76,31 @@ def row(what: str, config: BertConfig, layers: int, count: int, host_ms: float, 
     found: dict[str, Any] = {"what": what, "layers": layers, "sentences": count, "host_ms": host_ms}
     for name, peak in PEAKS.items():
         found[name] = {"ms_at_half_peak": flops / peak * 2000, "share_allowed": min(1.0, flops / peak * 1000 / host_ms)}
+    return found
+
+
+def tokenising(embedder: Embedder, texts: Sequence[str], flops: float) -> dict[str, Any]:
+    """How fast sentences become tokens, and how many cores a GPU wants for it.
+
+    Labelling tokenises in a thread of its own, and on all cores, while the GPU computes. Training never tokenises: the
+    tokens are kept with the labels.
+
+    Args:
+        embedder: whose tokenizer.
+        texts: sentences.
+        flops: of labelling, for each token.
+    """
+    tokens = len(embedder.tokenize(texts).ids)
+    rates = {}
+    for name, parallel in (("one core", "false"), ("all cores", "true")):
+        with patch.dict(os.environ, TOKENIZERS_PARALLELISM=parallel):
+            rates[name] = tokens / best_ms(lambda: embedder.tokenize(texts), turns=1) * 1000
+    found: dict[str, Any] = {"cores": os.cpu_count(), "tokens a second": rates}
+    for name, peak in PEAKS.items():
+        found[name] = {
+            "cores_for_60%": WANTED * peak / flops / rates["one core"],
+            "share_allowed": min(1.0, rates["all cores"] * flops / peak),
+        }
     return found
 
 
@@ -99,15 +140,16 @@ def equal_sentences(count: int, tokens: int) -> Tokenized:
     return Tokenized(ids.astype(np.int32), np.full(count, tokens))
 
 
-def best_ms(work: Callable[[], Any]) -> float:
-    """Milliseconds of one call in the best block of calls."""
+def best_ms(work: Callable[[], Any], turns: int | None = None) -> float:
+    """Milliseconds of one call in the best block of calls, TURNS of them or this many."""
+    turns = turns or TURNS
     work()
     found = []
     for _ in range(BLOCKS):
         start = time.perf_counter()
-        for _ in range(TURNS):
+        for _ in range(turns):
             work()
-        found.append((time.perf_counter() - start) / TURNS * 1000)
+        found.append((time.perf_counter() - start) / turns * 1000)
     return min(found)
 
 
@@ -152,3 +194,12 @@ def print_host(result: dict[str, Any]) -> None:
             f"{each['what']:<6} {each['layers']:>6} {each['sentences']:>9} {each['host_ms']:>8.2f} "
             f"{shares[0]:>32} {shares[1]:>32}"
         )
+    if "tokenising" in result:
+        found = result["tokenising"]
+        one, every = (rate / 1e6 for rate in found["tokens a second"].values())
+        print(f"tokenising: {one:.2f} M tokens/s on one core, {every:.2f} M on {found['cores']}")
+        for name in PEAKS:
+            wanted, allowed = found[name]["cores_for_60%"], found[name]["share_allowed"]
+            print(
+                f"  {name}: {WANTED:.0%} of its peak takes {wanted:.1f} cores of tokenising; these allow {allowed:.0%}"
+            )

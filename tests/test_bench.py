@@ -151,7 +151,9 @@ def test_the_host_is_measured_with_the_gpus_work_stubbed_out(monkeypatch: pytest
     monkeypatch.setattr(host, "BLOCKS", 1)
     monkeypatch.setattr(host, "TURNS", 1)
     threads = torch.get_num_threads()
-    label, train = host.host_times("bert-large", (24, 8), [64], train_step)["rows"]
+    words = random_embedder("bert-tiny", 1, "cpu", "fp32")
+    result = host.host_times("bert-large", (24, 8), [64], train_step, words, random_sentences(words, 100, 16))
+    label, train = result["rows"]
     assert torch.get_num_threads() == threads
     assert (label["layers"], label["sentences"], train["layers"], train["sentences"]) == (24, 1310, 8, 64)
     # 24 layers of 12.6 M weights, 2 operations a weight and token, and the last layer's outputs of first tokens only
@@ -162,3 +164,9 @@ def test_the_host_is_measured_with_the_gpus_work_stubbed_out(monkeypatch: pytest
             allowed = found["ms_at_half_peak"] / 2 / row["host_ms"]
             assert found["share_allowed"] == pytest.approx(min(1.0, allowed)) and peak > 0
     assert label["host_ms"] > 0.5 and train["host_ms"] > 1  # every operation is still started
+    tokenising = result["tokenising"]
+    rate = tokenising["tokens a second"]["one core"]
+    for name, peak in host.PEAKS.items():
+        wanted = 0.6 * peak / (2 * 23.3 * 12.6e6)  # tokens a second
+        assert tokenising[name]["cores_for_60%"] == pytest.approx(wanted / rate, rel=0.02)
+    assert tokenising["H100"]["share_allowed"] <= tokenising["A100"]["share_allowed"] <= 1
