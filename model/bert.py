@@ -231,10 +231,10 @@ class DistilledBert(nn.Module):
         words_ND = tokens.word_vectors
         if words_ND is None:
             words_ND = tables.word_embeddings(tokens.input_ids)
-        summed_ND = words_ND + tables.position_embeddings(tokens.positions + self.first_position)
         if hasattr(tables, "token_type_embeddings"):
             segments = tables.token_type_embeddings.weight
-            summed_ND = summed_ND + (segments[0] if tokens.token_type_ids is None else segments[tokens.token_type_ids])
+            words_ND = words_ND + (segments[0] if tokens.token_type_ids is None else segments[tokens.token_type_ids])
+        summed_ND = words_ND + tables.position_embeddings(tokens.positions + self.first_position)
         return F.dropout(tables.LayerNorm(summed_ND), self.dropout, self.training)
 
     def position_bias(self, tokens: PackedTokens) -> torch.Tensor | None:
