@@ -45,7 +45,7 @@ def embed(embedder: Embedder, tokens: Tokenized | Sequence[np.ndarray], ranks: R
     """Embed tokenised sentences, shared among the ranks: (n, d) fp32 on the embedder's device, on every rank."""
     result = torch.zeros(len(tokens), embedder.dimensions, device=embedder.device)
     mine = np.arange(ranks.rank, len(tokens), ranks.world)
-    result[mine] = embedder.embed(Tokenized.of(tokens).take(mine))
+    result[mine] = embedder.embed(Tokenized.of(tokens).take(mine), check=True)
     return ranks.sum(result)
 
 

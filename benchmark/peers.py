@@ -20,9 +20,9 @@ from benchmark.timing import Encoder, TrainStep, encoder_flops, training_step
 from distillation.data.batches import window_batches
 from distillation.data.labels import LabelledSentences
 from distillation.export import write_fp32, write_int8
+from distillation.training.optimizer import training_precision
 from model import Embedder
 from model.files import RunError
-from model.products import resolve_precision
 
 INSTALL = "pip install -e '.[peers]'"
 TURNS = 3  # of training; each takes many steps
@@ -138,7 +138,7 @@ def trainers(
     texts = list(sentences[: len(sentences) // batch_size * batch_size] or sentences)
     batch_size = min(batch_size, len(texts))
     labels = torch.nn.functional.normalize(torch.randn(len(texts), student.dimensions), dim=1)
-    kinds = [precision for precision in precisions if precision != "int8"] or [resolve_precision("auto", device)]
+    kinds = [precision for precision in precisions if precision != "int8"] or [training_precision("auto", device)]
     works = [
         ("ours", kind, our_training(train_step, load(precision="fp32"), texts, labels, batch_size, kind))
         for kind in kinds

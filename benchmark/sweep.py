@@ -25,10 +25,10 @@ from distillation.data.labels import label_corpus
 from distillation.memory import release_freed_memory
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
+from distillation.training.optimizer import training_precision
 from model import Embedder
 from model.files import atomic_path, write_json
 from model.pooling import Pooling
-from model.products import resolve_precision
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)  # tokens a sentence
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -118,7 +118,7 @@ def label_and_train(teacher: Load, student: Load, train_step: TrainStep, precisi
     built = time.perf_counter()
     labels = label_corpus(labeller, corpus, Recipe(output=str(text.parent)), ranks)
     labelled = time.perf_counter()
-    training = precision if precision != "int8" else resolve_precision("auto", ranks.device)
+    training = precision if precision != "int8" else training_precision("auto", ranks.device)
     step = training_step(student(precision="fp32"), USUAL_BATCH, training, train_step)
     for number, batch in enumerate(labels.epoch(USUAL_BATCH, seed=0, epoch=0), start=1):
         loss = step(batch)

@@ -67,7 +67,8 @@ class Recipe:
     dropout: float = setting(0.0, "probability of dropout in the student while it trains")
     loss: str = setting("mse", f"distance to the teacher's embedding: {', '.join(LOSSES)}")
     dimensions: int = setting(0, "length of the student's embeddings, by PCA of the teacher's; 0 for the teacher's own")
-    precision: str = setting("auto", "of training, labelling and evaluation: auto, fp32, bf16, or fp16 (GPU)")
+    precision: str = setting("auto", "auto, fp32, bf16, or fp16 (GPU); a GPU labels and evaluates in fp16 beside bf16")
+    tokens_per_batch: int = setting(0, "computed at a time in labelling and evaluation, 0 for what suits the device")
     label_precision: str = setting("fp16", "in which labels are stored: fp16 or fp32")
     shard_size: int = setting(16_384, "sentences whose labels make one file")
     window_shards: int = setting(4, "files of labels in memory at once; their sentences are shuffled together")
@@ -101,7 +102,7 @@ class Recipe:
         for key in ("batch_size", "gradient_accumulation", "epochs", "log_every", "evaluate_every", "save_every",
                     "shard_size", "window_shards"):  # fmt: skip
             require(getattr(self, key) >= 1, key, "at least 1")
-        for key in ("max_sentences", "max_length", "dimensions", "weight_decay", "max_grad_norm"):
+        for key in ("max_sentences", "max_length", "tokens_per_batch", "dimensions", "weight_decay", "max_grad_norm"):
             require(getattr(self, key) >= 0, key, "0 or more")
         require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
         require(self.evaluation_sentences >= 1, "evaluation_sentences", "at least 1")

@@ -6,6 +6,7 @@ similarities = embedder.similarity(embeddings, embeddings)  # (2, 2) cosine
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -203,7 +204,8 @@ class Embedder(nn.Module):
     def finish(self, pooled_BD: torch.Tensor) -> torch.Tensor:
         """Pooled vectors (B, D) to embeddings (B, dimensions): dense layer and normalisation, where there are."""
         if self.dense is not None:
-            pooled_BD = getattr(nn, self.dense_activation)()(self.dense(pooled_BD).float())
+            with torch.autocast(pooled_BD.device.type, enabled=False):  # in fp32, in training too
+                pooled_BD = getattr(nn, self.dense_activation)()(self.dense(pooled_BD))
         return F.normalize(pooled_BD, dim=-1) if self.settings.normalize else pooled_BD
 
     # -- encode ------------------------------------------------------------------------------------------------------
@@ -251,7 +253,7 @@ class Embedder(nn.Module):
         with tqdm(total=len(texts), unit=" sentences", disable=not show_progress_bar) as progress:
             for start in range(0, len(texts), CHUNK):
                 tokenized = self.tokenize(texts[start : start + CHUNK], before)
-                embeddings = self.embed(tokenized, batch_size, progress.update)
+                embeddings = self.embed(tokenized, batch_size, progress.update, check=True)
                 result[start : start + len(tokenized)] = embeddings[:, :truncate_dim]
         if normalize_embeddings:
             result = F.normalize(result, dim=-1)
@@ -263,21 +265,25 @@ class Embedder(nn.Module):
         tokenized: Tokenized | Sequence[np.ndarray],
         batch_size: int | None = None,
         progress: Callable[[int], Any] = lambda n: None,
+        check: bool = False,
     ) -> torch.Tensor:
         """Embed tokenised sentences: (n, dimensions) fp32 on the model's device, row i for sentence i.
-
-        A GPU may still be at work when this returns: nothing here waits for it.
 
         Args:
             tokenized: token numbers of n sentences.
             batch_size: sentences computed at a time at most; None takes what suits the device.
             progress: told the number of sentences after each batch.
+            check: wait for the result and, where a number went beyond fp16's range, compute all of it again in fp32,
+                and what is embedded later too. Without, nothing waits: a GPU may still be at work when this returns.
         """
         result = torch.empty(len(tokenized), self.dimensions, device=self.device)
         for rows, embeddings in self.encode_tokens(tokenized, batch_size):
             (indices,) = to_device([rows], self.device)
             result.index_copy_(0, indices.long(), embeddings)
             progress(len(rows))
+        if check and self.precision == "fp16" and not result.isfinite().all():
+            warnings.warn("a number is beyond fp16's range: embeddings are computed in fp32 from here on", stacklevel=2)
+            return self.use_precision("fp32").embed(tokenized, batch_size)
         return result
 
     @torch.inference_mode()

@@ -46,6 +46,19 @@ def note_shards(shards_written: Path) -> None:
     labels.write_shard = noting
 
 
+def note_batches(path: Path) -> None:
+    """Note in a file how many tokens each batch has that is embedded out of training."""
+    real = Embedder.forward
+
+    def noting(embedder: Embedder, tokens: Any) -> Any:
+        if not embedder.training:
+            with path.open("a") as file:
+                file.write(f"{len(tokens.input_ids)}\n")
+        return real(embedder, tokens)
+
+    Embedder.forward = noting
+
+
 def measure_memory(path: Path) -> None:
     """Write the process's peak memory in bytes to a file at its end."""
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):

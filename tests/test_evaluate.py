@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.evaluation import (
 from tiny import english_sentences, load, make_bert_dir, peer, put
 
 import evaluate as module
-from distillation.data.labels import label_sentences
+from distillation.data.labels import LabelledSentences
 from distillation.data.sentences import RetrievalSet, StsPairs
 from distillation.recipe import Recipe, recipe_text
 from evaluate import (
@@ -344,7 +344,8 @@ def test_labels_log_and_evaluation_agree_about_prompts(tmp_path: Path) -> None:
     teacher = load(make_bert_dir(tmp_path / "model", **KINDS["prompts"]))
     student = teacher.keep_layers([1]).use_precision("fp32")
     roles = ["query", "document", "", "query"] * 20
-    held_out = label_sentences(teacher, teacher.with_prompts(SENTENCES, roles))
+    tokens = teacher.tokenize(teacher.with_prompts(SENTENCES, roles))
+    held_out = LabelledSentences(tokens, teacher.embed(tokens))
     for role, prompt_name in (("query", "query"), ("document", "document"), ("", None)):
         rows = [row for row, each in enumerate(roles) if each == role]
         expected = teacher.encode([SENTENCES[row] for row in rows], prompt_name)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.parallel import DistributedDataParallel
+from tiny import make_bert_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
@@ -25,7 +25,7 @@ from distillation.data.labels import LabelledSentences
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
 from distillation.training.meter import Meter
-from distillation.training.optimizer import StudentOptimizer
+from distillation.training.optimizer import StudentOptimizer, encoding_precision, training_precision
 from model import Embedder, PackedTokens, attention
 from model.products import prepare, resolve_precision
 from model.tokens import Tokenized
@@ -309,25 +309,50 @@ def test_events_and_memory_are_those_of_the_device_asked_for(monkeypatch: pytest
     assert asked == [second] * 3
 
 
-def test_no_buffer_is_sent(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DistributedDataParallel would send BERT's position_ids in every forward pass."""
+def test_no_buffer_is_sent(tiny_model_dir: Path) -> None:
+    """DistributedDataParallel would send a module's buffers in every forward pass."""
     import torch.distributed as dist
 
     student = Embedder.load(tiny_model_dir, device="cpu", precision="fp32").train()
-    assert list(student.buffers())
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        network = train.in_parallel(student)
-        sent: list[Any] = []
-        monkeypatch.setattr(DistributedDataParallel, "_sync_module_states", lambda *_: sent.append(1), raising=False)
-        monkeypatch.setattr(DistributedDataParallel, "_sync_buffers", lambda *_: sent.append(1))
-        network(PackedTokens.pack(sentences(LENGTHS)))
-        assert not network.will_sync_module_buffers() and not sent
+        assert not train.in_parallel(student).will_sync_module_buffers()
     finally:
         dist.destroy_process_group()
 
 
 def test_auto_precision_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoding takes fp16. Training takes bf16 where there is any, and a run then labels and evaluates in fp16."""
+    gpu = torch.device("cuda", 0)
     for has_bf16, precision in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bf16: has)
-        assert resolve_precision("auto", torch.device("cuda", 0)) == precision
+        assert resolve_precision("auto", gpu) == "fp16"
+        assert training_precision("auto", gpu) == precision
+        assert encoding_precision(precision, gpu) == "fp16"
+    assert encoding_precision("fp32", gpu) == "fp32" and encoding_precision("bf16", torch.device("cpu")) == "bf16"
+
+
+def test_beyond_fp16_embeddings_are_computed_in_fp32(tiny_model_dir: Path) -> None:
+    """Also what is embedded later; and without a check, what overflowed is never a number that could be believed."""
+    embedder = Embedder.load(tiny_model_dir, device="cpu", precision="fp32")
+    with torch.no_grad():
+        for layer in embedder.bert.encoder.layer:
+            layer.intermediate.dense.weight.mul_(3000)
+            layer.output.dense.weight.mul_(3000)
+    wanted = embedder.use_precision("fp32").embed(sentences(LENGTHS))
+    embedder.precision, embedder.prepared = "fp16", prepare(embedder.bert.network(), "fp16", META)  # as on a GPU
+    assert not embedder.embed(sentences(LENGTHS)).isfinite().any()
+    with pytest.warns(UserWarning, match="beyond fp16's range"):
+        found = embedder.embed(sentences(LENGTHS), check=True)
+    assert torch.equal(found, wanted) and embedder.precision == "fp32"
+    assert np.isfinite(embedder.encode(["a b c"])).all()
+
+
+def test_a_dense_layer_is_computed_in_fp32_in_training_too(tmp_path: Path) -> None:
+    """As when the labels were made: in bf16 the student could not come nearer to them than bf16 rounds."""
+    dense = (16, "torch.nn.modules.activation.Tanh")
+    embedder = Embedder.load(make_bert_dir(tmp_path / "dense", layers=1, dense=dense), "cpu", "fp32")
+    pooled = torch.randn(5, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = embedder.finish(pooled)
+    assert found.dtype == torch.float32 and torch.equal(found, embedder.finish(pooled))

@@ -306,36 +306,18 @@ def fingerprint_parts(teacher: Embedder, corpus: Corpus, recipe: Recipe) -> dict
     }
 
 
-def label_sentences(teacher: Embedder, sentences: Sequence[str]) -> LabelledSentences:
-    """Tokenise sentences, which have their prompts before them, and embed them with the teacher.
-
-    Raises:
-        RunError: an embedding is NaN or infinite.
-    """
-    tokens = teacher.tokenize(sentences)
-    return LabelledSentences(tokens, finite(teacher.embed(tokens).cpu(), sentences))
-
-
-def finite(labels: torch.Tensor, sentences: Sequence[str]) -> torch.Tensor:
-    """The labels of these sentences.
-
-    Raises:
-        RunError: one is NaN or infinite.
-    """
-    is_finite = labels.isfinite().all(dim=1)
-    if not is_finite.all():
-        bad = sentences[int((~is_finite).nonzero()[0])]
-        raise RunError(f"the teacher's embedding of {bad[:60]!r} is not finite; try --precision fp32")
-    return labels
-
-
 def finish_shard(path: Path, sentences: Sequence[str], tokens: Tokenized, labels: torch.Tensor, storage: str) -> None:
     """Fetch a shard's labels from the device, which may still be at work on them, and write them.
 
     Raises:
         RunError: a label is not finite, or does not fit into fp16.
     """
-    write_shard(path, LabelledSentences(tokens, finite(labels.cpu(), sentences)), storage)
+    labels = labels.cpu()
+    is_finite = labels.isfinite().all(dim=1)
+    if not is_finite.all():
+        bad = sentences[int((~is_finite).nonzero()[0])]
+        raise RunError(f"the teacher's embedding of {bad[:60]!r} is not finite; try --precision fp32")
+    write_shard(path, LabelledSentences(tokens, labels), storage)
 
 
 def write_shard(path: Path, shard: LabelledSentences, storage: str) -> None:

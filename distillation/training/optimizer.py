@@ -17,6 +17,7 @@ from distillation.ranks import Ranks
 from distillation.recipe import Recipe
 from distillation.training.rows import BatchRows
 from model import Embedder
+from model.products import resolve_precision
 from model.tokens import Tokenized
 
 
@@ -86,6 +87,18 @@ class StudentOptimizer:
         self.adamw.zero_grad()
         self.skips[0] += left_out
         self.skips[1] = (self.skips[1] + 1) * left_out
+
+
+def training_precision(precision: str, device: torch.device) -> str:
+    """Turn `auto` into what trains best: bf16 where the hardware has it, since its range needs no scaled loss."""
+    if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return resolve_precision(precision, device)
+
+
+def encoding_precision(training: str, device: torch.device) -> str:
+    """What a run labels and evaluates in: where a GPU trains in bf16, fp16, which is nearer to fp32 and as fast."""
+    return "fp16" if device.type == "cuda" and training == "bf16" else training
 
 
 def micro_batches(network: nn.Module, sentences: int, count: int, ranks: Ranks) -> Iterator[np.ndarray]:
