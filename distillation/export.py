@@ -5,8 +5,8 @@
 
 Inputs: input_ids, attention_mask and, for BERT, token_type_ids, (batch, sequence) int64. Outputs: token_embeddings
 (batch, sequence, hidden) and sentence_embedding (batch, dimensions), the latter after pooling, dense layer and
-normalisation. Both files are run and compared with our own embeddings before they take their names. Needs the extra
-[onnx].
+normalisation. Both files are run and compared with our own embeddings before they take their names. OpenVINO reads them
+as they are (`openvino.Core().compile_model`). Needs the extra [onnx].
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """A smaller vocabulary: the same tokens where no cut piece was, known pieces elsewhere, and runs that train with it."""
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import RunDirectory, same_weights, train, write_recipe
 from sentence_transformers import SentenceTransformer
-from tiny import AWKWARD, english_sentences
+from tiny import AWKWARD, edit, english_sentences, load, make_bert_dir, write
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, PreTrainedTokenizerFast
 
@@ -181,3 +182,14 @@ def test_what_can_not_be_cut_is_refused(tiny_model_dir: Path, tmp_path: Path, fl
     outcome = train(write_recipe(tmp_path, tiny_model_dir), *flags)
     assert outcome.status == 2 and line in outcome.error
     assert not (tmp_path / "runs" / "tiny" / "recipe.toml").exists()
+
+
+def test_a_kind_of_tokenizer_that_can_not_be_cut_is_named(tmp_path: Path) -> None:
+    directory = make_bert_dir(tmp_path / "teacher", layers=1)
+    words = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    words["model"] = {"type": "WordLevel", "vocab": words["model"]["vocab"], "unk_token": "[UNK]"}
+    write(directory / "tokenizer.json", words)
+    edit(directory / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    (directory / "vocab.txt").unlink()
+    with pytest.raises(InputError, match="a tokenizer of kind WordLevel can't be cut .*WordPiece, BPE, Unigram can"):
+        check_vocabulary(load(directory), "90%")

@@ -150,13 +150,13 @@ def frontier_figure(models: Sequence[Model]) -> Figure:
             for name, marker in MARKERS.items()
             if name in used
         ]
-        handles.append(Line2D([], [], color=FAINT, linestyle=":", label="best so far"))
+        handles.append(Line2D([], [], color=FAINT, linestyle=":", label="none of this teacher is better in both"))
         picture.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return picture
 
 
 def draw(axes: Axes, models: Sequence[Model], x: str, y: str, colours: dict[str, str]) -> None:
-    """One panel: attribute y of the models over their attribute x, with a line along those that none beats in both."""
+    """One panel: attribute y of the models over their attribute x, with a line along each teacher's best."""
     points = [(getattr(each, x), getattr(each, y), each) for each in models]
     points = [point for point in points if None not in point]
     points.sort(key=lambda point: point[1])
@@ -165,11 +165,14 @@ def draw(axes: Axes, models: Sequence[Model], x: str, y: str, colours: dict[str,
     if not points:
         return say(axes, LABELS[y], "Not measured on a set that all runs have.")
     axes.set_xscale("log")
-    frontier = best_of(points, fewer=x == "megabytes")
-    axes.plot(*zip(*[point[:2] for point in frontier], strict=True), color=FAINT, linestyle=":", zorder=1)
+    frontier: list[tuple[float, float, Model]] = []
+    for teacher, colour in colours.items():  # shares of different teachers are not the same thing
+        best = best_of([point for point in points if point[2].teacher == teacher], fewer=x == "megabytes")
+        axes.plot([point[0] for point in best], [point[1] for point in best], color=colour, linestyle=":", zorder=1)
+        frontier += best
     for place, share, each in points:
         chosen = (place, share, each) in frontier
-        alpha, marker = (1.0 if chosen else 0.45), MARKERS.get(each.precision, "o")
+        alpha, marker = (1.0 if chosen else 0.45), MARKERS.get(each.precision if x == "speed" else "", "o")
         axes.scatter(place, share, s=90, color=colours[each.teacher], marker=marker, alpha=alpha, linewidths=0)
         if chosen or x == "megabytes":
             axes.annotate(
