@@ -11,9 +11,9 @@ from torch.nn.attention.varlen import varlen_attn
 
 from model.tokens import PackedTokens
 
-# Tokens from which on the flash kernel is as fast in bf16.
-LONGEST_FOR_PRODUCTS = 64
-LONGEST_FOR_PRODUCTS_WITH_GRADIENT = 256
+# On a CPU, by the tables of docs/speed.md: the tokens of a sentence from which on torch's flash kernel is as fast as
+# two batched products, without a gradient and with one; and those of a single one from which on it is slower in bf16.
+LONGEST_FOR_PRODUCTS, LONGEST_WITH_GRADIENT, LONGEST_ALONE = 192, 256, 32
 VECTOR = 16  # numbers that a CPU computes at once
 
 
@@ -59,7 +59,7 @@ def attention(
         bias = None if bias_HTT is None else bias_HTT[:, :length, :length].to(q.dtype)
         if first_only:
             q, bias = q[:, :, :1], bias if bias is None else bias[:, :1]
-        if dropout == 0 and products_are_faster(block, length):
+        if dropout == 0 and products_are_faster(block):
             out = attention_by_products(q, k, v, bias)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
@@ -81,34 +81,34 @@ def attention_by_products(
     """
     B, H, _, E = q.shape
     q, k, v = (each.reshape(B * H, -1, E) for each in (q, k, v))  # contiguous: the products read them fastest
-    scores = torch.bmm(q * E**-0.5, k.transpose(1, 2))
+    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=E**-0.5)
     if bias is not None:
         scores = (scores.view(B, H, *bias.shape[1:]) + bias).view_as(scores)
-    weights = softmax_in_fp32(scores)
-    return torch.bmm(weights.to(v.dtype), v).view(B, H, -1, E)
+    return torch.bmm(softmax(scores).to(v.dtype), v).view(B, H, -1, E)
 
 
-def softmax_in_fp32(scores: torch.Tensor) -> torch.Tensor:
-    """Softmax over the last dimension, in fp32.
+def softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Softmax over the last dimension, summed in fp32.
 
-    torch's kernel takes ten times as long for rows of 15 numbers as of 16, which fill its vectors: so short rows are
-    filled up with scores of no weight.
+    torch's kernel takes ten times as long for rows of 15 numbers as of 16, which fill its vectors, and in bf16 three
+    times as long for 31 as for 32: so rows are filled up with scores of no weight. Up to one vector bf16 is slower.
     """
     length = scores.shape[-1]
-    if length < 2 * VECTOR:
+    if length < VECTOR or scores.dtype == torch.bfloat16:
         scores = F.pad(scores, (0, -length % VECTOR), value=float("-inf"))
-    return scores.softmax(dim=-1, dtype=torch.float32)[..., :length]
+    return scores.softmax(dim=-1, dtype=torch.float32 if length <= VECTOR else None)[..., :length]
 
 
-def products_are_faster(qkv: torch.Tensor, length: int) -> bool:
-    """Whether `attention_by_products` beats torch's flash kernel.
+def products_are_faster(block: torch.Tensor) -> bool:
+    """Whether `attention_by_products` beats torch's flash kernel for this run of sentences, (count, length, ...).
 
-    On a CPU in bf16 only: for short sentences, and for longer ones where a gradient is wanted, since the kernel's
-    backward pass is several times slower in bf16 than in fp32.
+    On a CPU only: for all but long sentences, and for longer ones where a gradient is wanted, since the kernel's
+    backward pass is slow. For a single short one in bf16, starting the operations costs more than computing.
     """
-    if qkv.device.type != "cpu" or qkv.dtype != torch.bfloat16:
+    count, length = block.shape[:2]
+    if block.device.type != "cpu" or (count == 1 and length < LONGEST_ALONE and block.dtype == torch.bfloat16):
         return False
-    return length < (LONGEST_FOR_PRODUCTS_WITH_GRADIENT if qkv.requires_grad else LONGEST_FOR_PRODUCTS)
+    return length < (LONGEST_WITH_GRADIENT if block.requires_grad else LONGEST_FOR_PRODUCTS)
 
 
 def has_varlen_kernel(qkv_N3HE: torch.Tensor) -> bool:

@@ -10,7 +10,6 @@ Shapes: B sentences, T tokens a sentence, N tokens of the whole batch, D hidden 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +23,9 @@ from model.attention import attention
 from model.families import FAMILIES, Family, position_buckets
 from model.tokens import PackedTokens
 
-Part = Callable[[torch.Tensor], torch.Tensor]  # (N, inputs) -> (N, outputs)
+# (N, inputs) -> (N, outputs). A product may take a residual (N, outputs) as well, to which it is added, and the
+# probability of dropping a number of the product before.
+Part = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ class Linear:
     bias: torch.Tensor | None  # (outputs,)
     activation: str = ""  # the name of one of transformers'; "" for none
 
-    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x_NI: torch.Tensor, residual_NO: torch.Tensor | None = None, dropout: float = 0) -> torch.Tensor:
         product = F.linear(x_NI, self.weight, self.bias)
-        return ACT2FN[self.activation](product) if self.activation else product
+        if self.activation:
+            product = ACT2FN[self.activation](product)
+        return product if residual_NO is None else residual_NO + F.dropout(product, dropout, training=dropout > 0)
 
     def detached_as(self, dtype: torch.dtype) -> "Linear":
         """The same in another type, out of autograd's sight."""
@@ -65,10 +68,10 @@ class Layer(NamedTuple):
     """What one layer computes with: four matrix products and two layer norms."""
 
     qkv: Part  # (N, D) -> (N, 3D): queries, keys and values in one
-    attention_output: Part  # (N, D) -> (N, D)
+    attention_output: Part  # (N, D) and a residual -> (N, D)
     attention_norm: Part  # (N, D) -> (N, D)
     intermediate: Part  # (N, D) -> (N, 4D), its activation applied
-    output: Part  # (N, 4D) -> (N, D)
+    output: Part  # (N, 4D) and a residual -> (N, D)
     output_norm: Part  # (N, D) -> (N, D)
 
 
@@ -144,13 +147,12 @@ def run_layer(
 
     Returns the rows of `rows` only: (N, D) or (B, D).
     """
-    dropout = partial(F.dropout, p=network.dropout, training=network.dropout > 0)
     qkv_N3HE = layer.qkv(hidden).view(-1, 3, network.heads, hidden.shape[1] // network.heads)
     context = attention(qkv_N3HE, tokens, rows, network.dropout, bias_HTT)
     if rows is not tokens:
         hidden = hidden.index_select(0, tokens.first_rows)
-    hidden = layer.attention_norm(hidden + dropout(layer.attention_output(context.flatten(1))))
-    return layer.output_norm(hidden + dropout(layer.output(layer.intermediate(hidden))))
+    hidden = layer.attention_norm(layer.attention_output(context.flatten(1), hidden, network.dropout))
+    return layer.output_norm(layer.output(layer.intermediate(hidden), hidden, network.dropout))
 
 
 class DistilledBert(nn.Module):

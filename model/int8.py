@@ -13,7 +13,7 @@ Sources: Jacob et al., 2017 (https://arxiv.org/abs/1712.05877): integer products
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,11 +69,11 @@ def calibrate(network: Network, batches: Iterable[PackedTokens]) -> Calibration:
 def watch(part: Part, found: Calibration, name: str) -> Part:
     """The same part, which widens its range by the inputs that it gets."""
 
-    def watched(x_NI: torch.Tensor) -> torch.Tensor:
+    def watched(x_NI: torch.Tensor, *residual: Any) -> torch.Tensor:
         low, high = x_NI.float().aminmax(dim=0)
         seen = found.get(name, Range(low, high))
         found[name] = Range(torch.minimum(seen.low, low), torch.maximum(seen.high, high))
-        return part(x_NI)
+        return part(x_NI, *residual)
 
     return watched
 
@@ -218,13 +218,16 @@ def quantised_product(
         warnings.simplefilter("ignore")
         to_bytes(torch.zeros(1, 1), 1.0, 0)  # its first call in a process warns that it is to go: have it said here
 
-    def product(x_NI: torch.Tensor) -> torch.Tensor:
+    multiply = torch.ops.onednn.qlinear_pointwise
+
+    def product(x_NI: torch.Tensor, residual_NO: torch.Tensor | None = None, dropout: float = 0) -> torch.Tensor:
         if x_NI.dtype != torch.uint8:
             x_NI = x_NI.float()
             x_NI = to_bytes(x_NI if factor is None else x_NI * factor, scale, zero_point)
-        return torch.ops.onednn.qlinear_pointwise(
-            x_NI, scale, zero_point, packed, scale_O, zero_point_O, bias, *given, *fused
-        )
+        weights = x_NI, scale, zero_point, packed, scale_O, zero_point_O
+        if residual_NO is not None:
+            return multiply.binary(*weights, residual_NO, bias, *given, 1.0, 0, "add", 1.0, *fused)
+        return multiply.default(*weights, bias, *given, *fused)
 
     return then_activate(product, linear.activation)
 

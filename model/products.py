@@ -124,17 +124,20 @@ def cast_product(dtype: torch.dtype) -> LayOut:
 def repacked_product(dtype: torch.dtype) -> LayOut:
     """Weights cast and blocked once in the order oneDNN's kernels read them.
 
-    It saves a reordering on every call. An activation done on the product's output while that is in cache saves writing
-    and reading (N, O) numbers again.
+    It saves a reordering on every call. An activation or a residual done on the product's output while that is in cache
+    saves writing and reading (N, O) numbers again.
     """
 
     def lay_out(linear: Linear) -> Part:
         linear = linear.detached_as(dtype)
         packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.contiguous(), None)
         bias, fused = linear.bias, FUSED.get(linear.activation, FUSED[""])
+        multiply = torch.ops.mkldnn._linear_pointwise
 
-        def product(x_NI: torch.Tensor) -> torch.Tensor:
-            return torch.ops.mkldnn._linear_pointwise(x_NI, packed, bias, *fused)
+        def product(x_NI: torch.Tensor, residual_NO: torch.Tensor | None = None, dropout: float = 0) -> torch.Tensor:
+            if residual_NO is not None:
+                return multiply.binary(x_NI, residual_NO, packed, bias, "add")
+            return multiply.default(x_NI, packed, bias, *fused)
 
         return then_activate(product, linear.activation)
 

@@ -75,6 +75,8 @@ class PackedTokens:
         nothing later has to wait for the device.
         """
         sentences = Tokenized.of(sentences)
+        if len(sentences) == 1 and torch.device(device).type == "cpu":
+            return cls.of_one(sentences.ids)
         ids, lengths, starts = sentences.ids, sentences.lengths, sentences.starts
         positions = np.arange(len(ids)) - np.repeat(starts, lengths)
         first = np.arange(len(lengths) + 1)
@@ -85,6 +87,13 @@ class PackedTokens:
         packed.of_first_tokens = cls(first_ids, first_positions, torch.ones(len(lengths), dtype=torch.int64))
         packed.of_first_tokens.cu_seqlens = first_cu_seqlens
         packed.of_first_tokens.groups = [(0, len(lengths), 1)]
+        return packed
+
+    @classmethod
+    def of_one(cls, ids: np.ndarray) -> "PackedTokens":
+        """One sentence, on the CPU: a query is so short that computing more than it needs would take its time."""
+        packed = cls(torch.from_numpy(ids), torch.arange(len(ids)), torch.tensor([len(ids)]))
+        packed.groups = [(0, 1, len(ids))]
         return packed
 
     @cached_property

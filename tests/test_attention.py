@@ -70,9 +70,9 @@ def test_bf16_attends_within_each_sentence_as_fp32_does(gradient: bool, first_on
 
 
 def test_the_form_follows_type_gradient_and_length() -> None:
-    half, exact = torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1)
-    short, long = LONGEST_FOR_PRODUCTS - 1, LONGEST_FOR_PRODUCTS
-    assert products_are_faster(half, short) and not products_are_faster(half, long)
-    assert products_are_faster(half.requires_grad_(), long)
-    assert not products_are_faster(exact, short) and not products_are_faster(exact.requires_grad_(), short)
-    assert not products_are_faster(torch.zeros(1, dtype=torch.bfloat16, device="meta"), short)
+    long = torch.zeros(2, LONGEST_FOR_PRODUCTS, dtype=torch.bfloat16)
+    short = long[:, 1:]
+    assert products_are_faster(short) and products_are_faster(short.float()) and products_are_faster(short[:1])
+    assert not products_are_faster(long) and products_are_faster(long.requires_grad_())
+    assert products_are_faster(torch.zeros(1, 16)) and not products_are_faster(torch.zeros(1, 16).bfloat16())
+    assert not products_are_faster(short.to("meta"))
