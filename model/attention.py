@@ -23,6 +23,7 @@ def attention(
     queries: PackedTokens,
     dropout: float,
     bias_HTT: torch.Tensor | None = None,
+    alike: bool = False,
 ) -> torch.Tensor:
     """Self-attention within each sentence.
 
@@ -33,6 +34,7 @@ def attention(
         dropout: probability of dropping an attention weight.
         bias_HTT: added to the scores, by query and key, for sentences up to the longest; None adds nothing. The
             variable-length kernel takes none, so with a bias a GPU computes run by run of equally long sentences, too.
+        alike: whether a CPU must round a sentence's numbers alike alone and among others.
 
     Returns:
         (rows of `queries`, H, E).
@@ -59,7 +61,7 @@ def attention(
         bias = None if bias_HTT is None else bias_HTT[:, :length, :length].to(q.dtype)
         if first_only:
             q, bias = q[:, :, :1], bias if bias is None else bias[:, :1]
-        if dropout == 0 and products_are_faster(block):
+        if dropout == 0 and products_are_faster(block, alike):
             out = attention_by_products(q, k, v, bias)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
@@ -99,14 +101,16 @@ def softmax(scores: torch.Tensor) -> torch.Tensor:
     return scores.softmax(dim=-1, dtype=torch.float32 if length <= VECTOR else None)[..., :length]
 
 
-def products_are_faster(block: torch.Tensor) -> bool:
+def products_are_faster(block: torch.Tensor, alike: bool = False) -> bool:
     """Whether `attention_by_products` beats torch's flash kernel for this run of sentences, (count, length, ...).
 
     On a CPU only: for all but long sentences, and for longer ones where a gradient is wanted, since the kernel's
     backward pass is slow. For a single short one in bf16, starting the operations costs more than computing.
     """
     count, length = block.shape[:2]
-    if block.device.type != "cpu" or (count == 1 and length < LONGEST_ALONE and block.dtype == torch.bfloat16):
+    if block.device.type != "cpu":
+        return False
+    if count == 1 and length < LONGEST_ALONE and block.dtype == torch.bfloat16 and not alike:
         return False
     return length < (LONGEST_WITH_GRADIENT if block.requires_grad else LONGEST_FOR_PRODUCTS)
 

@@ -83,6 +83,7 @@ class Network(NamedTuple):
     layers: list[Layer]
     heads: int
     dropout: float  # probability
+    alike: bool = False  # whether attention rounds a sentence's numbers alike in any company, which costs a query time
 
 
 def layer_of(module: nn.Module, family: Family, activation: str) -> Layer:
@@ -148,7 +149,7 @@ def run_layer(
     Returns the rows of `rows` only: (N, D) or (B, D).
     """
     qkv_N3HE = layer.qkv(hidden).view(-1, 3, network.heads, hidden.shape[1] // network.heads)
-    context = attention(qkv_N3HE, tokens, rows, network.dropout, bias_HTT)
+    context = attention(qkv_N3HE, tokens, rows, network.dropout, bias_HTT, network.alike)
     if rows is not tokens:
         hidden = hidden.index_select(0, tokens.first_rows)
     hidden = layer.attention_norm(layer.attention_output(context.flatten(1), hidden, network.dropout))

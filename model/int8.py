@@ -141,7 +141,7 @@ def quantise(network: Network, calibration: Calibration, dtype: torch.dtype) -> 
             for name in PRODUCTS
         }
         layers.append(layer._replace(**products))
-    return network._replace(layers=layers)
+    return network._replace(layers=layers, alike=True)
 
 
 def rounding_of(inputs: Range, weight_OI: torch.Tensor, exponent: float) -> Rounding:
