@@ -1,7 +1,8 @@
 """How fast a student is: beside its teacher, beside other tools, and beside what the machine could do at best.
 
     python bench.py runs/minilm-3/model                                     # the teacher is the run's own
-    python bench.py MODEL --teacher T --precision all --peers               # and sentence-transformers, ONNX Runtime
+    python bench.py MODEL --teacher T --precision all --peers               # and ONNX Runtime, OpenVINO, ...
+    python bench.py MODEL --teacher T --precision all --peers --latency     # and one query at a time
     python bench.py --shape bert-large --layers 24,8                        # random weights of a shape, no download
     python bench.py --host                                                  # what this host allows a GPU, without one
     python bench.py MODEL --teacher T --sweep --corpus-sizes 10000,100000   # curves: sweep.png, sweep.json
@@ -9,6 +10,7 @@
 Every system encodes the same sentences, tokenising included, in turn: A B C A B C ... The figure is the median of the
 turns, which a machine that others use disturbs least, with the slowest and fastest beside it. `fraction_of_peak`
 compares with this machine's own matrix products, of the model's shapes and in that precision, in the same turns.
+`cosine` is the mean cosine of a system's embeddings to ours in fp32.
 """
 
 import argparse
@@ -26,6 +28,7 @@ import torch
 
 from benchmark import peers
 from benchmark.host import host_times, print_host
+from benchmark.latency import TOKENS, latencies, queries_of
 from benchmark.random_models import SHAPES, random_embedder, random_sentences, shape_config
 from benchmark.sweep import sweep
 from benchmark.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
@@ -62,8 +65,18 @@ def encode_once(make: Callable[[], Encoder], sentences: Sequence[str], batch_siz
     make().encode(sentences, prompt="", batch_size=batch_size)
 
 
-def bench(systems: Sequence[System], sentences: list[str], repeats: int, batch_size: int) -> dict[str, Any]:
-    """Time systems, a teacher and a student of ours first among them; returns the content of bench.json."""
+def bench(
+    systems: Sequence[System], exact: dict[str, np.ndarray], sentences: list[str], repeats: int, batch_size: int
+) -> dict[str, Any]:
+    """Time systems, a teacher and a student of ours first among them; returns the content of bench.json.
+
+    Args:
+        systems: those named "student" have its weights, all others the teacher's.
+        exact: the embeddings of both in fp32, by name, (n, dimensions).
+        sentences: n of them.
+        repeats: timed turns.
+        batch_size: sentences at a time.
+    """
     teacher, student = (system.encoder for system in systems[:2])
     assert isinstance(teacher, Embedder) and isinstance(student, Embedder)
     device, config = teacher.device, teacher.bert.config
@@ -71,14 +84,15 @@ def bench(systems: Sequence[System], sentences: list[str], repeats: int, batch_s
 
     encodings = [partial(system.encoder.encode, sentences, prompt="", batch_size=batch_size) for system in systems]
     tokenizing = partial(teacher.tokenize, sentences)
-    peaks = {system.precision: 0.0 for system in systems}
+    every = precisions_to_measure(["all"], device) if device.type == "cpu" else []
+    peaks = dict.fromkeys([*every, *(system.precision for system in systems)], 0.0)
     products = [product for precision in peaks for product in products_of(config, precision, device)]
     seconds = in_turn([*encodings, tokenizing, *(product.work for product in products)], repeats, device)
     for product, times in zip(products, seconds[len(systems) + 1 :], strict=True):
         peaks[product.precision] = max(peaks[product.precision], product.flops / statistics.median(times))
 
     rows: list[dict[str, Any]] = []
-    for system, times in zip(systems, seconds, strict=False):
+    for system, encoding, times in zip(systems, encodings, seconds, strict=False):
         ours = system.encoder if isinstance(system.encoder, Embedder) else None
         shape = ours.bert.config if ours else config
         first_token_only = ours is not None and ours.settings.pooling is Pooling.CLS
@@ -95,6 +109,7 @@ def bench(systems: Sequence[System], sentences: list[str], repeats: int, batch_s
                 "tokens_per_second": float(lengths.sum()) / median,
                 "tflops": rate / 1e12,
                 "fraction_of_peak": rate / peaks[system.precision],
+                "cosine": mean_cosine(encoding(), exact.get(system.name, exact["teacher"])),
                 "peak_memory_mib": peak_memory_mib(partial(encode_once, system.make, sentences, batch_size), device),
             }
         )
@@ -116,17 +131,28 @@ def bench(systems: Sequence[System], sentences: list[str], repeats: int, batch_s
     }
 
 
+def mean_cosine(found: Any, exact: np.ndarray) -> float:
+    """The mean cosine between rows; for numbers on any device, (n, dimensions)."""
+    return float(torch.nn.functional.cosine_similarity(torch.as_tensor(found).cpu(), torch.from_numpy(exact)).mean())
+
+
 def print_table(result: dict[str, Any]) -> None:
     """The rows as text."""
     tokens = result["workload"]["tokens"]["mean"]
     print(f"{result['device']['name']}, {result['workload']['sentences']:,} sentences of {tokens:.1f} tokens")
-    heads = ("sentences/s", "slowest..fastest", "of peak", "MiB")
-    print(f"{'system':<39} {'precision':<9} {'layers':>6} {heads[0]:>12} {heads[1]:>17} {heads[2]:>8} {heads[3]:>6}")
+    peaks = result["device"]["peak_tflops"].items()
+    print("products, TFLOP/s: " + ", ".join(f"{precision} {rate:.3f}" for precision, rate in peaks))
+    heads = ("sentences/s", "slowest..fastest", "of peak", "MiB", "cosine")
+    print(
+        f"{'system':<39} {'precision':<9} {'layers':>6} {heads[0]:>12} {heads[1]:>17} {heads[2]:>8} {heads[3]:>6} "
+        f"{heads[4]:>8}"
+    )
     for row in result["rows"]:
         spread, memory = f"{row['slowest']:.0f}..{row['fastest']:.0f}", row["peak_memory_mib"]
         print(
             f"{row['system']:<39} {row['precision']:<9} {row['layers']:>6} {row['sentences_per_second']:>12.1f} "
-            f"{spread:>17} {row['fraction_of_peak']:>8.0%} {'' if memory is None else f'{memory:.0f}':>6}"
+            f"{spread:>17} {row['fraction_of_peak']:>8.0%} {'' if memory is None else f'{memory:.0f}':>6} "
+            f"{row['cosine']:>8.5f}"
         )
     for row in result["training"]:
         spread = f"{row['slowest']:.0f}..{row['fastest']:.0f}"
@@ -138,6 +164,13 @@ def print_table(result: dict[str, Any]) -> None:
         )
     speedup, ratio = result["student_speedup"], result["layer_ratio"]
     print(f"the student is {speedup:.2f} times as fast; its layers promise {ratio:.2f}")
+    if "latency_ms" in result["rows"][0]:
+        print("one query at a time, milliseconds, p50 / p99")
+        print(f"{'system':<39} {'precision':<9} {'layers':>6} " + " ".join(f"{f'{n} tokens':>15}" for n in TOKENS))
+        for row in result["rows"]:
+            times = [f"{each['p50']:.2f} / {each['p99']:.2f}" for each in row["latency_ms"].values()]
+            cells = " ".join(f"{time:>15}" for time in times)
+            print(f"{row['system']:<39} {row['precision']:<9} {row['layers']:>6} {cells}")
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -235,11 +268,13 @@ def main() -> None:
     parser.add_argument("--count", type=whole_number, default=1000, help="sentences to encode at most (default: 1000)")
     parser.add_argument("--mean-tokens", type=whole_number, default=16, help="of random sentences (default: 16)")
     parser.add_argument("--precision", nargs="+", default=["auto"], help="auto, fp32, bf16, fp16, int8, or all of them")
-    parser.add_argument("--batch-size", type=whole_number, default=64, help="sentences at a time (default: 64)")
+    parser.add_argument("--batch-size", type=whole_number, help="sentences at a time (default: 256; in training 64)")
     parser.add_argument("--repeats", type=whole_number, default=5, help="timed turns (default: 5)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--output", type=Path, help="where to write (default: the run's directory, or here)")
     parser.add_argument("--peers", action="store_true", help="also time other tools, and training beside theirs")
+    parser.add_argument("--latency", action="store_true", help="also time one query at a time")
+    parser.add_argument("--queries", type=whole_number, default=130, help="with --latency: of a length (default: 130)")
     parser.add_argument("--steps", type=whole_number, default=100, help="with --peers: optimizer steps (default: 100)")
     parser.add_argument("--sweep", action="store_true", help="also measure over layers, length, batch and corpus size")
     parser.add_argument("--corpus-sizes", type=whole_numbers, default=[], help="with --sweep: such as 10000,100000")
@@ -265,10 +300,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.peers:
             systems += [System(*peer) for peer in peers.encoders(ours, precisions, Path(scratch))]
-        result = bench(systems, sentences, arguments.repeats, arguments.batch_size)
+        exact = {
+            name: np.asarray(make(precision="fp32").encode(sentences, prompt=""))
+            for name, make in (("teacher", teacher), ("student", student))
+        }
+        result = bench(systems, exact, sentences, arguments.repeats, arguments.batch_size or 256)
+        if arguments.latency:
+            for tokens in TOKENS:
+                queries = queries_of(ours, sentences, tokens, arguments.queries)
+                for system, row in zip(systems, result["rows"], strict=True):
+                    row.setdefault("latency_ms", {})[str(tokens)] = latencies(system.encoder, queries)
     if arguments.peers:
         result["training"] = peers.trainers(
-            train_step, student, sentences, arguments.batch_size, arguments.steps, precisions
+            train_step, student, sentences, arguments.batch_size or 64, arguments.steps, precisions
         )
     write_json(output / "bench.json", result)
     print_table(result)

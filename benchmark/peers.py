@@ -1,4 +1,4 @@
-"""Other tools to measure beside ours: sentence-transformers and ONNX Runtime, with the same weights, text and threads.
+"""Other tools to measure beside ours: sentence-transformers, ONNX Runtime and OpenVINO; same weights, text and threads.
 
 Each takes part where it is installed: pip install -e '.[peers]'
 """
@@ -19,10 +19,22 @@ import torch
 from benchmark.timing import Encoder, TrainStep, encoder_flops, training_step
 from distillation.data.batches import window_batches
 from distillation.data.labels import LabelledSentences
-from distillation.export import write_fp32, write_int8
+from distillation.export import (
+    ONNX,
+    ONNX_INT8,
+    OPENVINO,
+    OPENVINO_INT8,
+    OPENVINO_PACKAGES,
+    PACKAGES,
+    write_fp32,
+    write_int8,
+    write_openvino,
+    write_openvino_int8,
+)
 from distillation.training.optimizer import training_precision
 from model import Embedder
 from model.files import RunError
+from model.products import cpu_has_bf16
 
 INSTALL = "pip install -e '.[peers]'"
 TURNS = 3  # of training; each takes many steps
@@ -48,27 +60,45 @@ def encoders(
     Args:
         model: ours.
         precisions: those that ours is measured in; the others' default, fp32, always takes part.
-        directory: for ONNX files.
+        directory: for ONNX and OpenVINO files.
     """
     name, device, max_length = model.settings.origin, model.device, model.settings.max_length
+    wanted = list(dict.fromkeys(["fp32", *precisions]))
     found: list[tuple[str, str, Callable[[], Encoder]]] = []
     if installed("sentence-transformers", "sentence_transformers"):
-        for precision in dict.fromkeys(["fp32", *precisions]):
+        for precision in wanted:
             if precision != "int8":
                 load = partial(load_sentence_transformer, name, str(device), precision, max_length)
                 found.append(("sentence-transformers", precision, load))
-    if device.type == "cpu" and installed("ONNX Runtime", "onnx", "onnxscript", "onnxruntime"):
-        files = {"fp32": directory / "model.onnx", "int8": directory / "model_int8.onnx"}
-        plain = Embedder.load(name, "cpu", "fp32", max_length=max_length)
-        try:
-            write_fp32(plain, files["fp32"])
-            write_int8(plain, files["fp32"], files["int8"])
-        except RunError as error:
-            print(f"ONNX Runtime: {error}")
-        for precision, path in files.items():
-            if path.exists() and precision in ("fp32", *precisions):
-                found.append(("ONNX Runtime", precision, partial(OnnxEncoder, path, name, max_length)))
+    if device.type != "cpu" or not installed("ONNX Runtime", *PACKAGES):
+        return found
+    plain = Embedder.load(name, "cpu", "fp32", max_length=max_length)
+    onnx = directory / ONNX
+    if not wrote("ONNX Runtime", write_fp32, plain, onnx):
+        return found
+    found.append(("ONNX Runtime", "fp32", partial(load_onnx, onnx, name, max_length)))
+    int8 = directory / ONNX_INT8
+    if "int8" in wanted and wrote("ONNX Runtime", write_int8, plain, onnx, int8):
+        found.append(("ONNX Runtime", "int8", partial(load_onnx, int8, name, max_length)))
+    if installed("OpenVINO", *OPENVINO_PACKAGES):
+        fp32, int8 = directory / OPENVINO, directory / OPENVINO_INT8
+        there = {"fp32": wrote("OpenVINO", write_openvino, plain, onnx, fp32)}
+        there["int8"] = there["fp32"] and "int8" in wanted and wrote("OpenVINO", write_openvino_int8, plain, fp32, int8)
+        for precision in wanted:
+            path = int8 if precision == "int8" else fp32
+            if there["int8" if precision == "int8" else "fp32"]:
+                found.append(("OpenVINO", precision, partial(load_openvino, path, name, max_length, precision)))
     return found
+
+
+def wrote(tool: str, write: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a file was written; says why not."""
+    try:
+        write(*arguments)
+    except RunError as error:
+        print(f"{tool}: {error}")
+        return False
+    return True
 
 
 def load_sentence_transformer(name: str, device: str, precision: str, max_length: int) -> Encoder:
@@ -79,16 +109,42 @@ def load_sentence_transformer(name: str, device: str, precision: str, max_length
     return model.to({"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
 
 
-class OnnxEncoder:
-    """An exported model in ONNX Runtime, given batches of equal length, so that it computes no padding either."""
+def load_onnx(path: Path, name: str, max_length: int) -> Encoder:
+    from onnxruntime import InferenceSession, SessionOptions
 
-    def __init__(self, path: Path, name: str, max_length: int) -> None:
-        from onnxruntime import InferenceSession, SessionOptions
+    options = SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+    return GraphEncoder(lambda inputs: session.run(["sentence_embedding"], inputs)[0], names, name, max_length)
+
+
+def load_openvino(path: Path, name: str, max_length: int, precision: str) -> Encoder:
+    import openvino
+
+    rest = "bf16" if precision == "bf16" or (precision == "int8" and cpu_has_bf16()) else "f32"  # of what is not int8
+    settings = {"INFERENCE_PRECISION_HINT": rest, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    names = [value.any_name for value in compiled.inputs]
+    return GraphEncoder(lambda inputs: compiled(inputs)["sentence_embedding"], names, name, max_length)
+
+
+class GraphEncoder:
+    """An exported model, given batches of equal length, so that it computes no padding either.
+
+    Args:
+        run: from inputs by name, (B, T) each, to embeddings (B, dimensions).
+        names: of the graph's inputs.
+        name: directory or Hub name with the tokenizer.
+        max_length: tokens of a sentence that are read.
+    """
+
+    def __init__(
+        self, run: Callable[[dict[str, np.ndarray]], np.ndarray], names: list[str], name: str, max_length: int
+    ) -> None:
         from transformers import AutoTokenizer
 
-        options = SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.run, self.names = run, names
         self.tokenizer = AutoTokenizer.from_pretrained(name).backend_tokenizer
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(max_length)
@@ -97,16 +153,18 @@ class OnnxEncoder:
         """(n, dimensions) fp32."""
         tokens = [encoding.ids for encoding in self.tokenizer.encode_batch_fast([prompt + text for text in sentences])]
         lengths = np.array([len(ids) for ids in tokens])
-        embeddings: list[Any] = [None] * len(tokens)
+        batches, parts = [], []
         for length in np.unique(lengths):
             equal = np.flatnonzero(lengths == length)
             for start in range(0, len(equal), batch_size):
                 batch = equal[start : start + batch_size]
                 ids = np.array([tokens[index] for index in batch], dtype=np.int64)
                 inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-                for index, row in zip(batch, self.session.run(["sentence_embedding"], inputs)[0], strict=True):
-                    embeddings[index] = row
-        return np.stack(embeddings)
+                parts.append(self.run({each: inputs[each] for each in self.names}))
+                batches.append(batch)
+        embeddings = np.empty((len(tokens), parts[0].shape[1]), dtype=np.float32)
+        embeddings[np.concatenate(batches)] = np.concatenate(parts)
+        return embeddings
 
 
 # -- training --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from benchmark.timing import (
     TrainStep,
     describe_device,
     encoder_flops,
-    in_a_process_of_its_own,
     memory_after,
     seconds_of,
     training_step,
@@ -23,6 +22,7 @@ from benchmark.timing import (
 from distillation.data.corpus import build_corpus
 from distillation.data.labels import label_corpus
 from distillation.memory import release_freed_memory
+from distillation.processes import in_a_process_of_its_own
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
 from distillation.training.optimizer import training_precision

@@ -1,9 +1,7 @@
 """What measuring speed takes: clocks, systems timed in turn, memory, operation counts, and the machine's own limit."""
 
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from transformers import PretrainedConfig
 
 from distillation.data.labels import LabelledSentences
+from distillation.processes import in_a_process_of_its_own
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
 from distillation.training.optimizer import StudentOptimizer
@@ -72,11 +71,6 @@ def peak_memory_mib(work: Callable[[], Any], device: torch.device) -> float | No
     """
     with in_a_process_of_its_own() as process:
         return process.submit(memory_after, work, device).result()
-
-
-def in_a_process_of_its_own() -> ProcessPoolExecutor:
-    """One other process, begun afresh: what it does leaves no trace in the memory of this one."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))
 
 
 def memory_after(work: Callable[[], Any], device: torch.device) -> float | None:

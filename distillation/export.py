@@ -1,20 +1,30 @@
-"""A model as ONNX, for ONNX Runtime and what builds on it: model.onnx in fp32, model_int8.onnx a quarter of its size.
+"""A model as ONNX and OpenVINO files, in fp32 and int8, for sentence-transformers' backends and other tools.
 
     python -m distillation.export runs/minilm-3/model
     python -m distillation.export runs/minilm-3/model --router    # student and teacher as a pair; see router.py
 
+It writes, under the names that `SentenceTransformer(MODEL, backend=...)` looks for:
+
+    onnx/model.onnx                               fp32
+    onnx/model_qint8_avx512_vnni.onnx             int8, activations quantised as they come
+    openvino/openvino_model.xml                   fp32
+    openvino/openvino_model_qint8_quantized.xml   int8, calibrated on the text in the package
+
 Inputs: input_ids, attention_mask and, for BERT, token_type_ids, (batch, sequence) int64. Outputs: token_embeddings
 (batch, sequence, hidden) and sentence_embedding (batch, dimensions), the latter after pooling, dense layer and
-normalisation. Both files are run and compared with our own embeddings before they take their names. OpenVINO reads them
-as they are (`openvino.Core().compile_model`). Needs the extra [onnx].
+normalisation. Each file is run and compared with our own embeddings before it takes its name. Needs the extra [onnx],
+and for OpenVINO's files [openvino]; without that they are left out.
 """
 
 import argparse
 import contextlib
 import importlib.util
 import logging
+import os
+import tempfile
 import warnings
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +34,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from distillation.command_line import OneLineParser, run_command
+from distillation.processes import in_a_process_of_its_own
 from distillation.router import export_router
 from model import Embedder
 from model.files import InputError, RunError, atomic_path
+from model.int8 import TEXT
 from model.pooling import Pooling
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPENVINO_PACKAGES = ("openvino", "nncf")
+ONNX, ONNX_INT8 = "onnx/model.onnx", "onnx/model_qint8_avx512_vnni.onnx"
+OPENVINO, OPENVINO_INT8 = "openvino/openvino_model.xml", "openvino/openvino_model_qint8_quantized.xml"
+CALIBRATION = 200  # sentences that OpenVINO's int8 is calibrated on
 FP32_TOLERANCE = 1e-4  # largest difference of a number, embeddings being near 1 in length
 INT8_COSINE = 0.99  # smallest mean cosine similarity to our embeddings
 SAMPLES = [
@@ -105,10 +121,7 @@ def write_fp32(embedder: Embedder, path: Path) -> float:
     assert program is not None
     with atomic_path(path) as temporary:
         program.save(temporary, external_data=False)
-        difference = float(np.abs(run_onnx(temporary, embedder) - embedder.encode(SAMPLES, prompt="")).max())
-        if not difference <= FP32_TOLERANCE:
-            raise RunError(f"{path}: not written, its embeddings differ from the model's by up to {difference:.1e}")
-    return difference
+        return check_fp32(path, run_onnx(temporary, embedder), embedder)
 
 
 def write_int8(embedder: Embedder, fp32_path: Path, path: Path) -> float:
@@ -132,12 +145,63 @@ def write_int8(embedder: Embedder, fp32_path: Path, path: Path) -> float:
                 weight_type=QuantType.QInt8,
                 reduce_range=True,  # 7 bits: sums of 8-bit products overflow on CPUs without VNNI
             )
-        ours = torch.as_tensor(embedder.encode(SAMPLES, prompt=""))
-        cosine = float(F.cosine_similarity(torch.from_numpy(run_onnx(temporary, embedder)), ours).mean())
-        if not cosine >= INT8_COSINE:
-            raise RunError(
-                f"{path}: not written, int8 embeddings are only {cosine:.4f} similar to the model's in cosine"
-            )
+        return check_int8(path, run_onnx(temporary, embedder), embedder)
+
+
+def write_openvino(embedder: Embedder, fp32_path: Path, path: Path) -> float:
+    """Write an ONNX graph in fp32 as OpenVINO's, and say as `write_fp32` how near it is."""
+    import openvino
+
+    model = openvino.convert_model(fp32_path)
+    model.output("token_embeddings").add_names({"last_hidden_state"})  # as Optimum calls it
+    with openvino_files(path) as temporary:
+        openvino.save_model(model, temporary, compress_to_fp16=False)
+        return check_fp32(path, run_openvino(temporary, embedder), embedder)
+
+
+def write_openvino_int8(embedder: Embedder, fp32_path: Path, path: Path) -> float:
+    """Write OpenVINO's graph with weights and activations in int8, by NNCF, and say as `write_int8` how near it is."""
+    with quiet():
+        import nncf
+        import openvino
+
+        texts = TEXT.read_text(encoding="utf-8").splitlines()[:CALIBRATION]
+        model = nncf.quantize(
+            openvino.Core().read_model(fp32_path),
+            nncf.Dataset([padded(embedder, [text]) for text in texts]),
+            subset_size=len(texts),
+            model_type=nncf.ModelType.TRANSFORMER,
+        )
+    with openvino_files(path) as temporary:
+        openvino.save_model(model, temporary, compress_to_fp16=False)
+        return check_int8(path, run_openvino(temporary, embedder), embedder)
+
+
+@contextlib.contextmanager
+def openvino_files(path: Path) -> Iterator[Path]:
+    """A temporary path for an OpenVINO graph, which takes its place, weights included, if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
+        temporary = Path(scratch) / path.name
+        yield temporary
+        for suffix in (".bin", ".xml"):
+            os.replace(temporary.with_suffix(suffix), path.with_suffix(suffix))
+
+
+def check_fp32(path: Path, found: np.ndarray, embedder: Embedder) -> float:
+    """The largest difference between a file's embeddings of SAMPLES and the model's; an error above FP32_TOLERANCE."""
+    difference = float(np.abs(found - embedder.encode(SAMPLES, prompt="")).max())
+    if not difference <= FP32_TOLERANCE:
+        raise RunError(f"{path}: not written, its embeddings differ from the model's by up to {difference:.1e}")
+    return difference
+
+
+def check_int8(path: Path, found: np.ndarray, embedder: Embedder) -> float:
+    """The mean cosine between a file's embeddings of SAMPLES and the model's; an error below INT8_COSINE."""
+    ours = torch.as_tensor(embedder.encode(SAMPLES, prompt=""))
+    cosine = float(F.cosine_similarity(torch.from_numpy(found), ours).mean())
+    if not cosine >= INT8_COSINE:
+        raise RunError(f"{path}: not written, int8 embeddings are only {cosine:.4f} similar to the model's in cosine")
     return cosine
 
 
@@ -161,8 +225,31 @@ def run_onnx(path: Path, embedder: Embedder) -> np.ndarray:
     return session.run(["sentence_embedding"], padded(embedder, SAMPLES))[0]
 
 
+def run_openvino(path: Path, embedder: Embedder) -> np.ndarray:
+    """Sentence embeddings of SAMPLES by OpenVINO, one batch for all: (n, dimensions).
+
+    In a process of its own, since OpenVINO's compiler ends the process on some processors.
+
+    Raises:
+        RunError: it did.
+    """
+    with in_a_process_of_its_own() as process:
+        try:
+            return process.submit(openvino_embeddings, path, padded(embedder, SAMPLES)).result()
+        except BrokenProcessPool:
+            raise RunError(f"{path}: not written, OpenVINO ended its process on this CPU") from None
+
+
+def openvino_embeddings(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """(n, dimensions), computed in fp32 where the graph does not say int8."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return compiled(inputs)["sentence_embedding"]
+
+
 def export(model: str, output: Path | None = None) -> None:
-    """Write both files, and print what they are.
+    """Write the files, and print what they are.
 
     Raises:
         InputError: a package or the model is missing.
@@ -172,20 +259,34 @@ def export(model: str, output: Path | None = None) -> None:
     if missing:
         raise InputError(f"export needs {' and '.join(missing)}: pip install 'shortstack-embeddings[onnx]'")
     if output is None and not Path(model).is_dir():
-        raise InputError(f"{model}: is no directory here; say with --output where to write its ONNX files")
+        raise InputError(f"{model}: is no directory here; say with --output where to write its files")
     embedder = Embedder.load(model, "cpu", "fp32")
-    directory = output or Path(model) / "onnx"
-    fp32, int8 = directory / "model.onnx", directory / "model_int8.onnx"
-    difference = write_fp32(embedder, fp32)
-    print(f"{fp32}: {fp32.stat().st_size / 1e6:.1f} MB, embeddings within {difference:.0e}")
-    cosine = write_int8(embedder, fp32, int8)
-    print(f"{int8}: {int8.stat().st_size / 1e6:.1f} MB, mean cosine similarity {cosine:.4f}")
+    directory = output or Path(model)
+    fp32 = directory / ONNX
+    report(fp32, f"embeddings within {write_fp32(embedder, fp32):.0e}")
+    int8 = directory / ONNX_INT8
+    report(int8, f"mean cosine similarity {write_int8(embedder, fp32, int8):.4f}")
+    missing = [name for name in OPENVINO_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " and ".join(missing)
+        print(f"OpenVINO's files are left out without {names}: pip install 'shortstack-embeddings[openvino]'")
+        return
+    graph = directory / OPENVINO
+    report(graph, f"embeddings within {write_openvino(embedder, fp32, graph):.0e}")
+    int8 = directory / OPENVINO_INT8
+    report(int8, f"mean cosine similarity {write_openvino_int8(embedder, graph, int8):.4f}")
+
+
+def report(path: Path, nearness: str) -> None:
+    """Say that a file is written, how large it is, weights beside it included, and how near to the model."""
+    size = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*"))
+    print(f"{path}: {size / 1e6:.1f} MB, {nearness}")
 
 
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="directory or Hub name")
-    parser.add_argument("--output", type=Path, help="directory to write (default: MODEL/onnx; router beside MODEL)")
+    parser.add_argument("--output", type=Path, help="directory to write into (default: MODEL; router beside MODEL)")
     parser.add_argument("--router", action="store_true", help="write the pair of student and teacher; see router.py")
     parser.add_argument("--teacher", help="of the pair: directory or Hub name (default: the run's teacher)")
     arguments = parser.parse_args()

@@ -13,10 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench
-from benchmark import host, peers, sweep, timing
+from benchmark import host, latency, peers, sweep, timing
 from benchmark.random_models import random_embedder, random_sentences, shape_config
 from benchmark.timing import encoder_flops
 from model import Embedder
+from model.files import InputError
 from train import train_step
 
 
@@ -29,6 +30,7 @@ def test_bench_json_has_the_agreed_keys(
     call(
         bench.main, tmp_path / "student", "--teacher", tiny_model_dir, "--sentences", tmp_path / "text.txt",
         "--precision", "fp32", "--repeats", 2, "--count", 30, "--device", "cpu", "--output", tmp_path,
+        "--latency", "--queries", 3,
     )  # fmt: skip
     result = json.loads((tmp_path / "bench.json").read_text())
     assert {"device", "workload", "rows", "student_speedup", "layer_ratio", "training"} == set(result)
@@ -41,6 +43,10 @@ def test_bench_json_has_the_agreed_keys(
         assert row["tokens_per_second"] > row["sentences_per_second"]
         assert 0 < row["fraction_of_peak"] < 1.5
         assert row["tflops"] > 0 and row["peak_memory_mib"] > 0
+        assert row["cosine"] == pytest.approx(1)
+        assert list(row["latency_ms"]) == ["8", "16", "64"]
+        assert all(0 < each["p50"] <= each["p99"] for each in row["latency_ms"].values())
+    assert "fp32" in result["device"]["peak_tflops"]
     assert result["layer_ratio"] == 3
     assert result["workload"]["sentences"] == 30
     printed = capsys.readouterr().out
@@ -92,11 +98,22 @@ def test_systems_take_turns_and_warm_up_uncounted() -> None:
     assert [len(times) for times in seconds] == [2, 2]
 
 
+@pytest.mark.parametrize("tokens", [8, 16, 64])
+def test_queries_have_the_tokens_that_were_asked_for(tiny_model_dir: Path, tokens: int) -> None:
+    embedder = Embedder.load(tiny_model_dir, "cpu", "fp32")
+    queries = latency.queries_of(embedder, english_sentences(40), tokens, 5)
+    assert embedder.tokenize(queries).lengths.tolist() == [tokens] * 5
+    with pytest.raises(InputError, match="--latency: the text is too short"):
+        latency.queries_of(embedder, ["one"], tokens, 5)
+
+
 def test_peers_embed_what_we_embed(tiny_cls_dir: Path, tmp_path: Path) -> None:
     ours = Embedder.load(tiny_cls_dir, "cpu", "fp32")
     text = english_sentences(20)
     found = {(name, precision): make() for name, precision, make in peers.encoders(ours, ["fp32", "int8"], tmp_path)}
     assert found.keys() >= {("sentence-transformers", "fp32"), ("ONNX Runtime", "fp32")}
+    if peers.installed("OpenVINO", "openvino", "nncf"):
+        assert found.keys() >= {("OpenVINO", "fp32"), ("OpenVINO", "int8")}
     for (name, precision), peer in found.items():
         theirs = np.asarray(peer.encode(text, prompt="", batch_size=8))
         np.testing.assert_allclose(theirs, ours.encode(text), atol=1e-4 if precision == "fp32" else 0.5, err_msg=name)

@@ -1,6 +1,7 @@
-"""ONNX files: run by ONNX Runtime they embed as the model does; one that would not is never left behind."""
+"""ONNX and OpenVINO files embed as the model does; one that would not is never left behind."""
 
 import importlib.util
+import os
 import re
 import shutil
 from collections import Counter
@@ -76,8 +77,8 @@ def test_token_embeddings_are_the_last_layers(exported: Path) -> None:
 
 
 def test_the_graph_has_the_promised_face(exported: Path) -> None:
-    for name in ("model.onnx", "model_int8.onnx"):
-        graph = onnx.load(exported / "onnx" / name)
+    for name in (module.ONNX, module.ONNX_INT8):
+        graph = onnx.load(exported / name)
         onnx.checker.check_model(graph, full_check=True)
         shapes = {
             value.name: [part.dim_param or part.dim_value for part in value.type.tensor_type.shape.dim]
@@ -92,11 +93,12 @@ def test_the_graph_has_the_promised_face(exported: Path) -> None:
             "token_embeddings": [*batch, hidden],
             "sentence_embedding": ["batch", embedder.dimensions],
         }
-    assert sorted(path.name for path in (exported / "onnx").iterdir()) == ["model.onnx", "model_int8.onnx"]
+    names = ["model.onnx", "model_qint8_avx512_vnni.onnx"]  # sentence-transformers looks for these
+    assert sorted(path.name for path in (exported / "onnx").iterdir()) == names
 
 
 def test_int8_is_near_and_its_weights_are_int8(exported: Path) -> None:
-    embedder, path = load(exported), exported / "onnx" / "model_int8.onnx"
+    embedder, path = load(exported), exported / module.ONNX_INT8
     found, _ = run_file(path, inputs_of(embedder, SENTENCES))
     cosines = F.cosine_similarity(torch.from_numpy(found), torch.as_tensor(embedder.encode(SENTENCES)))
     assert cosines.mean() > 0.99 and cosines.min() > 0.97
@@ -107,6 +109,28 @@ def test_int8_is_near_and_its_weights_are_int8(exported: Path) -> None:
     types = {onnx.TensorProto.DataType.Name(weight.data_type) for weight in matrices}
     assert types == {"INT8", "UINT8"}  # of products, and of the embedding tables
     assert path.stat().st_size < 0.75 * (exported / "onnx" / "model.onnx").stat().st_size
+
+
+def test_openvino_embeds_as_the_model_does(exported: Path) -> None:
+    """Read as sentence-transformers' backend reads them: the first output is the tokens', by the name that it knows."""
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]'")
+    pytest.importorskip("nncf", reason="nncf is not installed: pip install '.[openvino]'")
+    embedder = load(exported)
+    inputs, wanted = inputs_of(embedder, SENTENCES), embedder.encode(SENTENCES)
+    exact, int8 = (
+        openvino.Core().compile_model(exported / "openvino" / name, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        for name in ("openvino_model.xml", "openvino_model_qint8_quantized.xml")
+    )
+    np.testing.assert_allclose(exact(inputs)["sentence_embedding"], wanted, atol=1e-5)
+    assert exact(inputs)["last_hidden_state"].shape[2] == embedder.bert.config.hidden_size
+    found = torch.from_numpy(int8(inputs)["sentence_embedding"])
+    assert F.cosine_similarity(found, torch.as_tensor(wanted)).mean() > 0.98
+    types = {node.get_element_type().get_type_name() for node in int8.get_runtime_model().get_ops()}
+    assert "i8" in types
+    assert sorted(path.name for path in (exported / "openvino").iterdir()) == [
+        "openvino_model.bin", "openvino_model.xml",
+        "openvino_model_qint8_quantized.bin", "openvino_model_qint8_quantized.xml",
+    ]  # fmt: skip
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------------------
@@ -130,6 +154,7 @@ def tiny(one_layer: tuple[Path, Embedder], tmp_path: Path, monkeypatch: pytest.M
             shutil.copy(one_layer[0] / "model.onnx", path)
 
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Program())
+    monkeypatch.setattr(module, "OPENVINO_PACKAGES", ["no_openvino"])
     return Path(shutil.copytree(one_layer[0], tmp_path / "tiny"))
 
 
@@ -148,13 +173,27 @@ def test_an_older_file_stays_where_the_new_one_is_wrong(tiny: Path, monkeypatch:
     module.export(str(tiny))
     before = {path: path.read_bytes() for path in (tiny / "onnx").iterdir()}
     real = module.run_onnx
-    mirror = {"model_int8": -1.0}
+    mirror = {"model_qint": -1.0}
     monkeypatch.setattr(
         module, "run_onnx", lambda path, embedder: real(path, embedder) * mirror.get(path.name[1:11], 1.0)
     )
-    with pytest.raises(RunError, match=r"model_int8\.onnx: not written, int8 embeddings are only -"):
+    with pytest.raises(RunError, match=r"model_qint8_avx512_vnni\.onnx: not written, int8 embeddings are only -"):
         module.export(str(tiny))
     assert {path: path.read_bytes() for path in (tiny / "onnx").iterdir()} == before
+
+
+def end_at_once(*_: Any) -> None:
+    os.abort()
+
+
+def test_an_openvino_that_ends_its_process_is_told(
+    one_layer: tuple[Path, Embedder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]'")
+    monkeypatch.setattr(module, "openvino_embeddings", end_at_once)
+    with pytest.raises(RunError, match="model.xml: not written, OpenVINO ended its process on this CPU"):
+        module.write_openvino(one_layer[1], one_layer[0] / "model.onnx", tmp_path / "model.xml")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
@@ -190,10 +229,13 @@ def test_the_command(
     call(module.main, tiny, "--output", tmp_path / "out")
     printed = capfd.readouterr()
     lines = printed.out.splitlines()
-    assert len(lines) == 2 and printed.err == ""
-    assert lines[0].startswith(f"{tmp_path / 'out' / 'model.onnx'}: ") and " MB, embeddings within " in lines[0]
-    assert lines[1].startswith(f"{tmp_path / 'out' / 'model_int8.onnx'}: ") and re.search(
+    assert len(lines) == 3 and printed.err == ""
+    assert (
+        lines[0].startswith(f"{tmp_path / 'out' / 'onnx' / 'model.onnx'}: ") and " MB, embeddings within " in lines[0]
+    )
+    assert lines[1].startswith(f"{tmp_path / 'out' / module.ONNX_INT8}: ") and re.search(
         r" MB, mean cosine similarity (0.99..|1.0000)$", lines[1]
     )
+    assert lines[2].startswith("OpenVINO's files are left out without no_openvino: pip install")
     assert not (tiny / "onnx").exists()
     assert refusal(module.main) == "error: the following arguments are required: MODEL; see --help"

@@ -99,15 +99,16 @@ def test_a_stopped_run_and_one_on_two_ranks_end_as_this_one_does(run: RunDirecto
 
 
 def test_onnx_files_embed_as_the_model_does(directory: Path, tmp_path: Path) -> None:
-    """By ONNX Runtime, which `export` itself checks, and by OpenVINO, which reads them as they are."""
-    pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
+    """By ONNX Runtime and, in int8, by OpenVINO, which `export` itself checks; and by OpenVINO here."""
+    pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime"), pytest.importorskip("nncf")
     from distillation.export import export, padded
 
     export(str(directory), tmp_path)
     embedder = Embedder.load(directory, "cpu", "fp32")
     inputs = padded(embedder, TEXT)
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-    exact = openvino.Core().compile_model(tmp_path / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    graph = tmp_path / "openvino" / "openvino_model.xml"
+    exact = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     np.testing.assert_allclose(exact(inputs)["sentence_embedding"], embedder.encode(TEXT), atol=1e-5)
 
 
