@@ -299,7 +299,7 @@ def main() -> None:
     sentences = sentences_to_encode(arguments, run, ours)
     with tempfile.TemporaryDirectory() as scratch:
         if arguments.peers:
-            systems += [System(*peer) for peer in peers.encoders(ours, precisions, Path(scratch))]
+            systems += [System(*peer) for peer in peers.encoders(ours, precisions, sentences, Path(scratch))]
         exact = {
             name: np.asarray(make(precision="fp32").encode(sentences, prompt=""))
             for name, make in (("teacher", teacher), ("student", student))

@@ -39,6 +39,7 @@ from model.products import cpu_has_bf16
 INSTALL = "pip install -e '.[peers]'"
 TURNS = 3  # of training; each takes many steps
 WARM_UP = 3  # steps
+CALIBRATION = 200  # sentences
 
 
 def installed(what: str, *packages: str) -> bool:
@@ -53,13 +54,14 @@ def installed(what: str, *packages: str) -> bool:
 
 
 def encoders(
-    model: Embedder, precisions: Sequence[str], directory: Path
+    model: Embedder, precisions: Sequence[str], sentences: Sequence[str], directory: Path
 ) -> list[tuple[str, str, Callable[[], Encoder]]]:
     """Other tools' encoders of the same model: name, precision, and what loads it.
 
     Args:
         model: ours.
         precisions: those that ours is measured in; the others' default, fp32, always takes part.
+        sentences: to be encoded; OpenVINO's int8 is calibrated on the first of them.
         directory: for ONNX and OpenVINO files.
     """
     name, device, max_length = model.settings.origin, model.device, model.settings.max_length
@@ -83,7 +85,11 @@ def encoders(
     if installed("OpenVINO", *OPENVINO_PACKAGES):
         fp32, int8 = directory / OPENVINO, directory / OPENVINO_INT8
         there = {"fp32": wrote("OpenVINO", write_openvino, plain, onnx, fp32)}
-        there["int8"] = there["fp32"] and "int8" in wanted and wrote("OpenVINO", write_openvino_int8, plain, fp32, int8)
+        there["int8"] = (
+            there["fp32"]
+            and "int8" in wanted
+            and wrote("OpenVINO", write_openvino_int8, plain, fp32, int8, sentences[:CALIBRATION])
+        )
         for precision in wanted:
             path = int8 if precision == "int8" else fp32
             if there["int8" if precision == "int8" else "fp32"]:

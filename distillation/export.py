@@ -19,11 +19,12 @@ and for OpenVINO's files [openvino]; without that they are left out.
 import argparse
 import contextlib
 import importlib.util
+import io
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,6 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPENVINO_PACKAGES = ("openvino", "nncf")
 ONNX, ONNX_INT8 = "onnx/model.onnx", "onnx/model_qint8_avx512_vnni.onnx"
 OPENVINO, OPENVINO_INT8 = "openvino/openvino_model.xml", "openvino/openvino_model_qint8_quantized.xml"
-CALIBRATION = 200  # sentences that OpenVINO's int8 is calibrated on
 FP32_TOLERANCE = 1e-4  # largest difference of a number, embeddings being near 1 in length
 INT8_COSINE = 0.99  # smallest mean cosine similarity to our embeddings
 SAMPLES = [
@@ -159,13 +159,20 @@ def write_openvino(embedder: Embedder, fp32_path: Path, path: Path) -> float:
         return check_fp32(path, run_openvino(temporary, embedder), embedder)
 
 
-def write_openvino_int8(embedder: Embedder, fp32_path: Path, path: Path) -> float:
-    """Write OpenVINO's graph with weights and activations in int8, by NNCF, and say as `write_int8` how near it is."""
+def write_openvino_int8(embedder: Embedder, fp32_path: Path, path: Path, sentences: Sequence[str] = ()) -> float:
+    """Write OpenVINO's graph with weights and activations in int8, by NNCF, and say as `write_int8` how near it is.
+
+    Args:
+        embedder: the model.
+        fp32_path: its graph in OpenVINO's form.
+        path: where to write.
+        sentences: what to calibrate on besides the text in the package.
+    """
     with quiet():
         import nncf
         import openvino
 
-        texts = TEXT.read_text(encoding="utf-8").splitlines()[:CALIBRATION]
+        texts = [*TEXT.read_text(encoding="utf-8").splitlines(), *sentences]
         model = nncf.quantize(
             openvino.Core().read_model(fp32_path),
             nncf.Dataset([padded(embedder, [text]) for text in texts]),
@@ -208,7 +215,7 @@ def check_int8(path: Path, found: np.ndarray, embedder: Embedder) -> float:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Hold back what exporter and quantiser say about themselves."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

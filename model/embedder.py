@@ -116,17 +116,19 @@ class Embedder(nn.Module):
         """Lay out the weights, as they are now, for encoding in this precision; see `load`. Returns self."""
         self.precision = resolve_precision(precision, self.device)
         if self.precision == "int8" and self.calibration is None:
-            self.calibrate(TEXT.read_text(encoding="utf-8").splitlines())
+            self.calibrate([])
         self.prepared = prepare(self.bert.network(), self.precision, self.device, self.calibration)
         return self
 
     def calibrate(self, sentences: Sequence[str]) -> None:
         """Find what int8 encoding rounds by, which `use_precision` then takes and `save` keeps.
 
+        The text in the package takes part: long sentences reach numbers that no short one does.
+
         Args:
             sentences: a few hundred like those to encode, with their prompts; what exceeds 8,192 tokens is not read.
         """
-        tokenized = self.tokenize(sentences)
+        tokenized = self.tokenize([*TEXT.read_text(encoding="utf-8").splitlines(), *sentences])
         count = max(1, int((tokenized.lengths.cumsum() <= CALIBRATION_TOKENS).sum()))
         order = np.argsort(tokenized.lengths[:count], kind="stable")
         batches = [order[start : start + CPU_BATCH] for start in range(0, count, CPU_BATCH)]

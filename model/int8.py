@@ -22,7 +22,7 @@ from transformers.activations import ACT2FN
 from model.bert import Layer, Linear, Network, Part, run_layer
 from model.tokens import PackedTokens
 
-TEXT = Path(__file__).parent / "calibration.txt"  # a sentence a line, for a model that brings no calibration
+TEXT = Path(__file__).parent / "calibration.txt"  # a sentence a line, part of every calibration
 SMOOTHING = 0.75  # SmoothQuant's alpha: how much of an input's size moves into its weights
 SPLIT = 48  # one channel more for each 48 between the two products of the MLP
 SMALLEST = 1e-6  # a range for what is all 0

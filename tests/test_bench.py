@@ -110,7 +110,9 @@ def test_queries_have_the_tokens_that_were_asked_for(tiny_model_dir: Path, token
 def test_peers_embed_what_we_embed(tiny_cls_dir: Path, tmp_path: Path) -> None:
     ours = Embedder.load(tiny_cls_dir, "cpu", "fp32")
     text = english_sentences(20)
-    found = {(name, precision): make() for name, precision, make in peers.encoders(ours, ["fp32", "int8"], tmp_path)}
+    found = {
+        (name, precision): make() for name, precision, make in peers.encoders(ours, ["fp32", "int8"], text, tmp_path)
+    }
     assert found.keys() >= {("sentence-transformers", "fp32"), ("ONNX Runtime", "fp32")}
     if peers.installed("OpenVINO", "openvino", "nncf"):
         assert found.keys() >= {("OpenVINO", "fp32"), ("OpenVINO", "int8")}
