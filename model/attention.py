@@ -72,15 +72,20 @@ def attention(
 def attention_by_products(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """What scaled_dot_product_attention computes, as two batched products with the softmax in fp32 between them.
+    """What scaled_dot_product_attention computes, as two batched products with a softmax between them.
 
     Args:
-        q, k, v: (B, H, T, E) each; q may have fewer tokens.
+        q, k, v: (B, H, T, E) each; q may have fewer tokens. Where a gradient is wanted, all is computed in fp32: bf16
+            has six products then, and for each the kernel of a new shape is compiled, which takes longer than they do.
         bias: (H, tokens of q, T), added to the scores.
 
     Returns:
         (B, H, tokens of q, E).
     """
+    if q.requires_grad and q.dtype == torch.bfloat16:
+        with torch.autocast(q.device.type, enabled=False):
+            exact = None if bias is None else bias.float()
+            return attention_by_products(q.float(), k.float(), v.float(), exact).to(q.dtype)
     B, H, _, E = q.shape
     q, k, v = (each.reshape(B * H, -1, E) for each in (q, k, v))  # contiguous: the products read them fastest
     scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=E**-0.5)
