@@ -78,7 +78,11 @@ class StudentOptimizer:
         self.scaler.unscale_(self.adamw)
         self.adamw.param_groups[0] = group
 
-        self.grad_norm = nn.utils.clip_grad_norm_(with_rows["params"], self._max_norm).detach()
+        gradients = [p.grad for p in with_rows["params"] if p.grad is not None]
+        self.grad_norm = nn.utils.get_total_norm(gradients)
+        excess = (self.grad_norm / self._max_norm).clamp(min=1)
+        rows.vectors.grad.div_(excess)
+        self.adamw.grad_scale = excess  # type: ignore[attr-defined]  # clips in the step's own pass
         left_out = ~self.grad_norm.isfinite()
         self.adamw.found_inf = left_out.float()  # type: ignore[attr-defined]  # fused AdamW then does nothing
         self.scaler.step(self.adamw)
