@@ -45,6 +45,7 @@ from distillation.training.checkpoint import Checkpoints, Progress
 from distillation.training.meter import Meter
 from distillation.training.optimizer import StudentOptimizer, encoding_precision, micro_batches, training_precision
 from distillation.vocabulary import check_vocabulary, cut_vocabulary, is_cut_of, retokenizer
+from distillation.width import check_width, important_units, keep_units
 from evaluate import evaluate, evaluate_quickly, table
 from model import Embedder
 from model.files import InputError, write_json, write_text
@@ -274,6 +275,7 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
     start = load_start(recipe, teacher) if recipe.start_from else None
     if recipe.vocabulary:
         check_vocabulary(teacher, recipe.vocabulary)
+    check_width(teacher, recipe.intermediate_size)
     if recipe.dimensions:
         ranks.copy_from_main(project_teacher(teacher, sample_of(corpus, teacher), recipe.dimensions))
     resolved = dataclasses.replace(recipe, precision=precision, layers=layers)
@@ -281,12 +283,16 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
 
     labels = label_corpus(teacher, corpus, resolved, ranks)
     student = teacher.keep_layers(layers) if start is None else start
-    student.tokens_per_batch = teacher.tokens_per_batch
+    if resolved.intermediate_size:
+        size, loss = resolved.intermediate_size, resolved.loss
+        units = ranks.from_main("units", lambda: important_units(student, labels.read([0]), size, loss))
+        keep_units(student, units)
     cut: dict[str, Any] = {}
     if resolved.vocabulary:
         student, cut = cut_vocabulary(student, labels.pieces, resolved.vocabulary)
     if student.bert.config.vocab_size != teacher.bert.config.vocab_size:
         labels.retokenize = retokenizer(teacher, student, corpus, resolved.shard_size)
+    student.tokens_per_batch = teacher.tokens_per_batch
     describe_run(resolved, teacher, student, corpus, labels, cut, ranks, run)
     progress = train(student, labels, sts, retrieval, resolved, ranks, run)
     if ranks.is_main:
@@ -313,6 +319,8 @@ def describe_run(
     if not ranks.is_main:
         return
     begins_as = recipe.start_from or f"layers {', '.join(map(str, recipe.layers))}"
+    if recipe.intermediate_size:
+        begins_as += f" of width {recipe.intermediate_size:,}"
     say(ranks, f"teacher {recipe.teacher}: {teacher.bert.config.num_hidden_layers} layers, {count(teacher)}")
     say(ranks, f"student: {begins_as}, {count(student)}")
     if cut:

@@ -47,6 +47,7 @@ class Recipe:
     vocabulary: int | str = setting(
         "", "pieces of the tokenizer to keep: a number, 30000, or a share of the text's tokens, 99.9%; empty for all"
     )
+    intermediate_size: int = setting(0, "units of each layer's MLP to keep, those that matter most; 0 for all")
     pooling: str = setting("teacher", "pooling: teacher (as its own files say), cls or mean")
     sentences: list[str] = setting([], "text to train on: files, globs, Hub datasets NAME[:CONFIG[:SPLIT[:COLUMNS]]]")
     reading: str = setting("auto", "how SENTENCES are read: lines, passages, or auto: passages for Markdown only")
@@ -102,7 +103,8 @@ class Recipe:
         for key in ("batch_size", "gradient_accumulation", "epochs", "log_every", "evaluate_every", "save_every",
                     "shard_size", "window_shards"):  # fmt: skip
             require(getattr(self, key) >= 1, key, "at least 1")
-        for key in ("max_sentences", "max_length", "tokens_per_batch", "dimensions", "weight_decay", "max_grad_norm"):
+        for key in ("max_sentences", "max_length", "tokens_per_batch", "intermediate_size", "dimensions",
+                    "weight_decay", "max_grad_norm"):  # fmt: skip
             require(getattr(self, key) >= 0, key, "0 or more")
         require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
         require(self.evaluation_sentences >= 1, "evaluation_sentences", "at least 1")
@@ -115,6 +117,8 @@ class Recipe:
         if self.vocabulary != "":
             parse_vocabulary(self.vocabulary)
             require(not self.start_from, "vocabulary", "empty beside start_from, whose student keeps its own")
+        if self.intermediate_size:
+            require(not self.start_from, "intermediate_size", "0 beside start_from, whose student keeps its own")
         require(self.pooling in ("teacher", "cls", "mean"), "pooling", "teacher, cls or mean")
         require(self.reading in ("auto", "lines", "passages"), "reading", "auto, lines or passages")
         require(self.sampling in ("mixed", "in_order"), "sampling", "mixed or in_order")

@@ -97,6 +97,7 @@ BENCH: dict[str, Any] = {
 RECIPE = """name = "tiny-2"
 teacher = "assets/all-MiniLM-L6-v2"
 layers = [0, 5]
+intermediate_size = 16
 sts = { "sts-dev" = "dev.csv", "sts-test" = "test.csv" }
 learning_rate = 0.0004
 [versions]
@@ -157,6 +158,7 @@ def test_write_report_writes_picture_page_and_card_and_prints_the_table(
     assert all(quarter.std() > 0.05 for quarter in quarters), "a panel is blank"
     assert page_data((run / "report.html").read_text(encoding="utf-8"))["name"] == "tiny-2"
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
+    assert "| Units of each layer's MLP that were kept | 16 |" in card
     assert card.startswith("---\n") and "| Saved by the smaller vocabulary, in MB | 34.6 |" in card
     printed = capsys.readouterr().out
     assert re.search(r"sts-test +0\.800 +0\.820 +97\.6%", printed)
@@ -195,7 +197,7 @@ def test_the_frontier_has_each_student_in_each_precision_and_each_teacher_once(
     picture = tmp_path / "frontier.png"
     monkeypatch.setattr(sys, "argv", ["report", str(paths[0]), str(paths[2]), "--frontier", str(picture)])
     main()
-    row = "| one | all-MiniLM-L6-v2 | 2 of 6 | 8,000 | 8 | bf16 | 6 | 2,000 | 80.0% | 50.0% |"
+    row = "| one | all-MiniLM-L6-v2 | 2 of 6 | 16 | 8,000 | 8 | bf16 | 6 | 2,000 | 80.0% | 50.0% |"
     assert row in capsys.readouterr().out.splitlines()
     assert matplotlib.image.imread(picture).shape[:2] == (1200, 1600)
 

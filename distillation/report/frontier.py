@@ -32,7 +32,8 @@ class Model:
         name: the run's; of a teacher, the last part of its own.
         teacher: the last part of the teacher's name.
         layers: such as "3 of 6"; of a teacher all it has.
-        pieces: of the vocabulary; None where it is the teacher's, whose number is unknown here.
+        width: units of each layer's MLP, where they are fewer than the teacher's.
+        pieces: of the vocabulary, where they are fewer than the teacher's.
         dimensions: of an embedding.
         precision: that it was evaluated and timed in.
         megabytes: of its weights in fp32, 10^6 bytes; None where not known.
@@ -43,6 +44,7 @@ class Model:
     name: str
     teacher: str
     layers: str
+    width: int | None
     pieces: int | None
     dimensions: int | None
     precision: str
@@ -82,17 +84,17 @@ def models_of(runs: Sequence[Path]) -> list[Model]:
         speed = speeds[precision].student if precision in speeds else None
         search = mean([row.kept for row in each.searches if row.name in searches])
         sts = mean([row.kept for row in each.results if row.name in sets])
-        pieces = each.data.get("vocabulary", {}).get("pieces")
+        width, pieces = each.recipe.get("intermediate_size"), each.data.get("vocabulary", {}).get("pieces")
         size = megabytes(student.get("parameters"))
         found[each.name, precision] = Model(
-            each.name, name, layers, pieces, student.get("dimensions"), precision, size, speed, search, sts
+            each.name, name, layers, width, pieces, student.get("dimensions"), precision, size, speed, search, sts
         )
         if teacher and precision in speeds:
             whole, size = str(teacher["layers"]), megabytes(teacher.get("parameters"))
             rate, kept = speeds[precision].teacher, (None if search is None else 1.0, None if sts is None else 1.0)
             found.setdefault(
                 (name, precision),
-                Model(name, name, whole, None, teacher.get("dimensions"), precision, size, rate, *kept),
+                Model(name, name, whole, None, None, teacher.get("dimensions"), precision, size, rate, *kept),
             )
     return sorted(found.values(), key=lambda model: -(model.speed or 0))
 
@@ -114,13 +116,25 @@ def megabytes(parameters: int | None) -> float | None:
 
 def table(models: Sequence[Model]) -> str:
     """The models as a Markdown table."""
-    heads = ("model", "teacher", "layers", "pieces", "dimensions", "precision", "MB", "sentences/s", "search", "STS")
+    heads = (
+        "model",
+        "teacher",
+        "layers",
+        "width",
+        "pieces",
+        "dimensions",
+        "precision",
+        "MB",
+        "sentences/s",
+        "search",
+        "STS",
+    )
     rows = [heads, ("---",) * len(heads)]
     for each in models:
         numbers = [f"{value:,.0f}" if value else "–" for value in (each.megabytes, each.speed)]
         shares = ["–" if share is None else f"{share:.1%}" for share in (each.search, each.sts)]
-        pieces = f"{each.pieces:,}" if each.pieces else "all"
-        texts = [each.name, each.teacher, each.layers, pieces, str(each.dimensions or "–"), each.precision]
+        width, pieces = (f"{number:,}" if number else "all" for number in (each.width, each.pieces))
+        texts = [each.name, each.teacher, each.layers, width, pieces, str(each.dimensions or "–"), each.precision]
         rows.append((*texts, *numbers, *shares))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
