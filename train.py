@@ -36,7 +36,7 @@ from distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, 
 from distillation.layer_search import search_layers
 from distillation.losses import LOSSES
 from distillation.memory import release_freed_memory
-from distillation.prefetch import prefetch
+from distillation.prefetch import overlaps, prefetch
 from distillation.projection import project_teacher
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides
@@ -139,7 +139,8 @@ def train(
         checkpoints.keep_best(progress, evaluate_now())
     meter = Meter(ranks, (progress.loss_sum, progress.losses))
     # As many batches are made ahead as a shard holds: while they are trained on, the next window of labels is read.
-    batches = prefetch(batches_from(labels, recipe, progress.step), labels.batches_of_a_shard(recipe.batch_size))
+    ahead = labels.batches_of_a_shard(recipe.batch_size) if overlaps(ranks.device) else 0
+    batches = prefetch(batches_from(labels, recipe, progress.step), ahead)
     bar = tqdm(total=total, initial=progress.step, unit=" steps", disable=not ranks.is_main)
     with run.taking_steps(), bar, contextlib.closing(batches):
         for batch in batches:

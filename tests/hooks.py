@@ -46,6 +46,12 @@ def note_shards(shards_written: Path) -> None:
     labels.write_shard = noting
 
 
+def overlapping(then: Callable[[], None]) -> None:
+    """Let threads work ahead as beside a GPU, and do something else, too, before the run starts."""
+    train.overlaps = labels.overlaps = lambda device: True
+    then()
+
+
 def note_batches(path: Path) -> None:
     """Note in a file how many tokens each batch has that is embedded out of training."""
     real = Embedder.forward

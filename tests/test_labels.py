@@ -37,8 +37,10 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 TEXT = english_sentences(90)
 
 
-@pytest.fixture
-def teacher(tiny_model_dir: Path) -> Embedder:
+@pytest.fixture(params=[False, True], ids=["in turn", "overlapping"])
+def teacher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path) -> Embedder:
+    """Labels as on a CPU, then as beside a GPU."""
+    monkeypatch.setattr(module, "overlaps", lambda device: request.param)
     return Embedder.load(tiny_model_dir, device="cpu", precision="fp32")
 
 

@@ -19,6 +19,13 @@ def numbers(end: int, made: list[int] | None = None, error: Exception | None = N
         raise error
 
 
+def test_nothing_is_made_ahead_where_it_is_not_wanted() -> None:
+    made: list[int] = []
+    before = threading.active_count()
+    for number in prefetch(numbers(5, made), 0):
+        assert made == list(range(number + 1)) and threading.active_count() == before
+
+
 @pytest.mark.parametrize("ahead", [1, 3, 100])
 def test_items_come_in_order_and_no_more_than_wanted_are_made_ahead(ahead: int) -> None:
     made: list[int] = []

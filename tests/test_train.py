@@ -331,8 +331,9 @@ def peak_memory(recipe: Path, sentences: int, window: int) -> int:
     """Peak memory of a run on this many sentences, in bytes."""
     name = f"memory-{sentences}-{window}"
     path = recipe.parent / name
+    before = functools.partial(hooks.overlapping, functools.partial(hooks.measure_memory, path))
     sizes = ("--max-sentences", str(sentences), "--window-shards", str(window))
-    ended = train(recipe, "--name", name, *sizes, before=functools.partial(hooks.measure_memory, path))
+    ended = train(recipe, "--name", name, *sizes, before=before)
     assert ended.status == 0, ended.err
     return int(path.read_text())
 

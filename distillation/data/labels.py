@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from distillation.data.batches import window_batches
 from distillation.data.corpus import Corpus
 from distillation.memory import release_freed_memory
-from distillation.prefetch import prefetch
+from distillation.prefetch import overlaps, prefetch
 from distillation.ranks import Ranks
 from distillation.recipe import Recipe
 from model import Embedder
@@ -268,8 +268,8 @@ def label_shards(
             count(shard.tokens, name)
     total = sum(rows_of(name, corpus, recipe.shard_size) for name in missing)
     texts = ((name, sentences_of(name, corpus, teacher, recipe.shard_size)) for name in missing)
-    tokenised = prefetch(((name, text, teacher.tokenize(text)) for name, text in texts), ahead=1)
-    # While one shard is embedded the next is tokenised, and the one before is fetched from the device and written.
+    ahead = 1 if overlaps(teacher.device) else 0
+    tokenised = prefetch(((name, text, teacher.tokenize(text)) for name, text in texts), ahead)
     with (
         tqdm(total=total, desc="labels", unit=" sentences", disable=not (missing and show_progress)) as progress,
         ThreadPoolExecutor(1) as writer,
@@ -283,6 +283,8 @@ def label_shards(
                 written.result()
             path, storage = directory / shard_name(name), recipe.label_precision
             written = writer.submit(finish_shard, path, text, tokens, labels, storage)
+            if not ahead:
+                written.result()
             release_freed_memory()
         if written is not None:
             written.result()
