@@ -264,16 +264,16 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
     teacher.tokens_per_batch = recipe.tokens_per_batch or None
     for note in teacher.settings.notes:
         say(ranks, f"note: {note}")
-    total = teacher.bert.config.num_hidden_layers
-    choose_layers(recipe.layers, total, search=lambda count: list(range(count)))  # a wrong list ends here, at once
+    start = load_start(recipe, teacher) if recipe.start_from else teacher
+    choose = partial(choose_layers, recipe.layers, start.bert.config.num_hidden_layers, whose=whose_layers(recipe))
+    choose(search=lambda count: list(range(count)))  # a wrong list ends here, at once
     corpus = open_corpus(recipe, cutter_of(teacher), ranks)
 
     def search(count: int) -> list[int]:
-        return ranks.from_main("layers", lambda: search_layers(teacher, sample_of(corpus, teacher), count))
+        return ranks.from_main("layers", lambda: search_layers(start, sample_of(corpus, start), count))
 
-    layers = choose_layers(recipe.layers, total, search)
+    layers = choose(search=search)
     check_batches(recipe, len(corpus), ranks)
-    start = load_start(recipe, teacher) if recipe.start_from else None
     if recipe.vocabulary:
         check_vocabulary(teacher, recipe.vocabulary)
     check_width(teacher, recipe.intermediate_size)
@@ -283,7 +283,7 @@ def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
     run.begin()  # nothing that a recipe can say wrong is left to be found
 
     labels = label_corpus(teacher, corpus, resolved, ranks)
-    student = teacher.keep_layers(layers) if start is None else start
+    student = start.keep_layers(layers)
     if resolved.intermediate_size:
         size, loss = resolved.intermediate_size, resolved.loss
         units = ranks.from_main("units", lambda: important_units(student, labels.read([0]), size, loss))
@@ -319,11 +319,11 @@ def describe_run(
     """
     if not ranks.is_main:
         return
-    begins_as = recipe.start_from or f"layers {', '.join(map(str, recipe.layers))}"
-    if recipe.intermediate_size:
-        begins_as += f" of width {recipe.intermediate_size:,}"
     say(ranks, f"teacher {recipe.teacher}: {teacher.bert.config.num_hidden_layers} layers, {count(teacher)}")
-    say(ranks, f"student: {begins_as}, {count(student)}")
+    layers = f"layers {', '.join(map(str, recipe.layers))} of {whose_layers(recipe)}"
+    if recipe.intermediate_size:
+        layers += f", of width {recipe.intermediate_size:,}"
+    say(ranks, f"student: {layers}, {count(student)}")
     if cut:
         share, saved = f"{cut['share_of_tokens']:.2%}", f"{cut['megabytes_saved']:.1f}"
         say(ranks, f"{cut['pieces']:,} of {cut['of']:,} pieces kept, {share} of the text's tokens: {saved} MB less")
@@ -389,6 +389,11 @@ def finish(
     for warning in warnings:
         print(f"warning: {warning}")
     print(f"student of step {progress.best_step}: {run.directory / 'model'}")
+
+
+def whose_layers(recipe: Recipe) -> str:
+    """Whose layers the student starts from, in words."""
+    return recipe.start_from or "the teacher"
 
 
 def load_start(recipe: Recipe, teacher: Embedder) -> Embedder:

@@ -40,9 +40,10 @@ class Recipe:
 
     name: str = setting("", "name of the run directory under OUTPUT; empty takes the recipe file's name")
     teacher: str = setting("assets/all-MiniLM-L6-v2", "teacher: a model directory or a Hub name, of BERT's kind")
-    start_from: str = setting("", "a student to train further, a model directory or Hub name; empty starts from LAYERS")
+    start_from: str = setting("", "a student to train further, a directory or Hub name; empty starts from the teacher")
     layers: list[int] | str = setting(
-        "even:3", "teacher layers to keep: 0,2,5, auto:3, even:3, first:3, last:3, ends:3..."
+        "even:3",
+        "layers to keep, of the teacher or START_FROM: 0,2,5, all, auto:3, even:3, first:3, last:3, ends:3...",
     )
     vocabulary: int | str = setting(
         "", "pieces of the tokenizer to keep: a number, 30000, or a share of the text's tokens, 99.9%; empty for all"

@@ -1,27 +1,31 @@
 """Which teacher layers a student keeps.
 
 Example, 8 of 24: `even` gives 0 3 7 10 13 16 20 23 (both ends stay), `every_third` gives 0 3 6 9 12 15 18 21,
-`first` gives 0..7, `last` gives 16..23, and `ends` gives 0 1 2 3 20 21 22 23. `auto` tries them out on text.
+`first` gives 0..7, `last` gives 16..23, and `ends` gives 0 1 2 3 20 21 22 23. `all` leaves none out. `auto` tries them
+out on text.
 """
 
 from collections.abc import Callable
 
 from model.files import InputError
 
-EVERY = {"every_second": 2, "every_third": 3, "every_fourth": 4}
+EVERY = {"all": 1, "every_second": 2, "every_third": 3, "every_fourth": 4}
 STRATEGIES = ("auto", "even", "first", "last", "ends", *EVERY)
 
 
-def choose_layers(layers: str | list[int], total: int, search: Callable[[int], list[int]] | None = None) -> list[int]:
-    """Teacher layers to keep, ascending, counted from 0.
+def choose_layers(
+    layers: str | list[int], total: int, search: Callable[[int], list[int]] | None = None, whose: str = "the teacher"
+) -> list[int]:
+    """Layers to keep, ascending, counted from 0.
 
     Args:
-        layers: a list of layer numbers, or `STRATEGY:COUNT` such as `even:8`; `every_third` and its like need no count.
-        total: layers the teacher has.
+        layers: a list of layer numbers, or `STRATEGY:COUNT` such as `even:8`; `all`, `every_third`... need no count.
+        total: layers there are.
         search: finds the given number of layers for `auto`, which needs the teacher itself and text.
+        whose: layers these are, in words.
 
     Raises:
-        InputError: a layer outside the teacher, one named twice or out of order, or an unknown strategy.
+        InputError: a layer that is not there, one named twice or out of order, or an unknown strategy.
 
     Source: keeping every other layer is DistilBERT's initialisation (Sanh et al., 2019,
     https://arxiv.org/abs/1910.01108); Sajjad et al., 2023 (https://arxiv.org/abs/2004.03844) compare the others.
@@ -34,7 +38,7 @@ def choose_layers(layers: str | list[int], total: int, search: Callable[[int], l
         raise InputError(f"layers: {layers} must be whole numbers, such as 0,2,5")
     for layer in layers:
         if not 0 <= layer < total:
-            raise InputError(f"layers: {layer} is outside the teacher, which has layers 0 to {total - 1}")
+            raise InputError(f"layers: {layer} is outside {whose}, which has layers 0 to {total - 1}")
     if sorted(set(layers)) != list(layers):
         raise InputError(f"layers: {layers} must ascend, each layer once")
     return list(layers)

@@ -15,6 +15,7 @@ from model.layers import EVERY, STRATEGIES, choose_layers
         ("even:3", 6, [0, 2, 5]),
         ("even:2", 12, [0, 11]),
         ("even:1", 12, [11]),
+        ("all", 3, [0, 1, 2]),
         ("every_second", 6, [0, 2, 4]),
         ("every_third", 24, [0, 3, 6, 9, 12, 15, 18, 21]),
         ("every_fourth", 6, [0, 4]),

@@ -397,11 +397,26 @@ def test_one_line_at_the_command_line(recipe: Path) -> None:
 def test_a_student_is_trained_further(first: tuple[RunDirectory, str], recipe: Path) -> None:
     """It begins with the weights it is given, not with the teacher's layers."""
     student = first[0].path / "model"
-    ended = train(recipe, "--name", "further", "--start-from", str(student), "--learning-rate", "1e-5")
+    ended = train(
+        recipe, "--name", "further", "--start-from", str(student), "--layers", "all", "--learning-rate", "1e-5"
+    )
     assert ended.status == 0, ended.err
     before, after = first[0].logged("negative_mse"), RunDirectory(recipe.parent / "runs" / "further")
     assert after.logged("negative_mse")[0] == pytest.approx(max(before.values()), rel=1e-4)
-    assert f"student: {student}" in ended.out
+    assert f"student: layers 0, 1, 2 of {student}, " in ended.out
+
+
+def test_a_student_starts_from_some_layers_of_another(first: tuple[RunDirectory, str], recipe: Path) -> None:
+    student = first[0].path / "model"
+    flags = ("--name", "fewer", "--start-from", str(student), "--learning-rate", "1e-7")
+    assert train(recipe, *flags, "--layers", "2").status == 0
+    fewer = RunDirectory(recipe.parent / "runs" / "fewer").weights
+    kept = {name: tensor for name, tensor in first[0].weights.items() if "layer.2." in name}
+    assert kept and not any("layer.2." in name for name in fewer)
+    for name, tensor in kept.items():
+        torch.testing.assert_close(fewer[name.replace("layer.2.", "layer.0.")], tensor, rtol=0, atol=1e-4)
+    ended = train(recipe, *flags, "--layers", "0,3")
+    assert (ended.status, ended.err) == (2, f"error: layers: 3 is outside {student}, which has layers 0 to 2\n")
 
 
 def test_a_last_window_too_small_for_the_ranks_is_refused() -> None:

@@ -164,7 +164,7 @@ def test_a_run_with_fewer_pieces(tiny_model_dir: Path, tmp_path: Path) -> None:
     assert train(*flags, "--name", "again", "--resume").status == 0
     assert same_weights(runs[0], runs[1])
 
-    further = train(recipe, "--start-from", runs[0].path / "model", "--name", "further")
+    further = train(recipe, "--start-from", runs[0].path / "model", "--layers", "all", "--name", "further")
     assert further.status == 0, further.err
     assert runs[2].logged("negative_mse")[0] == pytest.approx(runs[0].logged("negative_mse")[20], rel=1e-4)
 
