@@ -10,10 +10,11 @@ It writes, under the names that `SentenceTransformer(MODEL, backend=...)` looks 
     openvino/openvino_model.xml                   fp32
     openvino/openvino_model_qint8_quantized.xml   int8, calibrated on the text in the package
 
-Inputs: input_ids, attention_mask and, for BERT, token_type_ids, (batch, sequence) int64. Outputs: token_embeddings
+Inputs: input_ids, attention_mask and, for BERT, token_type_ids, (batch, sequence) int64. Outputs: last_hidden_state
 (batch, sequence, hidden) and sentence_embedding (batch, dimensions), the latter after pooling, dense layer and
 normalisation. Each file is run and compared with our own embeddings before it takes its name. Needs the extra [onnx],
-and for OpenVINO's files [openvino]; without that they are left out.
+and for OpenVINO's files [openvino]; without that they are left out. sentence-transformers itself runs them with
+optimum-onnx 0.1 and optimum-intel 2.2, which are for transformers 4.
 """
 
 import argparse
@@ -113,7 +114,7 @@ def write_fp32(embedder: Embedder, path: Path) -> float:
             PaddedEmbedder(embedder).eval(),
             tuple(torch.from_numpy(value) for value in inputs.values()),
             input_names=list(inputs),
-            output_names=["token_embeddings", "sentence_embedding"],
+            output_names=["last_hidden_state", "sentence_embedding"],
             dynamic_shapes=({0: batch, 1: sequence},) * len(inputs),
             dynamo=True,
             verbose=False,
@@ -153,7 +154,6 @@ def write_openvino(embedder: Embedder, fp32_path: Path, path: Path) -> float:
     import openvino
 
     model = openvino.convert_model(fp32_path)
-    model.output("token_embeddings").add_names({"last_hidden_state"})  # as Optimum calls it
     with openvino_files(path) as temporary:
         openvino.save_model(model, temporary, compress_to_fp16=False)
         return check_fp32(path, run_openvino(temporary, embedder), embedder)

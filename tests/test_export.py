@@ -54,7 +54,7 @@ def inputs_of(embedder: Embedder, sentences: list[str]) -> dict[str, np.ndarray]
 
 def run_file(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(["sentence_embedding", "token_embeddings"], inputs)
+    return session.run(["sentence_embedding", "last_hidden_state"], inputs)
 
 
 @pytest.mark.parametrize("batch", [SENTENCES, ["one dog"], ["the cat sees the dog again"] * 5], ids=["mixed", "1", "5"])
@@ -66,7 +66,7 @@ def test_fp32_equals_the_model_and_sentence_transformers(exported: Path, batch: 
     assert tokens.shape[0] == len(batch) and tokens.shape[2] == embedder.bert.config.hidden_size
 
 
-def test_token_embeddings_are_the_last_layers(exported: Path) -> None:
+def test_last_hidden_state_are_the_last_layers(exported: Path) -> None:
     embedder = load(exported)
     inputs = inputs_of(embedder, SENTENCES)
     _, tokens = run_file(exported / "onnx" / "model.onnx", inputs)
@@ -90,7 +90,7 @@ def test_the_graph_has_the_promised_face(exported: Path) -> None:
             "input_ids": batch,
             "attention_mask": batch,
             "token_type_ids": batch,
-            "token_embeddings": [*batch, hidden],
+            "last_hidden_state": [*batch, hidden],
             "sentence_embedding": ["batch", embedder.dimensions],
         }
     names = ["model.onnx", "model_qint8_avx512_vnni.onnx"]  # sentence-transformers looks for these
@@ -112,7 +112,6 @@ def test_int8_is_near_and_its_weights_are_int8(exported: Path) -> None:
 
 
 def test_openvino_embeds_as_the_model_does(exported: Path) -> None:
-    """Read as sentence-transformers' backend reads them: the first output is the tokens', by the name that it knows."""
     openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]'")
     pytest.importorskip("nncf", reason="nncf is not installed: pip install '.[openvino]'")
     embedder = load(exported)
@@ -131,6 +130,16 @@ def test_openvino_embeds_as_the_model_does(exported: Path) -> None:
         "openvino_model.bin", "openvino_model.xml",
         "openvino_model_qint8_quantized.bin", "openvino_model_qint8_quantized.xml",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend, module_name", [("onnx", "optimum.onnxruntime"), ("openvino", "optimum.intel")])
+def test_sentence_transformers_backends_find_and_run_each_file(exported: Path, backend: str, module_name: str) -> None:
+    reason = "sentence-transformers' backends need optimum-onnx and optimum-intel, which are for transformers 4"
+    pytest.importorskip(module_name, reason=reason, exc_type=ImportError)
+    wanted = torch.as_tensor(load(exported).encode(SENTENCES))
+    for name in (module.ONNX, module.ONNX_INT8) if backend == "onnx" else (module.OPENVINO, module.OPENVINO_INT8):
+        peer = SentenceTransformer(str(exported), device="cpu", backend=backend, model_kwargs={"file_name": name})
+        assert F.cosine_similarity(torch.as_tensor(peer.encode(SENTENCES)), wanted).mean() > 0.98, name
 
 
 # -- what goes wrong -------------------------------------------------------------------------------------------------
