@@ -39,7 +39,7 @@ from distillation.command_line import OneLineParser, run_command
 from distillation.processes import in_a_process_of_its_own
 from distillation.router import export_router
 from model import Embedder
-from model.files import InputError, RunError, atomic_path
+from model.files import InputError, RunError, atomic_path, first_line
 from model.int8 import TEXT
 from model.pooling import Pooling
 
@@ -238,13 +238,15 @@ def run_openvino(path: Path, embedder: Embedder) -> np.ndarray:
     In a process of its own, since OpenVINO's compiler ends the process on some processors.
 
     Raises:
-        RunError: it did.
+        RunError: it did, or it refused the file.
     """
     with in_a_process_of_its_own() as process:
         try:
             return process.submit(openvino_embeddings, path, padded(embedder, SAMPLES)).result()
         except BrokenProcessPool:
             raise RunError(f"{path}: not written, OpenVINO ended its process on this CPU") from None
+        except RuntimeError as error:
+            raise RunError(f"{path}: not written, OpenVINO does not run it ({first_line(error)})") from None
 
 
 def openvino_embeddings(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
