@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from distillation.report.figure import FAINT, INK, STYLE, say, shorten
 from distillation.report.run_files import RunFiles, read_object
@@ -184,18 +184,20 @@ def draw(axes: Axes, models: Sequence[Model], x: str, y: str, colours: dict[str,
         best = best_of([point for point in points if point[2].teacher == teacher], fewer=x == "megabytes")
         axes.plot([point[0] for point in best], [point[1] for point in best], color=colour, linestyle=":", zorder=1)
         frontier += best
-    for place, share, each in points:
+    named: set[str] = set()
+    for place, share, each in sorted(points, key=lambda point: -point[0]):
         chosen = (place, share, each) in frontier
         alpha, marker = (1.0 if chosen else 0.45), MARKERS.get(each.precision if x == "speed" else "", "o")
         axes.scatter(place, share, s=90, color=colours[each.teacher], marker=marker, alpha=alpha, linewidths=0)
-        if chosen or x == "megabytes":
+        if (chosen or x == "megabytes") and each.name not in named:
+            named.add(each.name)
             axes.annotate(
-                shorten(each.name, 28), (place, share), xytext=(0, 8), textcoords="offset points", ha="center",
-                fontsize=9.5, color=INK if chosen else FAINT,
+                shorten(each.name, 28), (place, share), xytext=(9, 3 if x == "speed" else -10),  # beside the line
+                textcoords="offset points", fontsize=9.5, color=INK if chosen else FAINT,
             )  # fmt: skip
     axes.set(xlabel=LABELS[x], ylabel=LABELS[y])
-    axes.margins(0.12, 0.12)
-    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.margins(0.14, 0.08)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
