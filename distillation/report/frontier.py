@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.transforms import BboxBase
 
 from distillation.report.figure import FAINT, INK, STYLE, say, shorten
 from distillation.report.run_files import RunFiles, read_object
@@ -149,12 +151,13 @@ def frontier_figure(models: Sequence[Model]) -> Figure:
     with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.2, wspace=0.04, hspace=0.04)
         picture = Figure(figsize=(16, 12), dpi=100, layout=layout, facecolor="white")
+        names: list[Annotation] = []
         for axes, (x, y) in zip(
             picture.subplots(2, 2).flat,
             [(x, y) for y in ("search", "sts") for x in ("speed", "megabytes")],
             strict=True,
         ):
-            draw(axes, models, x, y, colours)
+            names += draw(axes, models, x, y, colours)
         handles = [
             Line2D([], [], color=colour, marker="o", linestyle="", label=name) for name, colour in colours.items()
         ]
@@ -166,32 +169,46 @@ def frontier_figure(models: Sequence[Model]) -> Figure:
         ]
         handles.append(Line2D([], [], color=FAINT, linestyle=":", label="none of this teacher is better in both"))
         picture.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+        picture.draw_without_rendering()  # gives everything its place
+        spread(names)
     return picture
 
 
-def draw(axes: Axes, models: Sequence[Model], x: str, y: str, colours: dict[str, str]) -> None:
-    """One panel: attribute y of the models over their attribute x, with a line along each teacher's best."""
+def spread(names: list[Annotation]) -> None:
+    """Move names down, from the highest on, until none covers another."""
+    placed: list[BboxBase] = []
+    for name in sorted(names, key=lambda each: -each.get_window_extent().y0):
+        while any(name.get_window_extent().overlaps(other) for other in placed):
+            name.xyann = (name.xyann[0], name.xyann[1] - 1)
+        placed.append(name.get_window_extent())
+
+
+def draw(axes: Axes, models: Sequence[Model], x: str, y: str, colours: dict[str, str]) -> list[Annotation]:
+    """One panel: attribute y of the models over their attribute x, with a line along each teacher's best.
+
+    Returns the models' names in it.
+    """
     points = [(getattr(each, x), getattr(each, y), each) for each in models]
     points = [point for point in points if None not in point]
     points.sort(key=lambda point: point[1])
     if x == "megabytes":  # the same in every precision: one point for each name, its best
         points = list({point[2].name: point for point in points}.values())
     if not points:
-        return say(axes, LABELS[y], "Not measured on a set that all runs have.")
+        say(axes, LABELS[y], "Not measured on a set that all runs have.")
+        return []
     axes.set_xscale("log")
     frontier: list[tuple[float, float, Model]] = []
     for teacher, colour in colours.items():  # shares of different teachers are not the same thing
         best = best_of([point for point in points if point[2].teacher == teacher], fewer=x == "megabytes")
         axes.plot([point[0] for point in best], [point[1] for point in best], color=colour, linestyle=":", zorder=1)
         frontier += best
-    named: set[str] = set()
+    named: dict[str, Annotation] = {}
     for place, share, each in sorted(points, key=lambda point: -point[0]):
         chosen = (place, share, each) in frontier
         alpha, marker = (1.0 if chosen else 0.45), MARKERS.get(each.precision if x == "speed" else "", "o")
         axes.scatter(place, share, s=90, color=colours[each.teacher], marker=marker, alpha=alpha, linewidths=0)
         if (chosen or x == "megabytes") and each.name not in named:
-            named.add(each.name)
-            axes.annotate(
+            named[each.name] = axes.annotate(
                 shorten(each.name, 28), (place, share), xytext=(9, 3 if x == "speed" else -10),  # beside the line
                 textcoords="offset points", fontsize=9.5, color=INK if chosen else FAINT,
             )  # fmt: skip
@@ -201,6 +218,7 @@ def draw(axes: Axes, models: Sequence[Model], x: str, y: str, colours: dict[str,
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    return list(named.values())
 
 
 def best_of(points: list[tuple[float, float, Model]], fewer: bool) -> list[tuple[float, float, Model]]:
