@@ -1,5 +1,5 @@
 # make distill   install, fetch teacher and text, then train, evaluate, bench and report the default recipe
-# make test      install, then every test
+# make test      install, then the tests; test-long and test-gpu have the others
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python

@@ -44,6 +44,7 @@ from model.products import cpu_has_bf16, cpu_has_int8, resolve_precision
 from train import train_step
 
 HOST_BATCHES = [64, 512, 4096]  # sentences of the training steps that --host measures
+BATCH_SIZE = {"cpu": 256, "cuda": 4096}  # sentences to encode at a time at most; a GPU's memory bounds their tokens
 ASSETS = Path(__file__).parent / "assets" / "sentences"
 
 
@@ -268,7 +269,7 @@ def main() -> None:
     parser.add_argument("--count", type=whole_number, default=1000, help="sentences to encode at most (default: 1000)")
     parser.add_argument("--mean-tokens", type=whole_number, default=16, help="of random sentences (default: 16)")
     parser.add_argument("--precision", nargs="+", default=["auto"], help="auto, fp32, bf16, fp16, int8, or all of them")
-    parser.add_argument("--batch-size", type=whole_number, help="sentences at a time (default: 256; in training 64)")
+    parser.add_argument("--batch-size", type=whole_number, help="sentences (default: 256, on a GPU 4096; to train 64)")
     parser.add_argument("--repeats", type=whole_number, default=5, help="timed turns (default: 5)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--output", type=Path, help="where to write (default: the run's directory, or here)")
@@ -304,7 +305,8 @@ def main() -> None:
             name: np.asarray(make(precision="fp32").encode(sentences, prompt=""))
             for name, make in (("teacher", teacher), ("student", student))
         }
-        result = bench(systems, exact, sentences, arguments.repeats, arguments.batch_size or 256)
+        batch_size = arguments.batch_size or BATCH_SIZE.get(device.type, 256)
+        result = bench(systems, exact, sentences, arguments.repeats, batch_size)
         if arguments.latency:
             for tokens in TOKENS:
                 queries = queries_of(ours, sentences, tokens, arguments.queries)

@@ -47,7 +47,8 @@ def random_embedder(shape: str | BertConfig, layers: int, device: torch.device |
     config = shape if isinstance(shape, BertConfig) else shape_config(shape)
     config.num_hidden_layers = layers
     torch.manual_seed(0)
-    bert = DistilledBert(config)
+    with torch.device(device):  # a GPU draws a large model's weights at once, a CPU in seconds
+        bert = DistilledBert(config)
     words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])}
     words |= {str(number): number for number in range(4, config.vocab_size)}
     rust = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))

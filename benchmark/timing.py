@@ -124,8 +124,8 @@ def products_of(config: PretrainedConfig, precision: str, device: torch.device) 
             linear = Linear(torch.randn(outputs, inputs, device=device), torch.zeros(outputs, device=device))
             x_NI = torch.randn(rows, inputs, device=device, dtype=dtype_of(precision))
             if precision == "int8":
-                x_NI = to_bytes(x_NI, 0.02, 128)
                 product = quantised_product(linear, Rounding(torch.ones(inputs), 0.02, 128), torch.bfloat16)
+                x_NI = to_bytes(x_NI, 0.02, 128)
             else:
                 product = layout_for(precision, device)(linear)
             flops = 2 * rows * inputs * outputs

@@ -1,6 +1,6 @@
 """report.html: the run to explore in a browser, one file that needs nothing else.
 
-The template report.html holds the page, its style and its script; this file puts the run's data into it as JSON.
+The template page.html holds the page, its style and its script; this file puts the run's data into it as JSON.
 """
 
 import json
