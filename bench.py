@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 from benchmark import peers
 from benchmark.host import host_times, print_host
@@ -94,26 +95,11 @@ def bench(
 
     rows: list[dict[str, Any]] = []
     for system, encoding, times in zip(systems, encodings, seconds, strict=False):
-        ours = system.encoder if isinstance(system.encoder, Embedder) else None
-        shape = ours.bert.config if ours else config
-        first_token_only = ours is not None and ours.settings.pooling is Pooling.CLS
-        median = statistics.median(times)
-        rate = encoder_flops(shape, lengths, first_token_only) / median
-        rows.append(
-            {
-                "system": system.name,
-                "precision": system.precision,
-                "layers": shape.num_hidden_layers,
-                "sentences_per_second": len(lengths) / median,
-                "slowest": len(lengths) / max(times),
-                "fastest": len(lengths) / min(times),
-                "tokens_per_second": float(lengths.sum()) / median,
-                "tflops": rate / 1e12,
-                "fraction_of_peak": rate / peaks[system.precision],
-                "cosine": mean_cosine(encoding(), exact.get(system.name, exact["teacher"])),
-                "peak_memory_mib": peak_memory_mib(partial(encode_once, system.make, sentences, batch_size), device),
-            }
-        )
+        quality = {
+            "cosine": mean_cosine(encoding(), exact.get(system.name, exact["teacher"])),
+            "peak_memory_mib": peak_memory_mib(partial(encode_once, system.make, sentences, batch_size), device),
+        }
+        rows.append(speed_of(system, config, lengths, times, peaks[system.precision]) | quality)
     return {
         "device": describe_device(device) | {"peak_tflops": {key: value / 1e12 for key, value in peaks.items()}},
         "workload": {
@@ -129,6 +115,28 @@ def bench(
         "student_speedup": rows[1]["sentences_per_second"] / rows[0]["sentences_per_second"],
         "layer_ratio": rows[0]["layers"] / rows[1]["layers"],
         "training": [],
+    }
+
+
+def speed_of(
+    system: System, config: PretrainedConfig, lengths: np.ndarray, times: list[float], peak: float
+) -> dict[str, Any]:
+    """A system's speed, from the seconds of its turns; `config` is that of a system which is not ours."""
+    ours = system.encoder if isinstance(system.encoder, Embedder) else None
+    shape = ours.bert.config if ours else config
+    first_token_only = ours is not None and ours.settings.pooling is Pooling.CLS
+    median = statistics.median(times)
+    rate = encoder_flops(shape, lengths, first_token_only) / median
+    return {
+        "system": system.name,
+        "precision": system.precision,
+        "layers": shape.num_hidden_layers,
+        "sentences_per_second": len(lengths) / median,
+        "slowest": len(lengths) / max(times),
+        "fastest": len(lengths) / min(times),
+        "tokens_per_second": float(lengths.sum()) / median,
+        "tflops": rate / 1e12,
+        "fraction_of_peak": rate / peak,
     }
 
 
@@ -259,7 +267,8 @@ def measure_host(arguments: argparse.Namespace) -> None:
     print(f"wrote {path}")
 
 
-def main() -> None:
+def command_line() -> OneLineParser:
+    """Every flag."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", metavar="MODEL", help="student: a directory or a Hub name")
     parser.add_argument("--teacher", metavar="T", help="directory or Hub name (default: the run's teacher)")
@@ -280,8 +289,11 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true", help="also measure over layers, length, batch and corpus size")
     parser.add_argument("--corpus-sizes", type=whole_numbers, default=[], help="with --sweep: such as 10000,100000")
     parser.add_argument("--host", action="store_true", help="only: the host's milliseconds, the GPU's work stubbed out")
-    arguments = parser.parse_args()
+    return parser
 
+
+def main() -> None:
+    arguments = command_line().parse_args()
     if arguments.host:
         measure_host(arguments)
         return
