@@ -34,7 +34,8 @@ fix: $(VENV)/installed-test
 
 install: $(VENV)/installed
 
-# A torch of 2.11 or newer that is there already (with CUDA, say) is kept: the environment sees it, and the pin on torch is left out.
+# A torch of 2.11 or newer that is there already (with CUDA, say) is kept: the environment sees it, and the pin on torch
+# is left out.
 $(VENV)/installed: setup.cfg constraints.txt
 	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
 		test -x $(PY) || $(PYTHON) -m venv --system-site-packages $(VENV); \

@@ -39,13 +39,14 @@ from distillation.recipe import overrides_for, read_recipe, run_directory
 from evaluate import held_out_text
 from model import Embedder
 from model.directory import best_device
+from model.embedder import CPU_BATCH
 from model.files import InputError, write_json
 from model.pooling import Pooling
 from model.products import cpu_has_bf16, cpu_has_int8, resolve_precision
 from train import train_step
 
 HOST_BATCHES = [64, 512, 4096]  # sentences of the training steps that --host measures
-BATCH_SIZE = {"cpu": 256, "cuda": 4096}  # sentences to encode at a time at most; a GPU's memory bounds their tokens
+GPU_BATCH = 4096  # sentences to encode at a time at most; their tokens are bounded as well
 ASSETS = Path(__file__).parent / "assets" / "sentences"
 
 
@@ -317,7 +318,7 @@ def main() -> None:
             name: np.asarray(make(precision="fp32").encode(sentences, prompt=""))
             for name, make in (("teacher", teacher), ("student", student))
         }
-        batch_size = arguments.batch_size or BATCH_SIZE.get(device.type, 256)
+        batch_size = arguments.batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)
         result = bench(systems, exact, sentences, arguments.repeats, batch_size)
         if arguments.latency:
             for tokens in TOKENS:

@@ -212,13 +212,7 @@ def trainers(
             work = their_training(student.settings.origin, str(device), texts, labels, batch_size, kind)
             works.append(("sentence-transformers trainer", kind, work))
 
-    seconds: list[list[float]] = [[] for _ in works]
-    for turn in range(1 + TURNS):
-        for (_, _, work), times in zip(works, seconds, strict=True):
-            start = time.perf_counter()
-            work(steps if turn else WARM_UP)  # each ends by reading a number from the device, so that all is done
-            if turn:
-                times.append(time.perf_counter() - start)
+    seconds = seconds_of_turns([work for _, _, work in works], steps)
     lengths = np.array([len(tokens) for tokens in student.tokenize(texts)])
     flops = 3 * encoder_flops(student.bert.config, lengths) / len(texts)  # forward once, backward twice
     rows = []
@@ -239,6 +233,18 @@ def trainers(
             }
         )
     return rows
+
+
+def seconds_of_turns(works: Sequence[Callable[[int], Any]], steps: int) -> list[list[float]]:
+    """Take steps by every trainer in turn, a few to warm up first: the seconds of its turns, for each trainer."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for turn in range(1 + TURNS):
+        for work, times in zip(works, seconds, strict=True):
+            start = time.perf_counter()
+            work(steps if turn else WARM_UP)  # each ends by reading a number from the device, so that all is done
+            if turn:
+                times.append(time.perf_counter() - start)
+    return seconds
 
 
 def our_training(
