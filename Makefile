@@ -14,7 +14,7 @@ distill: $(VENV)/installed
 	$(PY) -m distillation.report $(RUN)
 
 test: $(VENV)/installed-test
-	$(PY) -m pytest --cov=model --cov=distillation --cov=benchmark --cov=train --cov=evaluate --cov=bench
+	$(PY) -m pytest --cov --cov-config=setup.cfg
 
 test-long: $(VENV)/installed-test
 	HYPOTHESIS_PROFILE=long $(PY) -m pytest -m "not gpu"
@@ -26,7 +26,8 @@ test-gpu: $(VENV)/installed-test
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	mkdir -p build/types && ln -sfn $(CURDIR) build/types/shortstack
+	MYPYPATH=build/types $(VENV)/bin/mypy
 
 fix: $(VENV)/installed-test
 	$(VENV)/bin/ruff check --fix .

@@ -27,23 +27,23 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
-from benchmark import peers
-from benchmark.host import host_times, print_host
-from benchmark.latency import TOKENS, latencies, queries_of
-from benchmark.random_models import SHAPES, random_embedder, random_sentences, shape_config
-from benchmark.sweep import sweep
-from benchmark.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
-from distillation.command_line import OneLineParser, run_command
-from distillation.data.sentences import read_sentences
-from distillation.recipe import overrides_for, read_recipe, run_directory
-from evaluate import held_out_text
-from model import Embedder
-from model.directory import best_device
-from model.embedder import CPU_BATCH
-from model.files import InputError, write_json
-from model.pooling import Pooling
-from model.products import cpu_has_bf16, cpu_has_int8, resolve_precision
-from train import train_step
+from shortstack.benchmark import peers
+from shortstack.benchmark.host import host_times, print_host
+from shortstack.benchmark.latency import TOKENS, latencies, queries_of
+from shortstack.benchmark.random_models import SHAPES, random_embedder, random_sentences, shape_config
+from shortstack.benchmark.sweep import sweep
+from shortstack.benchmark.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
+from shortstack.distillation.command_line import OneLineParser, run_command
+from shortstack.distillation.data.sentences import read_sentences
+from shortstack.distillation.recipe import overrides_for, read_recipe, run_directory
+from shortstack.evaluate import held_out_text
+from shortstack.model import Embedder
+from shortstack.model.directory import best_device
+from shortstack.model.embedder import CPU_BATCH
+from shortstack.model.files import InputError, write_json
+from shortstack.model.pooling import Pooling
+from shortstack.model.products import cpu_has_bf16, cpu_has_int8, resolve_precision
+from shortstack.train import train_step
 
 HOST_BATCHES = [64, 512, 4096]  # sentences of the training steps that --host measures
 GPU_BATCH = 4096  # sentences to encode at a time at most; their tokens are bounded as well

@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from distillation.command_line import OneLineParser, named_sources, run_command
-from distillation.data.labels import LabelledSentences
-from distillation.data.passages import cutter_of
-from distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, read_sentences, read_sts
-from distillation.data.sources import split_marks
-from distillation.ranks import Ranks
-from distillation.recipe import overrides_for, read_recipe, run_directory
-from model import Embedder
-from model.files import InputError, read_json, write_json
-from model.tokens import Tokenized
+from shortstack.distillation.command_line import OneLineParser, named_sources, run_command
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.data.passages import cutter_of
+from shortstack.distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, read_sentences, read_sts
+from shortstack.distillation.data.sources import split_marks
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import overrides_for, read_recipe, run_directory
+from shortstack.model import Embedder
+from shortstack.model.files import InputError, read_json, write_json
+from shortstack.model.tokens import Tokenized
 
 RESAMPLES = 1000  # of the bootstrap: the interval's ends are then good to about a tenth of its width
 SIMILARITIES = 2**25  # of queries and documents in memory at a time: 134 MB

@@ -27,31 +27,42 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from distillation.command_line import OneLineParser, add_recipe_flags, end_at_once, recipe_from_arguments, run_command
-from distillation.data.batches import smallest_batch
-from distillation.data.corpus import Corpus, open_corpus
-from distillation.data.labels import LabelledSentences, Labels, label_corpus, window_sizes
-from distillation.data.passages import cutter_of
-from distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, read_sts
-from distillation.layer_search import search_layers
-from distillation.losses import LOSSES
-from distillation.memory import release_freed_memory
-from distillation.prefetch import overlaps, prefetch
-from distillation.projection import project_teacher
-from distillation.ranks import Ranks
-from distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides
-from distillation.run import Run
-from distillation.training.checkpoint import Checkpoints, Progress
-from distillation.training.meter import Meter
-from distillation.training.optimizer import StudentOptimizer, encoding_precision, micro_batches, training_precision
-from distillation.vocabulary import check_vocabulary, cut_vocabulary, is_cut_of, retokenizer
-from distillation.width import check_width, important_units, keep_units
-from evaluate import evaluate, evaluate_quickly, table
-from model import Embedder
-from model.files import InputError, write_json, write_text
-from model.layers import choose_layers
-from model.products import dtype_of
-from model.tokens import send
+from shortstack.distillation.command_line import (
+    OneLineParser,
+    add_recipe_flags,
+    end_at_once,
+    recipe_from_arguments,
+    run_command,
+)
+from shortstack.distillation.data.batches import smallest_batch
+from shortstack.distillation.data.corpus import Corpus, open_corpus
+from shortstack.distillation.data.labels import LabelledSentences, Labels, label_corpus, window_sizes
+from shortstack.distillation.data.passages import cutter_of
+from shortstack.distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, read_sts
+from shortstack.distillation.layer_search import search_layers
+from shortstack.distillation.losses import LOSSES
+from shortstack.distillation.memory import release_freed_memory
+from shortstack.distillation.prefetch import overlaps, prefetch
+from shortstack.distillation.projection import project_teacher
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides
+from shortstack.distillation.run import Run
+from shortstack.distillation.training.checkpoint import Checkpoints, Progress
+from shortstack.distillation.training.meter import Meter
+from shortstack.distillation.training.optimizer import (
+    StudentOptimizer,
+    encoding_precision,
+    micro_batches,
+    training_precision,
+)
+from shortstack.distillation.vocabulary import check_vocabulary, cut_vocabulary, is_cut_of, retokenizer
+from shortstack.distillation.width import check_width, important_units, keep_units
+from shortstack.evaluate import evaluate, evaluate_quickly, table
+from shortstack.model import Embedder
+from shortstack.model.files import InputError, write_json, write_text
+from shortstack.model.layers import choose_layers
+from shortstack.model.products import dtype_of
+from shortstack.model.tokens import send
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "minilm-3.toml"
 # What may differ when a run is resumed: nothing that decides which steps are taken.

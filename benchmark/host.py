@@ -18,14 +18,14 @@ import torch
 from torch import nn
 from transformers import BertConfig
 
-from benchmark.random_models import random_embedder, shape_config
-from benchmark.timing import TrainStep, encoder_flops, training_step
-from distillation.data.labels import LabelledSentences
-from distillation.training.rows import BatchRows
-from model import Embedder, PackedTokens, attention
-from model.embedder import tokens_that_suit
-from model.products import prepare
-from model.tokens import Tokenized
+from shortstack.benchmark.random_models import random_embedder, shape_config
+from shortstack.benchmark.timing import TrainStep, encoder_flops, training_step
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.training.rows import BatchRows
+from shortstack.model import Embedder, PackedTokens, attention
+from shortstack.model.embedder import tokens_that_suit
+from shortstack.model.products import prepare
+from shortstack.model.tokens import Tokenized
 
 PEAKS = {"H100": 989e12, "A100": 312e12}  # dense bf16 operations a second, by NVIDIA's data sheets
 TOKENS = 25  # of a sentence

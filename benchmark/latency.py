@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmark.timing import Encoder
-from model import Embedder
-from model.files import InputError
+from shortstack.benchmark.timing import Encoder
+from shortstack.model import Embedder
+from shortstack.model.files import InputError
 
 TOKENS = (8, 16, 64)  # of a query
 WARM_UP = 20  # queries

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmark.timing import Encoder, TrainStep, encoder_flops, training_step
-from distillation.data.batches import window_batches
-from distillation.data.labels import LabelledSentences
-from distillation.export import (
+from shortstack.benchmark.timing import Encoder, TrainStep, encoder_flops, training_step
+from shortstack.distillation.data.batches import window_batches
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.export import (
     ONNX,
     ONNX_INT8,
     OPENVINO,
@@ -31,10 +31,10 @@ from distillation.export import (
     write_openvino,
     write_openvino_int8,
 )
-from distillation.training.optimizer import training_precision
-from model import Embedder
-from model.files import RunError
-from model.products import cpu_has_bf16
+from shortstack.distillation.training.optimizer import training_precision
+from shortstack.model import Embedder
+from shortstack.model.files import RunError
+from shortstack.model.products import cpu_has_bf16
 
 INSTALL = "pip install -e '.[peers]'"
 TURNS = 3  # of training; each takes many steps

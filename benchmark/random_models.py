@@ -9,10 +9,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from model import DistilledBert, Embedder
-from model.embedder import Settings
-from model.files import InputError, read_json
-from model.pooling import Pooling
+from shortstack.model import DistilledBert, Embedder
+from shortstack.model.embedder import Settings
+from shortstack.model.files import InputError, read_json
+from shortstack.model.pooling import Pooling
 
 SHAPES: dict[str, dict[str, Any]] = {
     "bert-tiny": {"num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2},

@@ -10,8 +10,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmark.random_models import random_sentences
-from benchmark.timing import (
+from shortstack.benchmark.random_models import random_sentences
+from shortstack.benchmark.timing import (
     TrainStep,
     describe_device,
     encoder_flops,
@@ -19,16 +19,16 @@ from benchmark.timing import (
     seconds_of,
     training_step,
 )
-from distillation.data.corpus import build_corpus
-from distillation.data.labels import label_corpus
-from distillation.memory import release_freed_memory
-from distillation.processes import in_a_process_of_its_own
-from distillation.ranks import Ranks
-from distillation.recipe import Recipe
-from distillation.training.optimizer import training_precision
-from model import Embedder
-from model.files import atomic_path, write_json
-from model.pooling import Pooling
+from shortstack.distillation.data.corpus import build_corpus
+from shortstack.distillation.data.labels import label_corpus
+from shortstack.distillation.memory import release_freed_memory
+from shortstack.distillation.processes import in_a_process_of_its_own
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.training.optimizer import training_precision
+from shortstack.model import Embedder
+from shortstack.model.files import atomic_path, write_json
+from shortstack.model.pooling import Pooling
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)  # tokens a sentence
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

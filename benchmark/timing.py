@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
-from distillation.data.labels import LabelledSentences
-from distillation.processes import in_a_process_of_its_own
-from distillation.ranks import Ranks
-from distillation.recipe import Recipe
-from distillation.training.optimizer import StudentOptimizer
-from model import Embedder
-from model.bert import Linear
-from model.families import FAMILIES
-from model.int8 import Rounding, quantised_product, to_bytes
-from model.products import dtype_of, layout_for
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.processes import in_a_process_of_its_own
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.training.optimizer import StudentOptimizer
+from shortstack.model import Embedder
+from shortstack.model.bert import Linear
+from shortstack.model.families import FAMILIES
+from shortstack.model.int8 import Rounding, quantised_product, to_bytes
+from shortstack.model.products import dtype_of, layout_for
 
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")  # those that decide the rate
 

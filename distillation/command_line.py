@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn, get_type_hints
 
-from distillation.recipe import Recipe, check_set_name, read_recipe, set_field
-from model.files import InputError, RunError, first_line, is_out_of_memory
+from shortstack.distillation.recipe import Recipe, check_set_name, read_recipe, set_field
+from shortstack.model.files import InputError, RunError, first_line, is_out_of_memory
 
 # -- errors ----------------------------------------------------------------------------------------------------------
 

@@ -35,13 +35,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distillation.command_line import OneLineParser, run_command
-from distillation.processes import in_a_process_of_its_own
-from distillation.router import export_router
-from model import Embedder
-from model.files import InputError, RunError, atomic_path, first_line
-from model.int8 import TEXT
-from model.pooling import Pooling
+from shortstack.distillation.command_line import OneLineParser, run_command
+from shortstack.distillation.processes import in_a_process_of_its_own
+from shortstack.distillation.router import export_router
+from shortstack.model import Embedder
+from shortstack.model.files import InputError, RunError, atomic_path, first_line
+from shortstack.model.int8 import TEXT
+from shortstack.model.pooling import Pooling
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPENVINO_PACKAGES = ("openvino", "nncf")

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-from model import Embedder
-from model.tokens import Tokenized
+from shortstack.model import Embedder
+from shortstack.model.tokens import Tokenized
 
 SAMPLE = 256  # sentences that choices are compared on
 EXHAUSTIVE = 500  # with more choices than this, layers are removed one by one instead

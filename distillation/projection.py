@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from model import Embedder
-from model.files import InputError
+from shortstack.model import Embedder
+from shortstack.model.files import InputError
 
 
 def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int) -> nn.Linear:

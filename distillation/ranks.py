@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from model.files import InputError, RunError, first_line
+from shortstack.model.files import InputError, RunError, first_line
 
 ROLL_CALL = 5.0  # seconds that a rank which lost the others listens for who is still there
 POLL = 0.1  # seconds between looks into the store

@@ -11,10 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from distillation.losses import LOSSES
-from model.files import InputError
-from model.layers import choose_layers
-from model.products import PRECISIONS
+from shortstack.distillation.losses import LOSSES
+from shortstack.model.files import InputError
+from shortstack.model.layers import choose_layers
+from shortstack.model.products import PRECISIONS
 
 RESERVED = (
     "negative_mse",

@@ -13,9 +13,9 @@ newer) over two whole model directories, `query` and `document`, each of which l
 import shutil
 from pathlib import Path
 
-from distillation.recipe import overrides_for, read_recipe, run_directory
-from model import Embedder
-from model.files import InputError, atomic_directory, check_replaceable, read_json, write_json
+from shortstack.distillation.recipe import overrides_for, read_recipe, run_directory
+from shortstack.model import Embedder
+from shortstack.model.files import InputError, atomic_directory, check_replaceable, read_json, write_json
 
 CONFIG = "router_config.json"
 LIBRARY = "config_sentence_transformers.json"  # prompts, similarity

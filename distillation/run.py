@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from distillation.ranks import Ranks
-from distillation.recipe import Recipe
-from model.files import RunError, errors_about, locked, remove_leftovers, write_text
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe
+from shortstack.model.files import RunError, errors_about, locked, remove_leftovers, write_text
 
 try:  # the extra [tensorboard]
     from torch.utils.tensorboard import SummaryWriter

@@ -19,13 +19,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from distillation.data.corpus import Corpus
-from distillation.data.labels import Retokenize, sentences_of
-from distillation.recipe import parse_vocabulary
-from model import Embedder
-from model.directory import read_tokenizer
-from model.files import InputError, write_json
-from model.tokens import Tokenized
+from shortstack.distillation.data.corpus import Corpus
+from shortstack.distillation.data.labels import Retokenize, sentences_of
+from shortstack.distillation.recipe import parse_vocabulary
+from shortstack.model import Embedder
+from shortstack.model.directory import read_tokenizer
+from shortstack.model.files import InputError, write_json
+from shortstack.model.tokens import Tokenized
 
 KINDS = ("WordPiece", "BPE", "Unigram")
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what a tokenizer with byte_fallback cuts an unknown character into

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from distillation.data.labels import LabelledSentences
-from distillation.losses import LOSSES
-from model import Embedder
-from model.files import InputError
-from model.tokens import PackedTokens, send
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.losses import LOSSES
+from shortstack.model import Embedder
+from shortstack.model.files import InputError
+from shortstack.model.tokens import PackedTokens, send
 
 SAMPLE, BATCH = 2048, 64  # sentences that importance is measured on, and at a time
 

@@ -8,7 +8,7 @@ import sys
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from model import Embedder
+from shortstack.model import Embedder
 
 
 class ShortstackEmbeddings(Embeddings):

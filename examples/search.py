@@ -15,11 +15,11 @@ from itertools import zip_longest
 
 import torch
 
-from distillation.command_line import OneLineParser, run_command
-from distillation.data.sentences import read_sentences
-from distillation.recipe import overrides_for, read_recipe, run_directory
-from model import Embedder
-from model.files import InputError
+from shortstack.distillation.command_line import OneLineParser, run_command
+from shortstack.distillation.data.sentences import read_sentences
+from shortstack.distillation.recipe import overrides_for, read_recipe, run_directory
+from shortstack.model import Embedder
+from shortstack.model.files import InputError
 
 
 def embed_documents(embedder: Embedder, sentences: list[str]) -> tuple[torch.Tensor, float]:

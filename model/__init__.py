@@ -1,7 +1,7 @@
 """The network: a BERT encoder with chosen layers, pooling, and the Embedder that turns sentences into vectors."""
 
-from model.bert import DistilledBert
-from model.embedder import Embedder
-from model.tokens import PackedTokens
+from shortstack.model.bert import DistilledBert
+from shortstack.model.embedder import Embedder
+from shortstack.model.tokens import PackedTokens
 
 __all__ = ["DistilledBert", "Embedder", "PackedTokens"]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 
-from model.tokens import PackedTokens
+from shortstack.model.tokens import PackedTokens
 
 # On a CPU, by the tables of docs/speed.md: the tokens of a sentence from which on torch's flash kernel is as fast as
 # two batched products, without a gradient and with one; and those of a single one from which on it is slower in bf16.

@@ -19,9 +19,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-from model.attention import attention
-from model.families import FAMILIES, Family, position_buckets
-from model.tokens import PackedTokens
+from shortstack.model.attention import attention
+from shortstack.model.families import FAMILIES, Family, position_buckets
+from shortstack.model.tokens import PackedTokens
 
 # (N, inputs) -> (N, outputs). A product may take a residual (N, outputs) as well, to which it is added, and the
 # probability of dropping a number of the product before.

@@ -14,9 +14,9 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
-from model.bert import DistilledBert
-from model.families import FAMILIES, PREFIXES
-from model.files import (
+from shortstack.model.bert import DistilledBert
+from shortstack.model.families import FAMILIES, PREFIXES
+from shortstack.model.files import (
     InputError,
     atomic_directory,
     check_replaceable,
@@ -27,8 +27,8 @@ from model.files import (
     write_json,
     write_text,
 )
-from model.int8 import Calibration, calibration_of, tensors_of
-from model.pooling import Pooling
+from shortstack.model.int8 import Calibration, calibration_of, tensors_of
+from shortstack.model.pooling import Pooling
 
 CALIBRATION_FILE = "int8_calibration.safetensors"  # read by us alone
 # What is downloaded beside the weights; no ONNX and the like.

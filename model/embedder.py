@@ -20,13 +20,13 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from model.bert import DistilledBert, Network, encode
-from model.directory import Parts, Settings, best_device, read_model, write_model
-from model.files import InputError, first_line, is_out_of_memory
-from model.int8 import TEXT, Calibration, calibrate
-from model.pooling import Pooling, pool
-from model.products import prepare, resolve_precision
-from model.tokens import PackedTokens, Tokenized, to_device
+from shortstack.model.bert import DistilledBert, Network, encode
+from shortstack.model.directory import Parts, Settings, best_device, read_model, write_model
+from shortstack.model.files import InputError, first_line, is_out_of_memory
+from shortstack.model.int8 import TEXT, Calibration, calibrate
+from shortstack.model.pooling import Pooling, pool
+from shortstack.model.products import prepare, resolve_precision
+from shortstack.model.tokens import PackedTokens, Tokenized, to_device
 
 CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every batch with equal lengths, little memory
 # What a text is for, and the names of the prompts that go before it by the field's habit, the first that a model has.

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from transformers.activations import ACT2FN
 
-from model.bert import Layer, Linear, Network, Part, run_layer
-from model.tokens import PackedTokens
+from shortstack.model.bert import Layer, Linear, Network, Part, run_layer
+from shortstack.model.tokens import PackedTokens
 
 TEXT = Path(__file__).parent / "calibration.txt"  # a sentence a line, part of every calibration
 SMOOTHING = 0.75  # SmoothQuant's alpha: how much of an input's size moves into its weights

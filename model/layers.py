@@ -7,7 +7,7 @@ out on text.
 
 from collections.abc import Callable
 
-from model.files import InputError
+from shortstack.model.files import InputError
 
 EVERY = {"all": 1, "every_second": 2, "every_third": 3, "every_fourth": 4}
 STRATEGIES = ("auto", "even", "first", "last", "ends", *EVERY)

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import torch
 
-from model.bert import Layer, Linear, Network, Norm, Part
-from model.files import InputError
-from model.int8 import FUSED as INT8_FUSED
-from model.int8 import Calibration, quantise, then_activate
+from shortstack.model.bert import Layer, Linear, Network, Norm, Part
+from shortstack.model.files import InputError
+from shortstack.model.int8 import FUSED as INT8_FUSED
+from shortstack.model.int8 import Calibration, quantise, then_activate
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 LayOut = Callable[[Linear], Part]  # a matrix product made ready to compute: weights cast, repacked or quantised once

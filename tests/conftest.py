@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from tiny import make_bert_dir
 
-from distillation.command_line import run_command
+from shortstack.distillation.command_line import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,7 +61,7 @@ def minilm_dir() -> Path:
     directory = ROOT / "assets" / "all-MiniLM-L6-v2"
     if not (directory / "model.safetensors").exists():
         try:
-            from distillation.prepare.fetch import prepare
+            from shortstack.distillation.prepare.fetch import prepare
 
             prepare(ROOT / "assets")
         except Exception as error:

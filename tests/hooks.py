@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-import train
-from distillation import losses
-from distillation.data import labels
-from distillation.run import Run
-from distillation.training import checkpoint, meter
-from model import Embedder, files
+from shortstack import train
+from shortstack.distillation import losses
+from shortstack.distillation.data import labels
+from shortstack.distillation.run import Run
+from shortstack.distillation.training import checkpoint, meter
+from shortstack.model import Embedder, files
 
 
 def at_call(owner: Any, name: str, number: int, action: Callable[[], object]) -> None:

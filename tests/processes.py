@@ -33,7 +33,7 @@ ENVIRONMENT["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 
 printed = tempfile.TemporaryDirectory()  # where forked runs print to
 forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["train", "processes", "hooks"])
+forks.set_forkserver_preload(["shortstack.train", "processes", "hooks"])
 
 
 @dataclass
@@ -154,8 +154,8 @@ def child(arguments: Sequence[str], files: Sequence[Path], environment: dict[str
     os.environ.update(environment)
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own would be a system's semaphore, which a killed process leaves behind
-    import train
-    from distillation.command_line import run_command
+    from shortstack import train
+    from shortstack.distillation.command_line import run_command
 
     sys.argv = [TRAIN, *arguments]
     if before is not None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.attention import LONGEST_FOR_PRODUCTS, attention, attention_by_products, products_are_faster
-from model.tokens import PackedTokens
+from shortstack.model.attention import LONGEST_FOR_PRODUCTS, attention, attention_by_products, products_are_faster
+from shortstack.model.tokens import PackedTokens
 
 LENGTHS = [1, 3, 3, 3, 20, 70]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.data.batches import POOL, rank_share, smallest_batch, window_batches
+from shortstack.distillation.data.batches import POOL, rank_share, smallest_batch, window_batches
 
 
 def batches(lengths: np.ndarray, batch_size: int, seed: int = 0) -> list[np.ndarray]:

@@ -12,13 +12,13 @@ from tiny import english_sentences
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-import bench
-from benchmark import host, latency, peers, sweep, timing
-from benchmark.random_models import random_embedder, random_sentences, shape_config
-from benchmark.timing import encoder_flops
-from model import Embedder
-from model.files import InputError
-from train import train_step
+from shortstack import bench
+from shortstack.benchmark import host, latency, peers, sweep, timing
+from shortstack.benchmark.random_models import random_embedder, random_sentences, shape_config
+from shortstack.benchmark.timing import encoder_flops
+from shortstack.model import Embedder
+from shortstack.model.files import InputError
+from shortstack.train import train_step
 
 
 def test_bench_json_has_the_agreed_keys(

@@ -7,10 +7,10 @@ import torch
 from tiny import make_bert, positions_of
 from transformers import BertModel
 
-from model.attention import attention
-from model.bert import DistilledBert, Layer, Linear, encode
-from model.products import LayOut, cast_product, prepare, repacked_product
-from model.tokens import PackedTokens
+from shortstack.model.attention import attention
+from shortstack.model.bert import DistilledBert, Layer, Linear, encode
+from shortstack.model.products import LayOut, cast_product, prepare, repacked_product
+from shortstack.model.tokens import PackedTokens
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 PADDINGS = ["none", "right", "left", "gaps", "mixed"]

@@ -13,9 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from distillation.training.checkpoint import Progress, load_checkpoint, load_weights, save_checkpoint, save_weights
-from distillation.training.rows import BatchRows
-from model.files import InputError
+from shortstack.distillation.training.checkpoint import (
+    Progress,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
+from shortstack.distillation.training.rows import BatchRows
+from shortstack.model.files import InputError
 
 
 class Small(nn.Module):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny import put
 
-from distillation.data import corpus as module
-from distillation.data.corpus import build_corpus
-from model.files import InputError
+from shortstack.distillation.data import corpus as module
+from shortstack.distillation.data.corpus import build_corpus
+from shortstack.model.files import InputError
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         import sys, tracemalloc
         from pathlib import Path
         import pyarrow as pa
-        from distillation.data import corpus as sentences
+        from shortstack.distillation.data import corpus as sentences
         sentences.BATCH_ROWS, sentences.GATHER_ROWS = 256, 1024
         directory = Path(sys.argv[1])
         for count in (4_000, 24_000):

@@ -22,8 +22,8 @@ from processes import in_child
 from safetensors.torch import load_file, save_file
 from tiny import SPECIAL, VOCABULARY, contents, edit, load, make_bert_dir, write
 
-from distillation.command_line import run_command
-from model.files import InputError
+from shortstack.distillation.command_line import run_command
+from shortstack.model.files import InputError
 
 TEXTS = ["", "The dog sees the cat.", "naïve 猫 😀", "the old man reads a long letter " * 20]
 

@@ -30,7 +30,7 @@ from processes import (
 )
 from tiny import english_sentences
 
-from model import Embedder
+from shortstack.model import Embedder
 
 TEST_TEXT = english_sentences(30, seed=9)
 STEPS = 50

@@ -13,10 +13,10 @@ from sentence_transformers import SentenceTransformer
 from tiny import AWKWARD, edit, english_sentences, make_bert_dir
 from transformers import AutoModel, AutoTokenizer
 
-from model import Embedder
-from model.files import InputError
-from model.pooling import Pooling
-from model.tokens import PackedTokens
+from shortstack.model import Embedder
+from shortstack.model.files import InputError
+from shortstack.model.pooling import Pooling
+from shortstack.model.tokens import PackedTokens
 
 SENTENCES = AWKWARD + english_sentences(60)
 
@@ -336,7 +336,7 @@ def test_a_sentence_embeds_the_same_in_any_company(
 ) -> None:
     """Whatever stands beside it, wherever it stands, however the batches are cut; and the order is kept."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("model.embedder.CHUNK", chunk)
+        patch.setattr("shortstack.model.embedder.CHUNK", chunk)
         patch.setattr(tiny, "tokens_per_batch", budget)
         embeddings = tiny.encode(texts, batch_size=batch_size)
     wanted = np.stack([alone[text] for text in texts]) if texts else np.empty((0, 32), dtype=np.float32)

@@ -20,11 +20,11 @@ from sentence_transformers.sentence_transformer.evaluation import (
 )
 from tiny import english_sentences, load, make_bert_dir, peer, put
 
-import evaluate as module
-from distillation.data.labels import LabelledSentences
-from distillation.data.sentences import RetrievalSet, StsPairs
-from distillation.recipe import Recipe, recipe_text
-from evaluate import (
+from shortstack import evaluate as module
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.data.sentences import RetrievalSet, StsPairs
+from shortstack.distillation.recipe import Recipe, recipe_text
+from shortstack.evaluate import (
     MEASURES,
     RESAMPLES,
     bootstrap,
@@ -40,8 +40,8 @@ from evaluate import (
     sts_similarities,
     table,
 )
-from model import Embedder
-from model.files import read_json
+from shortstack.model import Embedder
+from shortstack.model.files import read_json
 
 SENTENCES = english_sentences(80)
 

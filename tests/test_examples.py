@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tiny import english_sentences, make_bert_dir
 
-from distillation.recipe import Recipe, recipe_text
-from model import Embedder
+from shortstack.distillation.recipe import Recipe, recipe_text
+from shortstack.model import Embedder
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SENTENCES = english_sentences(50)

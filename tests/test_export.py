@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from tiny import AWKWARD, english_sentences, load, make_bert_dir
 
-from model import Embedder
-from model.files import InputError, RunError
+from shortstack.model import Embedder
+from shortstack.model.files import InputError, RunError
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[onnx]'")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install '.[onnx]'")
 
-from distillation import export as module  # noqa: E402 (torch may be there without the extra)
+from shortstack.distillation import export as module  # noqa: E402 (torch may be there without the extra)
 
 SENTENCES = AWKWARD + english_sentences(20)
 KINDS: dict[str, dict[str, Any]] = {

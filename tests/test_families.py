@@ -14,11 +14,11 @@ from sentence_transformers import SentenceTransformer
 from tiny import AWKWARD, edit, english_sentences, make_family_dir
 from transformers import AutoModel
 
-from distillation.report.__main__ import write_report
-from model import Embedder
-from model.bert import DistilledBert
-from model.families import FAMILIES, position_buckets
-from model.files import InputError
+from shortstack.distillation.report.__main__ import write_report
+from shortstack.model import Embedder
+from shortstack.model.bert import DistilledBert
+from shortstack.model.families import FAMILIES, position_buckets
+from shortstack.model.files import InputError
 
 TEXT = [*english_sentences(40), *AWKWARD]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -101,7 +101,7 @@ def test_a_stopped_run_and_one_on_two_ranks_end_as_this_one_does(run: RunDirecto
 def test_onnx_files_embed_as_the_model_does(directory: Path, tmp_path: Path) -> None:
     """By ONNX Runtime, which writing them checks, and by OpenVINO."""
     pytest.importorskip("onnxscript"), pytest.importorskip("onnxruntime")
-    from distillation.export import padded, write_fp32, write_int8, write_openvino
+    from shortstack.distillation.export import padded, write_fp32, write_int8, write_openvino
 
     embedder = Embedder.load(directory, "cpu", "fp32")
     onnx, graph = tmp_path / "model.onnx", tmp_path / "model.xml"

@@ -17,8 +17,8 @@ import torch
 from processes import ROOT, Forked, RunDirectory, assert_same_run, same_weights, train, wait_until, write_recipe
 from safetensors.torch import load_file, save_file
 
-from distillation.training.checkpoint import load_weights
-from model import Embedder
+from shortstack.distillation.training.checkpoint import load_weights
+from shortstack.model import Embedder
 
 STEPS = 20
 

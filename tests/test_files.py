@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from processes import in_child
 from tiny import contents
 
-from distillation.command_line import run_command
-from model.files import (
+from shortstack.distillation.command_line import run_command
+from shortstack.model.files import (
     InputError,
     RunError,
     atomic_directory,

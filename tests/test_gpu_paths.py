@@ -19,16 +19,16 @@ import torch
 from tiny import make_bert_dir, make_family_dir
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import train
-from benchmark import timing
-from distillation.data.labels import LabelledSentences
-from distillation.ranks import Ranks
-from distillation.recipe import Recipe
-from distillation.training.meter import Meter
-from distillation.training.optimizer import StudentOptimizer, encoding_precision, training_precision
-from model import Embedder, PackedTokens, attention
-from model.products import prepare, resolve_precision
-from model.tokens import Tokenized
+from shortstack import train
+from shortstack.benchmark import timing
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.training.meter import Meter
+from shortstack.distillation.training.optimizer import StudentOptimizer, encoding_precision, training_precision
+from shortstack.model import Embedder, PackedTokens, attention
+from shortstack.model.products import prepare, resolve_precision
+from shortstack.model.tokens import Tokenized
 
 LENGTHS = [1, 2, 2, 3, 7, 7, 30, 64]
 META = torch.device("meta")

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from tiny import english_sentences, make_bert_dir
 
-from model import Embedder
-from model.bert import Linear
-from model.files import InputError, load_tensors, save_tensors
-from model.int8 import Range, Rounding, quantised_product, rounding_of, split_large, to_bytes
-from model.products import cpu_has_int8
+from shortstack.model import Embedder
+from shortstack.model.bert import Linear
+from shortstack.model.files import InputError, load_tensors, save_tensors
+from shortstack.model.int8 import Range, Rounding, quantised_product, rounding_of, split_large, to_bytes
+from shortstack.model.products import cpu_has_int8
 
 needs_int8 = pytest.mark.skipif(not cpu_has_int8(), reason="this CPU or torch has no int8 products")
 TEXT = english_sentences(60)

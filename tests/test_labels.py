@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny import english_sentences
 
-from distillation.data import labels as module
-from distillation.data.corpus import Corpus, build_corpus
-from distillation.data.labels import (
+from shortstack.distillation.data import labels as module
+from shortstack.distillation.data.corpus import Corpus, build_corpus
+from shortstack.distillation.data.labels import (
     EVALUATION,
     LabelledSentences,
     Labels,
@@ -26,12 +26,12 @@ from distillation.data.labels import (
     whole_shard,
     write_shard,
 )
-from distillation.ranks import Ranks
-from distillation.recipe import Recipe
-from model import Embedder
-from model.files import InputError, RunError, load_tensors
-from model.pooling import Pooling
-from model.tokens import Tokenized
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe
+from shortstack.model import Embedder
+from shortstack.model.files import InputError, RunError, load_tensors
+from shortstack.model.pooling import Pooling
+from shortstack.model.tokens import Tokenized
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 TEXT = english_sentences(90)

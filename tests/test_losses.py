@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distillation.losses import LOSSES, cosine, mse
+from shortstack.distillation.losses import LOSSES, cosine, mse
 
 STUDENT = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]])
 TEACHER = torch.tensor([[1.0, 1.0], [0.0, 1.0], [-3.0, -4.0]])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from distillation.data.labels import LabelledSentences
-from distillation.ranks import Ranks
-from distillation.training.meter import Meter
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.training.meter import Meter
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 LOSSES = torch.tensor([0.1, 1e-7, 3.0, 0.7])

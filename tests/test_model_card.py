@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from test_report import BENCH, EVALUATION, correlations
 
-from distillation.report.card import base_model_of, hub_name, markdown, model_card
-from distillation.report.run_files import RunFiles
+from shortstack.distillation.report.card import base_model_of, hub_name, markdown, model_card
+from shortstack.distillation.report.run_files import RunFiles
 
 HOSTILE = (
     "| a <img src=x onerror=alert(1)> [link](javascript:1) ![i](u) **bold** _it_ `code` ~~x~~ $m$ &amp; \\| "

@@ -7,9 +7,9 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from tiny import english_sentences
 
-from distillation.data.sentences import StsPairs
-from evaluate import correlations, sts_similarities
-from model import Embedder
+from shortstack.distillation.data.sentences import StsPairs
+from shortstack.evaluate import correlations, sts_similarities
+from shortstack.model import Embedder
 
 mteb = pytest.importorskip("mteb", reason="mteb is not installed: pip install mteb")
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from distillation.ranks import Ranks
-from distillation.recipe import Recipe
-from distillation.training.optimizer import StudentOptimizer
-from model import Embedder
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.training.optimizer import StudentOptimizer
+from shortstack.model import Embedder
 
 SENTENCES = [np.array([2, 9, 3]), np.array([2, 9, 11, 3])]
 

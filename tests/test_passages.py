@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.data.corpus import build_corpus
-from distillation.data.passages import ESTIMATE, Cutter, cutter_of, paragraphs_of
-from distillation.data.sentences import read_sentences
-from distillation.data.sources import Marks, split_marks, with_reading
-from model import Embedder
-from model.files import InputError
+from shortstack.distillation.data.corpus import build_corpus
+from shortstack.distillation.data.passages import ESTIMATE, Cutter, cutter_of, paragraphs_of
+from shortstack.distillation.data.sentences import read_sentences
+from shortstack.distillation.data.sources import Marks, split_marks, with_reading
+from shortstack.model import Embedder
+from shortstack.model.files import InputError
 
 MARKDOWN = """---
 title: front matter

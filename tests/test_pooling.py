@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import positions_of
 
-from model.pooling import Pooling, pool
-from model.tokens import PackedTokens
+from shortstack.model.pooling import Pooling, pool
+from shortstack.model.tokens import PackedTokens
 
 
 def by_hand(hidden: torch.Tensor, lengths: list[int], pooling: Pooling) -> torch.Tensor:

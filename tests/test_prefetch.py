@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from distillation.prefetch import prefetch
-from model.files import InputError
+from shortstack.distillation.prefetch import prefetch
+from shortstack.model.files import InputError
 
 
 def numbers(end: int, made: list[int] | None = None, error: Exception | None = None) -> Iterator[int]:

@@ -16,11 +16,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from distillation.data.sentences import read_retrieval, read_sentences, read_sts
-from distillation.prepare import fetch as module
-from distillation.prepare import mpnet
-from distillation.prepare.fetch import Package, prepare
-from distillation.prepare.prose import (
+from shortstack.distillation.data.sentences import read_retrieval, read_sentences, read_sts
+from shortstack.distillation.prepare import fetch as module
+from shortstack.distillation.prepare import mpnet
+from shortstack.distillation.prepare.fetch import Package, prepare
+from shortstack.distillation.prepare.prose import (
     HOLE,
     articles,
     clauses_of,
@@ -30,7 +30,7 @@ from distillation.prepare.prose import (
     passages_of,
     split_sentences,
 )
-from model.files import RunError
+from shortstack.model.files import RunError
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER_FILES = {name: f"bytes of {name}".encode() for name in module.TEACHER_FILES}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model.files import InputError
-from model.products import repacking_pays, resolve_precision
+from shortstack.model.files import InputError
+from shortstack.model.products import repacking_pays, resolve_precision
 
 
 def test_int8_is_refused_without_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tiny import english_sentences, load, make_bert_dir
 
-from distillation.projection import project_teacher
-from model.files import InputError, read_json
+from shortstack.distillation.projection import project_teacher
+from shortstack.model.files import InputError, read_json
 
 SENTENCES = english_sentences(200)
 

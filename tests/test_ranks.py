@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch.cuda._utils import _get_device_index
 
-from distillation import ranks as module
-from distillation.ranks import Ranks, refuse_shared_gpus
-from model.files import InputError, RunError
+from shortstack.distillation import ranks as module
+from shortstack.distillation.ranks import Ranks, refuse_shared_gpus
+from shortstack.model.files import InputError, RunError
 
 
 @pytest.fixture

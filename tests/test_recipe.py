@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import train
-from distillation.command_line import OneLineParser, add_recipe_flags, named_sources, recipe_from_arguments
-from distillation.recipe import Recipe, metric_key, read_recipe, recipe_text, teacher_overrides
-from model.files import InputError
+from shortstack import train
+from shortstack.distillation.command_line import OneLineParser, add_recipe_flags, named_sources, recipe_from_arguments
+from shortstack.distillation.recipe import Recipe, metric_key, read_recipe, recipe_text, teacher_overrides
+from shortstack.model.files import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))

@@ -19,14 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from distillation.command_line import run_command
-from distillation.report.__main__ import main, summary, write_report
-from distillation.report.card import model_card
-from distillation.report.figure import figure, shown_set
-from distillation.report.frontier import best_of, models_of
-from distillation.report.page import TEMPLATE, report_page, series
-from distillation.report.run_files import ABOVE_ALL, RunFiles, clean
-from model.files import InputError
+from shortstack.distillation.command_line import run_command
+from shortstack.distillation.report.__main__ import main, summary, write_report
+from shortstack.distillation.report.card import model_card
+from shortstack.distillation.report.figure import figure, shown_set
+from shortstack.distillation.report.frontier import best_of, models_of
+from shortstack.distillation.report.page import TEMPLATE, report_page, series
+from shortstack.distillation.report.run_files import ABOVE_ALL, RunFiles, clean
+from shortstack.model.files import InputError
 
 HOSTILE = (
     "</script><script>document.documentElement.dataset.broken = 1</script><!--<script> & \u2028 “é” \\u003c \ud800"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tiny import AWKWARD, english_sentences, make_bert_dir
 
-from distillation.export import main
-from distillation.recipe import Recipe, recipe_text
-from distillation.router import write_router
-from model import Embedder
-from model.files import InputError
+from shortstack.distillation.export import main
+from shortstack.distillation.recipe import Recipe, recipe_text
+from shortstack.distillation.router import write_router
+from shortstack.model import Embedder
+from shortstack.model.files import InputError
 
 SENTENCES = [*english_sentences(12), *AWKWARD]
 KINDS: dict[str, dict[str, Any]] = {

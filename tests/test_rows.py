@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from distillation.training.rows import BatchRows
+from shortstack.distillation.training.rows import BatchRows
 
 WORDS, SIZE = 11, 4
 

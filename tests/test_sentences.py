@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import STS_BENCHMARK, parquet_bytes, put
 
-from distillation.data.sentences import read_retrieval, read_sentences, read_sts
-from distillation.data.sources import parse_source
-from model.files import InputError
+from shortstack.distillation.data.sentences import read_retrieval, read_sentences, read_sts
+from shortstack.distillation.data.sources import parse_source
+from shortstack.model.files import InputError
 
 # Similarity judgements
 

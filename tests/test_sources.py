@@ -9,9 +9,9 @@ import datasets
 import pytest
 from tiny import STS_BENCHMARK, parquet_bytes, put
 
-from distillation.data import sources as module
-from distillation.data.sentences import read_sentences
-from model.files import InputError
+from shortstack.distillation.data import sources as module
+from shortstack.distillation.data.sentences import read_sentences
+from shortstack.model.files import InputError
 
 FORMATS: dict[str, str | bytes] = {
     "a.txt": "one\n\n  two \r\nthree",

@@ -15,15 +15,15 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny import contents, edit, english_sentences, load, make_bert_dir, parquet_bytes, put
 
-import train as module
-from distillation.data.batches import window_batches
-from distillation.data.labels import LabelledSentences
-from distillation.losses import LOSSES
-from distillation.ranks import Ranks
-from distillation.recipe import Recipe, read_recipe
-from distillation.training.optimizer import StudentOptimizer
-from model import Embedder
-from model.files import InputError
+from shortstack import train as module
+from shortstack.distillation.data.batches import window_batches
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.losses import LOSSES
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe, read_recipe
+from shortstack.distillation.training.optimizer import StudentOptimizer
+from shortstack.model import Embedder
+from shortstack.model.files import InputError
 
 TEST_TEXT = english_sentences(30, seed=9)
 

@@ -17,14 +17,14 @@ from tiny import AWKWARD, edit, english_sentences, load, make_bert_dir, write
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from distillation.data.corpus import build_corpus
-from distillation.data.labels import EVALUATION, label_corpus, sentences_of
-from distillation.ranks import Ranks
-from distillation.recipe import Recipe, parse_vocabulary
-from distillation.vocabulary import Pieces, check_vocabulary, cut_vocabulary, keep_pieces, retokenizer
-from model import DistilledBert, Embedder
-from model.directory import Settings
-from model.files import InputError
+from shortstack.distillation.data.corpus import build_corpus
+from shortstack.distillation.data.labels import EVALUATION, label_corpus, sentences_of
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe, parse_vocabulary
+from shortstack.distillation.vocabulary import Pieces, check_vocabulary, cut_vocabulary, keep_pieces, retokenizer
+from shortstack.model import DistilledBert, Embedder
+from shortstack.model.directory import Settings
+from shortstack.model.files import InputError
 
 TEXT = english_sentences(300)
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

@@ -12,10 +12,10 @@ from processes import RunDirectory, assert_same_run, forked_ranks, train, write_
 from sentence_transformers import SentenceTransformer
 from tiny import english_sentences, make_bert_dir, make_family_dir
 
-from distillation import width
-from distillation.data.labels import LabelledSentences
-from distillation.width import important_units, keep_units, products
-from model import Embedder
+from shortstack.distillation import width
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.width import important_units, keep_units, products
+from shortstack.model import Embedder
 
 TEXT = english_sentences(100)
 

@@ -21,7 +21,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
-from model import Embedder
+from shortstack.model import Embedder
 
 
 def words(text: str) -> list[str]:

@@ -11,14 +11,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distillation.data.passages import ESTIMATE, Cutter
-from distillation.data.sentences import in_passages, read_sentences
-from distillation.data.sources import parse_source, split_marks, with_reading
-from distillation.memory import release_freed_memory
-from distillation.ranks import Ranks
-from distillation.recipe import Recipe
-from model.embedder import ROLES
-from model.files import InputError, atomic_path, errors_about, locked, read_json, remove_leftovers, write_json
+from shortstack.distillation.data.passages import ESTIMATE, Cutter
+from shortstack.distillation.data.sentences import in_passages, read_sentences
+from shortstack.distillation.data.sources import parse_source, split_marks, with_reading
+from shortstack.distillation.memory import release_freed_memory
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe
+from shortstack.model.embedder import ROLES
+from shortstack.model.files import (
+    InputError,
+    atomic_path,
+    errors_about,
+    locked,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 
 BATCH_ROWS = 16_384  # rows of every record batch but the last, so that a row's batch is its index divided by this
 GATHER_ROWS = 8 * BATCH_ROWS  # rows brought together in memory at a time when the corpus is written

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from distillation.data.batches import window_batches
-from distillation.data.corpus import Corpus
-from distillation.memory import release_freed_memory
-from distillation.prefetch import overlaps, prefetch
-from distillation.ranks import Ranks
-from distillation.recipe import Recipe
-from model import Embedder
-from model.embedder import ROLES
-from model.files import (
+from shortstack.distillation.data.batches import window_batches
+from shortstack.distillation.data.corpus import Corpus
+from shortstack.distillation.memory import release_freed_memory
+from shortstack.distillation.prefetch import overlaps, prefetch
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe
+from shortstack.model import Embedder
+from shortstack.model.embedder import ROLES
+from shortstack.model.files import (
     InputError,
     RunError,
     load_tensors,
@@ -36,7 +36,7 @@ from model.files import (
     sha256_of_tensors,
     write_json,
 )
-from model.tokens import Tokenized
+from shortstack.model.tokens import Tokenized
 
 EVALUATION = "evaluation"  # name of the one shard that holds the evaluation sentences
 

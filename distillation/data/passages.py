@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distillation.data.sources import suffix_of
-from model import Embedder
+from shortstack.distillation.data.sources import suffix_of
+from shortstack.model import Embedder
 
 MARKDOWN = (".md", ".markdown")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from distillation.data.passages import ESTIMATE, Cutter, is_cut, text_paragraphs
-from distillation.data.sources import (
+from shortstack.distillation.data.passages import ESTIMATE, Cutter, is_cut, text_paragraphs
+from shortstack.distillation.data.sources import (
     Source,
     parse_number,
     parse_source,
@@ -22,7 +22,7 @@ from distillation.data.sources import (
     read_source,
     split_marks,
 )
-from model.files import InputError
+from shortstack.model.files import InputError
 
 TEXT_COLUMN = re.compile(
     r"(sentence|text|anchor|positive|negative|query|question|answer|premise|hypothesis|caption|title|passage|document)"

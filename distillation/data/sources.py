@@ -32,7 +32,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from model.files import InputError
+from shortstack.model.files import InputError
 
 Row = dict[str, Any]
 LINE_LIMIT = 2**24  # bytes; a longer line is no text, and this bounds the memory that a corrupt file can ask for

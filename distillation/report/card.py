@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
 
-from distillation.data.sources import DATA_SUFFIXES, split_marks
-from distillation.report.run_files import ABOVE_ALL, RunFiles, SetResult
+from shortstack.distillation.data.sources import DATA_SUFFIXES, split_marks
+from shortstack.distillation.report.run_files import ABOVE_ALL, RunFiles, SetResult
 
 PREPARED = ("all-MiniLM-L6-v2", "all-mpnet-base-v2")  # sentence-transformers' own: English, Apache-2.0
 TEMPLATE = Path(__file__).with_name("card.md")

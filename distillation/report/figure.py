@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-from distillation.report.run_files import RunFiles, SetResult
+from shortstack.distillation.report.run_files import RunFiles, SetResult
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; report.html too
 STUDENT, TEACHER, LOST, GAINED = "#0072b2", "#e69f00", "#d55e00", "#009e73"

@@ -13,8 +13,8 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from matplotlib.transforms import BboxBase
 
-from distillation.report.figure import FAINT, INK, STYLE, say, shorten
-from distillation.report.run_files import RunFiles, read_object
+from shortstack.distillation.report.figure import FAINT, INK, STYLE, say, shorten
+from shortstack.distillation.report.run_files import RunFiles, read_object
 
 LABELS = {
     "search": "search: share of the teacher's nDCG@10",

@@ -8,8 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from distillation.recipe import metric_key
-from distillation.report.run_files import RunFiles
+from shortstack.distillation.recipe import metric_key
+from shortstack.distillation.report.run_files import RunFiles
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PLACE = "RUN_DATA"  # in the template, where the data goes

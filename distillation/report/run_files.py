@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from model.files import InputError, read_json
+from shortstack.model.files import InputError, read_json
 
 ABOVE_ALL = (
     "More than 100% is no mistake: Spearman compares with people's judgement, not with the teacher, and on words "

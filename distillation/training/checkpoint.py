@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from distillation.ranks import Ranks
-from distillation.training.meter import Meter
-from distillation.training.optimizer import StudentOptimizer
-from model.files import InputError, load_tensors, save_tensors
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.training.meter import Meter
+from shortstack.distillation.training.optimizer import StudentOptimizer
+from shortstack.model.files import InputError, load_tensors, save_tensors
 
 
 @dataclass

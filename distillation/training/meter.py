@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from distillation.data.batches import rank_share
-from distillation.data.labels import LabelledSentences
-from distillation.ranks import Ranks
+from shortstack.distillation.data.batches import rank_share
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.ranks import Ranks
 
 
 class Meter:

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from distillation.data.batches import rank_share
-from distillation.ranks import Ranks
-from distillation.recipe import Recipe
-from distillation.training.rows import BatchRows
-from model import Embedder
-from model.products import resolve_precision
-from model.tokens import Tokenized
+from shortstack.distillation.data.batches import rank_share
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.training.rows import BatchRows
+from shortstack.model import Embedder
+from shortstack.model.products import resolve_precision
+from shortstack.model.tokens import Tokenized
 
 
 class StudentOptimizer:

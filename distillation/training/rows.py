@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from model import PackedTokens
-from model.tokens import Tokenized, to_device
+from shortstack.model import PackedTokens
+from shortstack.model.tokens import Tokenized, to_device
 
 
 class BatchRows:

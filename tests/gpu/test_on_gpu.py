@@ -16,17 +16,17 @@ from devices import device_named
 from processes import RunDirectory, train, write_recipe
 from tiny import make_family_dir
 
-from benchmark.random_models import random_embedder
-from benchmark.timing import encoder_flops, products_of, seconds_of, training_step
-from distillation.command_line import explain_runtime_error
-from distillation.data.labels import LabelledSentences
-from distillation.ranks import Ranks
-from distillation.recipe import Recipe
-from distillation.training.optimizer import StudentOptimizer
-from model import Embedder
-from model.attention import attention
-from model.tokens import PackedTokens, Tokenized
-from train import train_step
+from shortstack.benchmark.random_models import random_embedder
+from shortstack.benchmark.timing import encoder_flops, products_of, seconds_of, training_step
+from shortstack.distillation.command_line import explain_runtime_error
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.training.optimizer import StudentOptimizer
+from shortstack.model import Embedder
+from shortstack.model.attention import attention
+from shortstack.model.tokens import PackedTokens, Tokenized
+from shortstack.train import train_step
 
 Record = Callable[..., None]
 STEPS = 12
