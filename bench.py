@@ -35,7 +35,9 @@ from shortstack.benchmark.sweep import sweep
 from shortstack.benchmark.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
 from shortstack.distillation.command_line import OneLineParser, run_command
 from shortstack.distillation.data.sentences import read_sentences
-from shortstack.distillation.recipe import overrides_for, read_recipe, run_directory
+from shortstack.distillation.recipe import overrides_for, read_recipe
+from shortstack.distillation.run import run_directory
+from shortstack.distillation.training.step import train_step
 from shortstack.evaluate import held_out_text
 from shortstack.model import Embedder
 from shortstack.model.directory import best_device
@@ -43,7 +45,6 @@ from shortstack.model.embedder import CPU_BATCH
 from shortstack.model.files import InputError, write_json
 from shortstack.model.pooling import Pooling
 from shortstack.model.products import cpu_has_bf16, cpu_has_int8, resolve_precision
-from shortstack.train import train_step
 
 HOST_BATCHES = [64, 512, 4096]  # sentences of the training steps that --host measures
 GPU_BATCH = 4096  # sentences to encode at a time at most; their tokens are bounded as well

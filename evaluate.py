@@ -24,7 +24,8 @@ from shortstack.distillation.data.passages import cutter_of
 from shortstack.distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, read_sentences, read_sts
 from shortstack.distillation.data.sources import split_marks
 from shortstack.distillation.ranks import Ranks
-from shortstack.distillation.recipe import overrides_for, read_recipe, run_directory
+from shortstack.distillation.recipe import overrides_for, read_recipe
+from shortstack.distillation.run import run_directory
 from shortstack.model import Embedder
 from shortstack.model.files import InputError, read_json, write_json
 from shortstack.model.tokens import Tokenized

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
@@ -39,74 +38,32 @@ from shortstack.distillation.data.corpus import Corpus, open_corpus
 from shortstack.distillation.data.labels import LabelledSentences, Labels, label_corpus, window_sizes
 from shortstack.distillation.data.passages import cutter_of
 from shortstack.distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, read_sts
-from shortstack.distillation.layer_search import search_layers
-from shortstack.distillation.losses import LOSSES
-from shortstack.distillation.memory import release_freed_memory
-from shortstack.distillation.prefetch import overlaps, prefetch
-from shortstack.distillation.projection import project_teacher
+from shortstack.distillation.host import overlaps, prefetch, release_freed_memory
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides
 from shortstack.distillation.run import Run
+from shortstack.distillation.student.dimensions import project_teacher
+from shortstack.distillation.student.layer_search import search_layers
+from shortstack.distillation.student.layers import choose_layers
+from shortstack.distillation.student.vocabulary import check_vocabulary, cut_vocabulary, is_cut_of, retokenizer
+from shortstack.distillation.student.width import check_width, important_units, keep_units
 from shortstack.distillation.training.checkpoint import Checkpoints, Progress
 from shortstack.distillation.training.meter import Meter
 from shortstack.distillation.training.optimizer import (
     StudentOptimizer,
     encoding_precision,
-    micro_batches,
     training_precision,
 )
-from shortstack.distillation.vocabulary import check_vocabulary, cut_vocabulary, is_cut_of, retokenizer
-from shortstack.distillation.width import check_width, important_units, keep_units
+from shortstack.distillation.training.step import train_step
 from shortstack.evaluate import evaluate, evaluate_quickly, table
 from shortstack.model import Embedder
 from shortstack.model.files import InputError, write_json, write_text
-from shortstack.model.layers import choose_layers
-from shortstack.model.products import dtype_of
-from shortstack.model.tokens import send
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "minilm-3.toml"
 # What may differ when a run is resumed: nothing that decides which steps are taken.
 FREE_TO_CHANGE = (
     "device", "output", "labels", "tokens_per_batch", "log_every", "save_every", "max_skipped_steps", "timeout", "name",
 )  # fmt: skip
-
-
-# -- one step --------------------------------------------------------------------------------------------------------
-
-
-def train_step(
-    network: nn.Module,
-    optimizer: StudentOptimizer,
-    batch: LabelledSentences,
-    recipe: Recipe,
-    ranks: Ranks,
-) -> torch.Tensor:
-    """Move the student's embeddings of one batch towards the teacher's.
-
-    Args:
-        network: the student in training mode, bare or in DistributedDataParallel.
-        optimizer: changes its weights.
-        batch: the whole batch, all ranks together, shortest sentences first.
-
-    Returns:
-        This rank's part of the batch's mean loss, () fp32 on the device.
-    """
-    half = dtype_of(recipe.precision)
-    batch_loss = torch.zeros((), device=ranks.device)
-    rows = optimizer.take_rows(batch.tokens)
-    for indices in micro_batches(network, len(batch), recipe.gradient_accumulation, ranks):
-        micro_batch = batch.take(indices)
-        tokens = rows.pack(micro_batch.tokens)
-        labels_Bd = send(micro_batch.labels, ranks.device).float()
-
-        with torch.autocast(ranks.device.type, half, enabled=half != torch.float32):
-            embeddings_Bd = network(tokens)
-        losses_B = LOSSES[recipe.loss](embeddings_Bd.float(), labels_Bd)
-        loss = losses_B.sum() * (ranks.world / len(batch))  # the ranks' gradients are averaged, not added up
-        optimizer.backward(loss)
-        batch_loss += loss.detach() / ranks.world
-    optimizer.step(rows)
-    return batch_loss
 
 
 def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:

@@ -21,8 +21,7 @@ from shortstack.benchmark.timing import (
 )
 from shortstack.distillation.data.corpus import build_corpus
 from shortstack.distillation.data.labels import label_corpus
-from shortstack.distillation.memory import release_freed_memory
-from shortstack.distillation.processes import in_a_process_of_its_own
+from shortstack.distillation.host import in_a_process_of_its_own, release_freed_memory
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.optimizer import training_precision

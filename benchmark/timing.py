@@ -12,7 +12,7 @@ import torch
 from transformers import PretrainedConfig
 
 from shortstack.distillation.data.labels import LabelledSentences
-from shortstack.distillation.processes import in_a_process_of_its_own
+from shortstack.distillation.host import in_a_process_of_its_own
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.optimizer import StudentOptimizer

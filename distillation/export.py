@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from shortstack.distillation.command_line import OneLineParser, run_command
-from shortstack.distillation.processes import in_a_process_of_its_own
+from shortstack.distillation.host import in_a_process_of_its_own
 from shortstack.distillation.router import export_router
 from shortstack.model import Embedder
 from shortstack.model.files import InputError, RunError, atomic_path, first_line

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from shortstack.distillation.losses import LOSSES
+from shortstack.distillation.student.layers import choose_layers
 from shortstack.model.files import InputError
-from shortstack.model.layers import choose_layers
 from shortstack.model.products import PRECISIONS
 
 RESERVED = (
@@ -196,12 +196,6 @@ def overrides_for(teacher: str, recipe: Recipe | None) -> dict[str, Any]:
 
 
 # -- reading and writing ---------------------------------------------------------------------------------------------
-
-
-def run_directory(model: str) -> Path | None:
-    """The run that a model directory belongs to: the directory above it, if there is a recipe in it."""
-    above = Path(model).parent
-    return above if Path(model).is_dir() and (above / "recipe.toml").is_file() else None
 
 
 def read_recipe(path: str | Path) -> Recipe:

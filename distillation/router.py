@@ -13,7 +13,8 @@ newer) over two whole model directories, `query` and `document`, each of which l
 import shutil
 from pathlib import Path
 
-from shortstack.distillation.recipe import overrides_for, read_recipe, run_directory
+from shortstack.distillation.recipe import overrides_for, read_recipe
+from shortstack.distillation.run import run_directory
 from shortstack.model import Embedder
 from shortstack.model.files import InputError, atomic_directory, check_replaceable, read_json, write_json
 

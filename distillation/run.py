@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 from shortstack.distillation.ranks import Ranks
@@ -143,3 +144,9 @@ class Run:
         if self._ranks.world > 1:
             return step % STOP_CHECK_EVERY == 0 and self._ranks.any(self._stop_signal != 0)
         return self._stop_signal != 0
+
+
+def run_directory(model: str) -> Path | None:
+    """The run that a model directory belongs to: the directory above it, if there is a recipe in it."""
+    above = Path(model).parent
+    return above if Path(model).is_dir() and (above / "recipe.toml").is_file() else None

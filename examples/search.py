@@ -17,7 +17,8 @@ import torch
 
 from shortstack.distillation.command_line import OneLineParser, run_command
 from shortstack.distillation.data.sentences import read_sentences
-from shortstack.distillation.recipe import overrides_for, read_recipe, run_directory
+from shortstack.distillation.recipe import overrides_for, read_recipe
+from shortstack.distillation.run import run_directory
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
 

@@ -16,9 +16,9 @@ from shortstack import bench
 from shortstack.benchmark import host, latency, peers, sweep, timing
 from shortstack.benchmark.random_models import random_embedder, random_sentences, shape_config
 from shortstack.benchmark.timing import encoder_flops
+from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
-from shortstack.train import train_step
 
 
 def test_bench_json_has_the_agreed_keys(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import english_sentences, load
 
-from shortstack.distillation.layer_search import linear_cka, search_layers
+from shortstack.distillation.student.layer_search import linear_cka, search_layers
 
 SENTENCES = english_sentences(60)
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shortstack.distillation.student.layers import EVERY, STRATEGIES, choose_layers
 from shortstack.model.files import InputError
-from shortstack.model.layers import EVERY, STRATEGIES, choose_layers
 
 
 @pytest.mark.parametrize(

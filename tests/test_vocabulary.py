@@ -21,7 +21,13 @@ from shortstack.distillation.data.corpus import build_corpus
 from shortstack.distillation.data.labels import EVALUATION, label_corpus, sentences_of
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe, parse_vocabulary
-from shortstack.distillation.vocabulary import Pieces, check_vocabulary, cut_vocabulary, keep_pieces, retokenizer
+from shortstack.distillation.student.vocabulary import (
+    Pieces,
+    check_vocabulary,
+    cut_vocabulary,
+    keep_pieces,
+    retokenizer,
+)
 from shortstack.model import DistilledBert, Embedder
 from shortstack.model.directory import Settings
 from shortstack.model.files import InputError

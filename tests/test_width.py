@@ -14,7 +14,7 @@ from tiny import english_sentences, make_bert_dir, make_family_dir
 
 from shortstack.distillation import width
 from shortstack.distillation.data.labels import LabelledSentences
-from shortstack.distillation.width import important_units, keep_units, products
+from shortstack.distillation.student.width import important_units, keep_units, products
 from shortstack.model import Embedder
 
 TEXT = english_sentences(100)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from shortstack.distillation.data.passages import ESTIMATE, Cutter
 from shortstack.distillation.data.sentences import in_passages, read_sentences
 from shortstack.distillation.data.sources import parse_source, split_marks, with_reading
-from shortstack.distillation.memory import release_freed_memory
+from shortstack.distillation.host import release_freed_memory
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.model.embedder import ROLES

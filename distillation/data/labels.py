@@ -20,8 +20,7 @@ from tqdm.auto import tqdm
 
 from shortstack.distillation.data.batches import window_batches
 from shortstack.distillation.data.corpus import Corpus
-from shortstack.distillation.memory import release_freed_memory
-from shortstack.distillation.prefetch import overlaps, prefetch
+from shortstack.distillation.host import overlaps, prefetch, release_freed_memory
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.model import Embedder

@@ -23,10 +23,10 @@ from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.optimizer import StudentOptimizer
+from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
 from shortstack.model.attention import attention
 from shortstack.model.tokens import PackedTokens, Tokenized
-from shortstack.train import train_step
 
 Record = Callable[..., None]
 STEPS = 12

@@ -8,7 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tiny import english_sentences, load, make_bert_dir
 
-from shortstack.distillation.projection import project_teacher
+from shortstack.distillation.student.dimensions import project_teacher
 from shortstack.model.files import InputError, read_json
 
 SENTENCES = english_sentences(200)

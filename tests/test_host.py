@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from shortstack.distillation.prefetch import prefetch
+from shortstack.distillation.host import prefetch
 from shortstack.model.files import InputError
 
 

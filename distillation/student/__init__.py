@@ -1,0 +1,1 @@
+"""The student: which layers, how wide, which vocabulary, how many dimensions."""
