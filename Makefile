@@ -45,11 +45,11 @@ $(VENV)/installed: setup.cfg constraints.txt
 		test -x $(PY) || $(PYTHON) -m venv $(VENV); \
 		cp constraints.txt $(VENV)/constraints.txt; \
 	fi
-	$(PY) -m pip install --quiet -c $(VENV)/constraints.txt -e .
+	$(PY) -m pip install --quiet -c $(VENV)/constraints.txt -e '.[train]'
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(PY) -m pip install --quiet -c $(VENV)/constraints.txt -e '.[test]'
+	$(PY) -m pip install --quiet -c $(VENV)/constraints.txt -e '.[train,test]'
 	@touch $@
 
 clean:

@@ -1,0 +1,52 @@
+"""One command for all: `shortstack train`, `shortstack evaluate` and so on, the same as the scripts of a checkout."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "prepare": ("shortstack.distillation.prepare.__main__", "fetch the default's teacher and text into assets/"),
+    "train": ("shortstack.train", "train a student, evaluate and save it in runs/NAME"),
+    "evaluate": ("shortstack.evaluate", "what a student keeps: STS, search, distance to the teacher"),
+    "bench": ("shortstack.bench", "what it wins: sentences a second"),
+    "report": ("shortstack.distillation.report.__main__", "figure, page and model card of a run"),
+    "export": ("shortstack.distillation.export", "ONNX and OpenVINO files of a model"),
+}
+USAGE = "\n".join(
+    [
+        "usage: shortstack COMMAND ...      (shortstack COMMAND --help says more)",
+        "",
+        *(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()),
+    ]
+)
+
+
+def main() -> None:
+    """Run the command that the first argument names; exit status 2 where there is none of that name."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(USAGE)
+        return
+    if name == "--version":
+        print(importlib.import_module("shortstack").__version__)
+        return
+    if name not in COMMANDS:
+        sys.exit(_wrong(f"there is no command {name!r}; it is one of {', '.join(COMMANDS)}"))
+    sys.argv = [f"shortstack {name}", *arguments]
+    try:
+        command = importlib.import_module(COMMANDS[name][0])
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "shortstack":
+            raise
+        sys.exit(_wrong(f"{error.name} is not installed; pip install 'shortstack-embeddings[train]'"))
+    from shortstack.distillation.command_line import run_command
+
+    run_command(command.main)
+
+
+def _wrong(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()
