@@ -15,9 +15,23 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 FORMAT = {"format": "pt"}  # what transformers looks for in a safetensors file
+DTYPES = {  # the format's names of the types that we write
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+# Names under which processes leave what they had not finished: ours; and those of safetensors 0.8, which wrote through
+# a file of its own.
+LEFTOVER = re.compile(r"\..*\.tmp|\.tmp[A-Za-z0-9]{6}")
 
 
 class InputError(ValueError):
@@ -90,7 +104,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     temporary = temporary_beside(path)
     try:
         with errors_about(path, temporary):
-            temporary.touch(0o644, exist_ok=False)
+            temporary.touch(exist_ok=False)
             yield temporary
             flush_to_disk(temporary)
             os.replace(temporary, path)
@@ -130,6 +144,8 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file") from None
+    except PermissionError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({first_line(error)})") from None
 
@@ -146,7 +162,7 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
     old = temporary.with_suffix(".old")
     try:
         with errors_about(path, temporary):
-            temporary.mkdir(0o755)
+            temporary.mkdir()
             yield temporary
             for file in [temporary, *temporary.rglob("*")]:
                 flush_to_disk(file)
@@ -190,7 +206,9 @@ def remove_leftovers(directory: Path, older_than: float = 0.0) -> None:
         directory: where; unless the caller holds its lock, others may be at work in it.
         older_than: seconds since a file was last written to, which keeps those of others safe.
     """
-    for path in directory.glob(".*.tmp"):
+    for path in directory.glob(".*"):
+        if not LEFTOVER.fullmatch(path.name):
+            continue
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime < older_than:
                 continue
@@ -212,7 +230,7 @@ def sha256_of_tensors(tensors: dict[str, torch.Tensor], extra: str = "") -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
 
 
@@ -222,7 +240,38 @@ def save_tensors(path: Path | str, tensors: dict[str, torch.Tensor], state: Any 
     text = json.dumps(state)
     metadata = FORMAT | {"state": text, "sha256": sha256_of_tensors(tensors, text)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        write_safetensors(tensors, temporary, metadata)
+
+
+def write_safetensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a file in the safetensors format: the same bytes for the same content, one tensor at a time.
+
+    The library's own writer puts the metadata in another order each time, and makes a second temporary file.
+
+    Args:
+        tensors: contiguous, on the CPU.
+        path: the file.
+        metadata: texts by name, for the header.
+    """
+    # As the library does: the largest elements first, so that each tensor starts at a multiple of its element's size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in names:
+        start, end = end, end + tensors[name].nbytes
+        kind, shape = DTYPES[tensors[name].dtype], list(tensors[name].shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(bytes_of(tensors[name]))
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """A contiguous CPU tensor's bytes, without a copy."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def load_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], Any]:
@@ -234,6 +283,8 @@ def load_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], Any]:
         InputError: the file is missing, truncated, not safetensors, or its checksum does not match.
     """
     try:
+        with open(path, "rb"):  # safe_open says "no such file" of any that it may not read
+            pass
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -241,6 +292,8 @@ def load_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], Any]:
         state = json.loads(metadata["state"]) if ours else None
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: no such file") from None
+    except PermissionError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from None
     except Exception as error:  # safetensors' own, and torch's for a type or shape it does not know
         reason = first_line(error)
         raise InputError(f"{path}: truncated or not a safetensors file ({reason}); fetch or write it again") from None

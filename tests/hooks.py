@@ -106,15 +106,15 @@ def kill_after_calls(name: str, calls: int) -> None:
 
 def kill_while_writing(name: str, share: float, earlier: int = 0) -> None:
     """SIGKILL when this share of a tensor file is written: the next whose name holds `name` after some `earlier`."""
-    real, count = files.save_file, itertools.count()
+    real, count = files.write_safetensors, itertools.count()
 
     def dying(tensors: Any, path: Path, metadata: Any) -> None:
-        real(tensors, path, metadata=metadata)
+        real(tensors, path, metadata)
         if name in path.name and next(count) == earlier:
             os.truncate(path, int(share * path.stat().st_size))
             die()
 
-    files.save_file = dying
+    files.write_safetensors = dying
 
 
 def signal_at_step(number: int, step: int, times: int = 1) -> None:

@@ -23,6 +23,7 @@ from shortstack.model.files import (
     atomic_path,
     load_tensors,
     read_json,
+    remove_leftovers,
     save_tensors,
     sha256_of_file,
     sha256_of_tensors,
@@ -40,7 +41,7 @@ def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
     assert read_json(path) == {"é": [1, None]}
     write_text(path, "other")
     assert contents(path.parent) == {"a.json": b"other"}
-    assert path.stat().st_mode & 0o777 == 0o644 & ~current_umask()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
 
 
 def current_umask() -> int:
@@ -298,6 +299,73 @@ def test_flipped_bits_and_cuts_are_noticed(tmp_path_factory: pytest.TempPathFact
     assert state in ({"step": 3}, None)
     assert tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in TENSORS.items())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_a_tensor_file_has_the_mode_that_the_umask_asks_for(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_tensors(tmp_path / "a", TENSORS)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_tensor_files_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+    """In whatever order the tensors come; and safetensors itself reads them, none starting at an odd place."""
+    from safetensors.torch import load
+
+    contents = set()
+    for number, names in enumerate((list(TENSORS), list(TENSORS)[::-1])):
+        save_tensors(tmp_path / str(number), {name: TENSORS[name] for name in names}, {"step": 3})
+        contents.add((tmp_path / str(number)).read_bytes())
+    [content] = contents
+    read = load(content)
+    assert all(torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype for name, tensor in TENSORS.items())
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    for name, tensor in TENSORS.items():
+        assert (8 + size + header[name]["data_offsets"][0]) % tensor.element_size() == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's address space")
+def test_writing_tensors_takes_no_memory_of_their_size(tmp_path: Path) -> None:
+    def write() -> None:
+        tensors = {str(number): torch.ones(8, 1 << 20) for number in range(4)}  # 128 MiB
+        save_tensors(tmp_path / "warm", {"a": torch.ones(1)})
+        status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+        limit = (int(status["VmSize"].split()[0]) << 10) + (48 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        save_tensors(tmp_path / "a", tensors)
+
+    status, errors = in_child(write, tmp_path / "errors")
+    assert status == 0, errors
+
+
+def test_leftovers_of_ours_and_of_older_versions_are_removed(tmp_path: Path) -> None:
+    for name in (".a.txt.0123abcd.tmp", ".tmpAb3xY9", ".hidden", ".tmp", ".tmp-of-yours", "a.tmp"):
+        (tmp_path / name).write_text("x")
+    remove_leftovers(tmp_path, older_than=3600)
+    assert len(contents(tmp_path)) == 6
+    remove_leftovers(tmp_path)
+    assert contents(tmp_path).keys() == {".hidden", ".tmp", ".tmp-of-yours", "a.tmp"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_a_file_that_may_not_be_read_is_not_called_missing(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "tensors", TENSORS)
+    write_json(tmp_path / "json", {})
+    tmp_path.chmod(0o755)
+    for read, name in ((load_tensors, "tensors"), (read_json, "json")):
+        (tmp_path / name).chmod(0o600)
+
+        def forbidden(read: Callable = read, name: str = name) -> None:
+            os.chdir(tmp_path)
+            os.seteuid(65534)
+            run_command(lambda: read(name))
+
+        status, line = in_child(forbidden, tmp_path / "errors")
+        assert (status, line) == (2, f"error: {name}: can't be read (Permission denied)\n")
 
 
 def test_safetensors_of_others_have_no_state(tmp_path: Path) -> None:
