@@ -49,6 +49,7 @@ class Settings:
         prompts: texts to put before a sentence, by name, such as {"query": "Represent this sentence: "}.
         default_prompt_name: the prompt of `encode` where none is named.
         similarity_fn_name: the similarity other tools should use by default; handed on.
+        truncate_dim: leading dimensions that an embedding is cut to, last of all; None for all.
         origin: the name or directory the model was loaded from.
         notes: defaults that were taken because the directory said nothing.
     """
@@ -60,6 +61,7 @@ class Settings:
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
     similarity_fn_name: str = "cosine"
+    truncate_dim: int | None = None
     origin: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -314,7 +316,7 @@ def read_pooling(modules: dict[str, Path], settings: Settings) -> None:
 def read_lengths_and_prompts(
     directory: Path, folder: Path, settings: Settings, longest: int, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Set maximum length, lower-casing, prompts and similarity from the sentence-transformers config files.
+    """Set maximum length, lower-casing, prompts, similarity and truncation from the sentence-transformers config files.
 
     Raises:
         InputError: a value that makes no sense, or a setting that would change the embeddings and is not supported.
@@ -322,7 +324,7 @@ def read_lengths_and_prompts(
     transformer = read_object(folder / "sentence_bert_config.json", optional=True)
     path = directory / "config_sentence_transformers.json"
     whole = read_object(path, optional=True)
-    for key in ("processing_kwargs", "tokenizer_name_or_path", "truncate_dim"):
+    for key in ("processing_kwargs", "tokenizer_name_or_path"):
         if (transformer | whole).get(key):
             raise InputError(f"{directory}: {key} in its sentence-transformers config is not supported")
     limit = transformer.get("max_seq_length")
@@ -338,6 +340,10 @@ def read_lengths_and_prompts(
         raise InputError(f"{path}: default_prompt_name {default!r} is not among the prompts")
     if not isinstance(similarity, str):
         raise InputError(f"{path}: similarity_fn_name must be a name, got {similarity!r}")
+    cut = whole.get("truncate_dim")
+    if cut is not None and (type(cut) is not int or cut < 1):
+        raise InputError(f"{path}: truncate_dim must be a whole number of at least 1, got {cut!r}")
+    settings.truncate_dim = cut
     settings.max_length = min(limit, longest)
     settings.lowercase = bool(transformer.get("do_lower_case"))
     settings.prompts = {name: text or "" for name, text in prompts.items()}
@@ -408,8 +414,7 @@ def write_model(parts: Parts, path: Path, model_card: str | None) -> None:
         save_tensors(directory / "model.safetensors", bert.state_dict())
         if calibration is not None:
             save_tensors(directory / CALIBRATION_FILE, tensors_of(calibration))
-        tokenizer.model_max_length = settings.max_length
-        tokenizer.save_pretrained(directory)
+        write_tokenizer(tokenizer, settings.max_length, directory)
         modules = ["Transformer", "Pooling"]
         modules += ["Dense"] if dense is not None else []
         modules += ["Normalize"] if settings.normalize else []
@@ -423,16 +428,30 @@ def write_model(parts: Parts, path: Path, model_card: str | None) -> None:
             write_dense(dense, activation, directory / "2_Dense")
         if settings.normalize:
             write_json(directory / f"{modules.index('Normalize')}_Normalize" / "config.json", {})
-        write_json(
-            directory / "config_sentence_transformers.json",
-            {
-                "__version__": {"transformers": transformers.__version__, "pytorch": torch.__version__},
-                "prompts": settings.prompts,
-                "default_prompt_name": settings.default_prompt_name,
-                "similarity_fn_name": settings.similarity_fn_name,
-            },
-        )
+        write_json(directory / "config_sentence_transformers.json", library_config(settings))
         write_text(directory / "README.md", model_card or f"# A sentence embedder from {settings.origin}\n")
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerFast, max_length: int, directory: Path) -> None:
+    """The tokenizer's files. fastembed takes the smaller of two lengths, of which transformers keeps only one up to
+    date, and older loaders read the special tokens from a file that transformers 5 no longer writes."""
+    tokenizer.model_max_length = max_length
+    tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    values = read_object(path)
+    write_json(path, values | {key: max_length for key in ("max_length", "model_max_length") if key in values})
+    write_json(directory / "special_tokens_map.json", tokenizer.special_tokens_map)
+
+
+def library_config(settings: Settings) -> dict[str, Any]:
+    """config_sentence_transformers.json."""
+    return {
+        "model_type": "SentenceTransformer",
+        "__version__": {"transformers": transformers.__version__, "pytorch": torch.__version__},
+        "prompts": settings.prompts,
+        "default_prompt_name": settings.default_prompt_name,
+        "similarity_fn_name": settings.similarity_fn_name,
+    } | ({} if settings.truncate_dim is None else {"truncate_dim": settings.truncate_dim})
 
 
 def sentence_bert_config(settings: Settings) -> dict[str, Any]:

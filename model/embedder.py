@@ -178,7 +178,8 @@ class Embedder(nn.Module):
     @property
     def dimensions(self) -> int:
         """Length of an embedding."""
-        return self.dense.out_features if self.dense is not None else self.bert.config.hidden_size
+        whole = self.dense.out_features if self.dense is not None else self.bert.config.hidden_size
+        return min(whole, self.settings.truncate_dim or whole)
 
     # -- tokens ------------------------------------------------------------------------------------------------------
 
@@ -204,11 +205,12 @@ class Embedder(nn.Module):
         return self.finish(pool(hidden, rows.groups, self.settings.pooling))
 
     def finish(self, pooled_BD: torch.Tensor) -> torch.Tensor:
-        """Pooled vectors (B, D) to embeddings (B, dimensions): dense layer and normalisation, where there are."""
+        """Pooled vectors (B, D) to embeddings (B, dimensions): dense layer, normalisation and truncation, where there are."""
         if self.dense is not None:
             with torch.autocast(pooled_BD.device.type, enabled=False):  # in fp32, in training too
                 pooled_BD = getattr(nn, self.dense_activation)()(self.dense(pooled_BD))
-        return F.normalize(pooled_BD, dim=-1) if self.settings.normalize else pooled_BD
+        embeddings = F.normalize(pooled_BD, dim=-1) if self.settings.normalize else pooled_BD
+        return embeddings[:, : self.settings.truncate_dim]
 
     # -- encode ------------------------------------------------------------------------------------------------------
 
