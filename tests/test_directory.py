@@ -432,7 +432,8 @@ WRONG: dict[str, list[tuple[Any, str]]] = {  # by file: fields that are set, or 
         ({"default_prompt_name": "query"}, "default_prompt_name 'query' is not among the prompts"),
         ({"default_prompt_name": ["query"]}, "default_prompt_name"),
         ({"similarity_fn_name": {"a": 1}}, "similarity_fn_name must be a name"),
-        ({"truncate_dim": 16}, "truncate_dim in its sentence-transformers config is not supported"),
+        ({"truncate_dim": 0}, "truncate_dim must be a whole number of at least 1, got 0"),
+        ({"truncate_dim": "16"}, "truncate_dim must be a whole number of at least 1, got '16'"),
     ],
 }
 
@@ -519,6 +520,18 @@ def test_maximum_length_from_the_tokenizer(model_copy: Path) -> None:
     refused(model_copy, "model_max_length in tokenizer_config.json")
 
 
+def test_embeddings_are_cut_where_the_model_says_so(model_copy: Path, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    edit(model_copy / "config_sentence_transformers.json", truncate_dim=7)
+    student = load(model_copy)
+    assert student.dimensions == 7
+    student.save(tmp_path / "again")
+    for directory in (model_copy, tmp_path / "again"):
+        theirs = sentence_transformers.SentenceTransformer(str(directory), device="cpu").encode(TEXTS)
+        assert theirs.shape[1] == 7
+        np.testing.assert_allclose(load(directory).encode(TEXTS), theirs, atol=1e-5)
+
+
 def test_prompts_may_be_empty(model_copy: Path) -> None:
     text = '{"prompts": {"query": null, "passage": "p: "}, "similarity_fn_name": null}'
     (model_copy / "config_sentence_transformers.json").write_text(text)
@@ -540,6 +553,18 @@ def test_a_model_is_replaced_by_another(tiny_model_dir: Path, tmp_path: Path, wa
     assert_loads(place, wanted)
     assert not (place / "onnx").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_every_file_says_the_same_maximum_length(model_copy: Path, tmp_path: Path) -> None:
+    """fastembed reads the smaller of the tokenizer's two lengths, of which transformers keeps one up to date."""
+    edit(model_copy / "tokenizer_config.json", max_length=5, model_max_length=512)
+    load(model_copy).save(tmp_path / "again")
+    values = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert values["max_length"] == values["model_max_length"] == load(model_copy).settings.max_length == 64
+    special = json.loads((tmp_path / "again" / "special_tokens_map.json").read_text())
+    assert special["cls_token"] == "[CLS]" and special["pad_token"] == "[PAD]"
+    library = json.loads((tmp_path / "again" / "config_sentence_transformers.json").read_text())
+    assert library["model_type"] == "SentenceTransformer"
 
 
 def test_a_model_is_saved_over_its_own_source(model_copy: Path, wanted: np.ndarray) -> None:

@@ -299,7 +299,8 @@ def fingerprint_parts(teacher: Embedder, corpus: Corpus, recipe: Recipe) -> dict
     return {
         "teacher": weights,
         "sentences": corpus.fingerprint,
-        "pooling": f"{settings.pooling}, normalize {settings.normalize}, dense {teacher.dense_activation}",
+        "pooling": f"{settings.pooling}, normalize {settings.normalize}, dense {teacher.dense_activation}"
+        + (f", cut to {settings.truncate_dim}" if settings.truncate_dim else ""),
         "max_length": f"{settings.max_length}, lowercase {settings.lowercase}",
         "prompts": [teacher.role_prompt(role) for role in ROLES],
         "precision": f"computed in {teacher.precision}, stored in {recipe.label_precision}",

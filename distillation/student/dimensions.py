@@ -31,6 +31,8 @@ def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int
     """
     if teacher.dense is not None:
         raise InputError("dimensions: the teacher has a dense layer of its own; leave dimensions at 0")
+    if teacher.settings.truncate_dim:
+        raise InputError("dimensions: the teacher's embeddings are cut by its truncate_dim; leave dimensions at 0")
     if not 0 < dimensions < teacher.dimensions:
         raise InputError(f"dimensions: {dimensions} must be below the teacher's {teacher.dimensions}")
     embeddings = torch.as_tensor(teacher.encode(sentences, prompt="", convert_to_tensor=True)).double()
