@@ -3,10 +3,13 @@
     python -m distillation.export runs/minilm-3/model
     python -m distillation.export runs/minilm-3/model --router    # student and teacher as a pair; see router.py
 
-It writes, under the names that `SentenceTransformer(MODEL, backend=...)` looks for:
+It writes, under the names that `SentenceTransformer(MODEL, backend=...)` and transformers.js look for:
 
     onnx/model.onnx                               fp32
     onnx/model_qint8_avx512_vnni.onnx             int8, activations quantised as they come
+    onnx/model_qint8_arm64.onnx                   the same file
+    onnx/model_quantized.onnx                     the same file: what transformers.js loads for dtype "q8"
+    onnx/model_quint8_avx2.onnx                   int8 with unsigned weights
     openvino/openvino_model.xml                   fp32
     openvino/openvino_model_qint8_quantized.xml   int8, calibrated on the text in the package
 
@@ -23,6 +26,7 @@ import importlib.util
 import io
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -46,6 +50,8 @@ from shortstack.model.pooling import Pooling
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPENVINO_PACKAGES = ("openvino", "nncf")
 ONNX, ONNX_INT8 = "onnx/model.onnx", "onnx/model_qint8_avx512_vnni.onnx"
+ONNX_UNSIGNED = "onnx/model_quint8_avx2.onnx"
+ONNX_INT8_NAMES = ("onnx/model_qint8_arm64.onnx", "onnx/model_quantized.onnx")  # other names of ONNX_INT8
 OPENVINO, OPENVINO_INT8 = "openvino/openvino_model.xml", "openvino/openvino_model_qint8_quantized.xml"
 FP32_TOLERANCE = 1e-4  # largest difference of a number, embeddings being near 1 in length
 INT8_COSINE = 0.99  # smallest mean cosine similarity to our embeddings
@@ -125,8 +131,8 @@ def write_fp32(embedder: Embedder, path: Path) -> float:
         return check_fp32(path, run_onnx(temporary, embedder), embedder)
 
 
-def write_int8(embedder: Embedder, fp32_path: Path, path: Path) -> float:
-    """Write the graph with weights in int8 and activations that are quantised as they come.
+def write_int8(embedder: Embedder, fp32_path: Path, path: Path, signed: bool = True) -> float:
+    """Write the graph with weights in int8, signed or not, and activations that are quantised as they come.
 
     Returns:
         The mean cosine similarity between its sentence embeddings and ours.
@@ -143,7 +149,7 @@ def write_int8(embedder: Embedder, fp32_path: Path, path: Path) -> float:
                 temporary,
                 op_types_to_quantize=["MatMul", "Gather"],  # products with weights, and the embedding tables
                 per_channel=True,
-                weight_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8 if signed else QuantType.QUInt8,
                 reduce_range=True,  # 7 bits: sums of 8-bit products overflow on CPUs without VNNI
             )
         return check_int8(path, run_onnx(temporary, embedder), embedder)
@@ -275,6 +281,12 @@ def export(model: str, output: Path | None = None) -> None:
     report(fp32, f"embeddings within {write_fp32(embedder, fp32):.0e}")
     int8 = directory / ONNX_INT8
     report(int8, f"mean cosine similarity {write_int8(embedder, fp32, int8):.4f}")
+    for name in ONNX_INT8_NAMES:
+        with atomic_path(directory / name) as temporary:
+            shutil.copy(int8, temporary)
+    print(f"{' and '.join(str(directory / name) for name in ONNX_INT8_NAMES)}: the same file")
+    unsigned = directory / ONNX_UNSIGNED
+    report(unsigned, f"mean cosine similarity {write_int8(embedder, fp32, unsigned, signed=False):.4f}")
     missing = [name for name in OPENVINO_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         names = " and ".join(missing)

@@ -77,7 +77,7 @@ def test_last_hidden_state_are_the_last_layers(exported: Path) -> None:
 
 
 def test_the_graph_has_the_promised_face(exported: Path) -> None:
-    for name in (module.ONNX, module.ONNX_INT8):
+    for name in (module.ONNX, module.ONNX_INT8, module.ONNX_UNSIGNED):
         graph = onnx.load(exported / name)
         onnx.checker.check_model(graph, full_check=True)
         shapes = {
@@ -93,12 +93,17 @@ def test_the_graph_has_the_promised_face(exported: Path) -> None:
             "last_hidden_state": [*batch, hidden],
             "sentence_embedding": ["batch", embedder.dimensions],
         }
-    names = ["model.onnx", "model_qint8_avx512_vnni.onnx"]  # sentence-transformers looks for these
-    assert sorted(path.name for path in (exported / "onnx").iterdir()) == names
+    assert sorted(path.name for path in (exported / "onnx").iterdir()) == [
+        "model.onnx",  # sentence-transformers and transformers.js look for these
+        "model_qint8_arm64.onnx", "model_qint8_avx512_vnni.onnx", "model_quantized.onnx", "model_quint8_avx2.onnx",
+    ]  # fmt: skip
+    for name in module.ONNX_INT8_NAMES:
+        assert (exported / name).read_bytes() == (exported / module.ONNX_INT8).read_bytes()
 
 
-def test_int8_is_near_and_its_weights_are_int8(exported: Path) -> None:
-    embedder, path = load(exported), exported / module.ONNX_INT8
+@pytest.mark.parametrize("name, kinds", [(module.ONNX_INT8, {"INT8", "UINT8"}), (module.ONNX_UNSIGNED, {"UINT8"})])
+def test_int8_is_near_and_its_weights_are_int8(exported: Path, name: str, kinds: set[str]) -> None:
+    embedder, path = load(exported), exported / name
     found, _ = run_file(path, inputs_of(embedder, SENTENCES))
     cosines = F.cosine_similarity(torch.from_numpy(found), torch.as_tensor(embedder.encode(SENTENCES)))
     assert cosines.mean() > 0.99 and cosines.min() > 0.97
@@ -107,7 +112,7 @@ def test_int8_is_near_and_its_weights_are_int8(exported: Path) -> None:
     assert Counter(node.op_type for node in graph.node)["MatMulInteger"] == products
     matrices = [weight for weight in graph.initializer if len(weight.dims) == 2 and min(weight.dims) > 1]
     types = {onnx.TensorProto.DataType.Name(weight.data_type) for weight in matrices}
-    assert types == {"INT8", "UINT8"}  # of products, and of the embedding tables
+    assert types == kinds  # of products, and of the embedding tables
     assert path.stat().st_size < 0.75 * (exported / "onnx" / "model.onnx").stat().st_size
 
 
@@ -238,13 +243,15 @@ def test_the_command(
     call(module.main, tiny, "--output", tmp_path / "out")
     printed = capfd.readouterr()
     lines = printed.out.splitlines()
-    assert len(lines) == 3 and printed.err == ""
+    assert len(lines) == 5 and printed.err == ""
     assert (
         lines[0].startswith(f"{tmp_path / 'out' / 'onnx' / 'model.onnx'}: ") and " MB, embeddings within " in lines[0]
     )
     assert lines[1].startswith(f"{tmp_path / 'out' / module.ONNX_INT8}: ") and re.search(
         r" MB, mean cosine similarity (0.99..|1.0000)$", lines[1]
     )
-    assert lines[2].startswith("OpenVINO's files are left out without no_openvino: pip install")
+    assert "model_qint8_arm64.onnx" in lines[2] and lines[2].endswith("model_quantized.onnx: the same file")
+    assert lines[3].startswith(f"{tmp_path / 'out' / module.ONNX_UNSIGNED}: ")
+    assert lines[4].startswith("OpenVINO's files are left out without no_openvino: pip install")
     assert not (tiny / "onnx").exists()
     assert refusal(module.main) == "error: the following arguments are required: MODEL; see --help"
