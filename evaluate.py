@@ -21,8 +21,9 @@ from scipy import stats
 from shortstack.distillation.command_line import OneLineParser, named_sources, run_command
 from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.data.passages import cutter_of
-from shortstack.distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, read_sentences, read_sts
+from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.data.sources import split_marks
+from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs, read_retrieval, read_sts
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import overrides_for, read_recipe
 from shortstack.distillation.run import run_directory

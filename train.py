@@ -37,7 +37,7 @@ from shortstack.distillation.data.batches import smallest_batch
 from shortstack.distillation.data.corpus import Corpus, open_corpus
 from shortstack.distillation.data.labels import LabelledSentences, Labels, label_corpus, window_sizes
 from shortstack.distillation.data.passages import cutter_of
-from shortstack.distillation.data.sentences import RetrievalSet, StsPairs, read_retrieval, read_sts
+from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs, read_retrieval, read_sts
 from shortstack.distillation.host import overlaps, prefetch, release_freed_memory
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides

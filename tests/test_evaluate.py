@@ -22,7 +22,7 @@ from tiny import english_sentences, load, make_bert_dir, peer, put
 
 from shortstack import evaluate as module
 from shortstack.distillation.data.labels import LabelledSentences
-from shortstack.distillation.data.sentences import RetrievalSet, StsPairs
+from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs
 from shortstack.distillation.recipe import Recipe, recipe_text
 from shortstack.evaluate import (
     MEASURES,

@@ -7,7 +7,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from tiny import english_sentences
 
-from shortstack.distillation.data.sentences import StsPairs
+from shortstack.distillation.evaluation.sets import StsPairs
 from shortstack.evaluate import correlations, sts_similarities
 from shortstack.model import Embedder
 

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from shortstack.distillation.data.sentences import read_retrieval, read_sentences, read_sts
+from shortstack.distillation.data.sentences import read_sentences
+from shortstack.distillation.evaluation.sets import read_retrieval, read_sts
 from shortstack.distillation.prepare import fetch as module
 from shortstack.distillation.prepare import judged, mpnet, packages
 from shortstack.distillation.prepare.fetch import prepare

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import STS_BENCHMARK, parquet_bytes, put
 
-from shortstack.distillation.data.sentences import read_retrieval, read_sentences, read_sts
+from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.data.sources import parse_source
+from shortstack.distillation.evaluation.sets import read_retrieval, read_sts
 from shortstack.model.files import InputError
 
 # Similarity judgements
