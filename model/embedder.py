@@ -205,7 +205,7 @@ class Embedder(nn.Module):
         return self.finish(pool(hidden, rows.groups, self.settings.pooling))
 
     def finish(self, pooled_BD: torch.Tensor) -> torch.Tensor:
-        """Pooled vectors (B, D) to embeddings (B, dimensions): dense layer, normalisation and truncation, where there are."""
+        """Pooled vectors (B, D) to embeddings (B, dimensions): dense layer, norm and truncation, where there are."""
         if self.dense is not None:
             with torch.autocast(pooled_BD.device.type, enabled=False):  # in fp32, in training too
                 pooled_BD = getattr(nn, self.dense_activation)()(self.dense(pooled_BD))

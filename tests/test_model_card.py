@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
+from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 from test_report import BENCH, EVALUATION, correlations
 
-from shortstack.distillation.report.card import base_model_of, hub_name, markdown, model_card
+from shortstack.distillation.report.card import base_model_of, eval_result_files, hub_name, markdown, model_card
 from shortstack.distillation.report.run_files import RunFiles
 
 HOSTILE = (
@@ -77,7 +78,8 @@ def test_model_index_keeps_each_set_and_metric_apart(files: RunFiles) -> None:
         (result.dataset_name, result.dataset_type, result.dataset_split, result.metric_type): result.metric_value
         for result in front_matter(files).eval_results or []
     }
-    assert found == {
+    measures = {"cosine_ndcg@10": 0.36, "cosine_mrr@10": 0.6, "cosine_recall@1": 0.5, "cosine_found@10": 0.55}
+    assert found == {("captions", "captions", None, metric): value for metric, value in measures.items()} | {
         ("sts-dev", "owner/stsb", "validation", "pearson_cosine"): 0.83,
         ("sts-dev", "owner/stsb", "validation", "spearman_cosine"): 0.84,
         ("sts-test", "owner/stsb", "test", "pearson_cosine"): 0.79,
@@ -142,6 +144,7 @@ def test_license_of_the_embedded_default(files: RunFiles) -> None:
 
 def test_body_has_architecture_results_speed_data_and_versions(files: RunFiles) -> None:
     card = model_card(files)
+    assert 'Embedder.load("runs/tiny-2/model", precision="fp32")' in card
     for text in [
         "2 of the 6 layers of [owner/teacher-v1](https://huggingface.co/owner/teacher-v1)",
         "| Teacher's layers kept (from 0) | 0, 5 |",
@@ -164,17 +167,48 @@ def test_body_has_architecture_results_speed_data_and_versions(files: RunFiles) 
         assert text in card
 
 
-def test_every_hyperparameter_is_listed(files: RunFiles) -> None:
-    table = model_card(files).split("## Hyperparameters")[1].split("##")[0]
-    names = {line.split(" | ")[0].strip("| ").replace("\\", "") for line in table.splitlines()[4:]}
-    assert names - {""} == set(files.recipe) - {"versions"}
-    assert "| weight\\_decay | 0.0 |" in table
+def test_changed_settings_are_shown_and_all_are_folded(files: RunFiles) -> None:
+    changed, folded = model_card(files).split("## Settings")[1].split("## Citations")[0].split("<details>")
+
+    def names(table: str) -> set[str]:
+        cells = [line.split(" | ")[0].strip("| ").replace("\\", "") for line in table.splitlines() if " | " in line]
+        return set(cells) - {"Setting", "---", "Package", *files.versions}
+
+    assert names(folded) == set(files.recipe) - {"versions"}
+    assert names(changed) == {"name", "teacher", "layers", "sts", "learning_rate"}  # seed and others are the defaults
+    assert "| weight\\_decay | 0.0 |" in folded and "</details>" in folded
+
+
+def test_the_layers_are_the_teachers_own_also_through_a_chain_of_students(files: RunFiles) -> None:
+    assert "| Teacher's layers kept (from 0) | 0, 5 |" in model_card(files)
+    files.recipe |= {"start_from": "runs/minilm-4/model", "layers": [0, 1, 3]}
+    assert "| Layers of runs/minilm-4/model kept (from 0) | 0, 1, 3 |" in model_card(files)
+    files.data["teacher_layers"] = [0, 2, 5]
+    card = model_card(files)
+    assert "| Teacher's layers kept (from 0) | 0, 2, 5 |" in card and "Layers of runs" not in card
+
+
+def test_a_set_from_the_hub_gets_a_file_of_results_that_the_hub_reads(files: RunFiles) -> None:
+    texts = eval_result_files(files)
+    assert sorted(texts) == ["sts-dev.yaml", "sts-test.yaml"]  # the others are local files
+    (entry,) = parse_eval_result_entries(yaml.safe_load(texts["sts-test.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("owner/stsb", "default", 0.8)
+    assert entry.notes == "spearman_cosine, split test"
+
+
+def test_foreign_text_stays_text(files: RunFiles) -> None:
+    files.prompts = {"que`ry``<b>": "<script>x</script>"}
+    files.evaluation["retrieval"] = {"<i>mine</i>": EVALUATION["retrieval"]["captions"]}
+    files.evaluation["student"]["words"] = {}
+    card = model_card(files)
+    assert """``` model.encode(queries, prompt_name="que`ry``<b>") ```""" in card
+    assert "<script>" not in card and "<i>" not in card.split("---", 2)[2]
 
 
 @pytest.mark.parametrize("model_id", [None, "me/tiny-2", 'a "quoted" \\ path'])
 def test_usage_is_valid_python_that_loads_the_model(files: RunFiles, model_id: str | None) -> None:
     blocks = re.findall(r"```python\n(.*?)```", model_card(files, model_id), re.DOTALL)
-    assert [block.split(" import ")[0] for block in blocks] == ["from sentence_transformers", "from model"]
+    assert [block.split(" import ")[0] for block in blocks] == ["from sentence_transformers", "from shortstack"]
     for block in blocks:
         assert (model_id or "runs/tiny-2/model") in compile(block, "usage", "exec").co_consts
 

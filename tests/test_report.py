@@ -62,8 +62,12 @@ EVALUATION: dict[str, Any] = {
     "difference": {"sts-dev": {"spearman": -0.02, "interval": [-0.03, -0.01], "clear": True}},
     "retrieval": {
         "captions": {
-            who: {"mrr@10": 0.6, "ndcg@10": value, "recall@1": 0.5, "interval": [value - 0.05, value + 0.04]}
-            for who, value in (("student", 0.36), ("teacher", 0.45), ("asymmetric", 0.405))
+            who: {"mrr@10": 0.6, "ndcg@10": value, "recall@1": 0.5, "interval": [value - 0.05, value + 0.04]} | found
+            for who, value, found in (
+                ("student", 0.36, {"found@10": 0.55, "found@10_interval": [0.5, 0.6]}),
+                ("teacher", 0.45, {}),
+                ("asymmetric", 0.405, {"found@10": 0.65, "found@10_interval": [0.6, 0.7]}),
+            )
         }
     },
     "overlap": {
@@ -197,9 +201,9 @@ def test_the_frontier_has_each_student_in_each_precision_and_each_teacher_once(
     picture = tmp_path / "frontier.png"
     monkeypatch.setattr(sys, "argv", ["report", str(paths[0]), str(paths[2]), "--frontier", str(picture)])
     main()
-    row = "| one | all-MiniLM-L6-v2 | 2 of 6 | 16 | 8,000 | 8 | bf16 | 6 | 2,000 | 80.0% | 50.0% |"
+    row = "| one | all-MiniLM-L6-v2 | 2 of 6 | 16 | 8,000 | 8 | bf16 | 6 | 2,000 | 55.0% | 80.0% | 50.0% |"
     assert row in capsys.readouterr().out.splitlines()
-    assert matplotlib.image.imread(picture).shape[:2] == (1200, 1600)
+    assert matplotlib.image.imread(picture).shape[:2] == (1800, 1600)  # found@10, nDCG@10 and Spearman
 
 
 def test_the_frontier_is_what_no_other_beats_in_both() -> None:
@@ -278,19 +282,30 @@ def bars(axes: Axes) -> list[Rectangle]:
 def test_panels_say_what_they_show(files: RunFiles) -> None:
     titles = [axes.get_title(loc="left") for axes in figure(files).axes]
     assert titles == [
-        "sts-test: student's Spearman 0.800",
+        "Search: found of the teacher's first ten, 95% intervals",
         "Spearman with human scores, 95% intervals",
         "Speed: 2.88 times the teacher's; layer ratio 3.00",
-        "Search: what is found, 95% intervals",
+        "sts-test: student's Spearman 0.800",
     ]
     assert all(axes.get_xlabel() for axes in figure(files).axes)
     files.evaluation.pop("retrieval")
     del files.searches
-    assert figure(files).axes[3].get_title(loc="left") == "What is gained, per set: 2.0 points in the mean"
+    assert figure(files).axes[0].get_title(loc="left") == "What is gained, per set: 2.0 points on average"
 
 
-def test_search_panel_shows_what_the_student_keeps_alone_and_over_the_teachers_documents(files: RunFiles) -> None:
-    search = figure(files).axes[3]
+def test_search_panel_shows_what_the_student_finds_alone_and_over_the_teachers_documents(files: RunFiles) -> None:
+    search = figure(files).axes[0]
+    assert [bar.get_width() for bar in bars(search)] == [0.55, 0.65]
+    assert [text.get_text() for text in search.texts] == [
+        "55%; nDCG@10 0.360 of 0.450",
+        "65%; nDCG@10 0.405 of 0.450",
+    ]
+
+
+def test_search_panel_of_a_run_that_is_older_than_found_at_10(files: RunFiles) -> None:
+    for figures in files.evaluation["retrieval"]["captions"].values():
+        figures.pop("found@10", None)
+    search = figure(files).axes[0]
     assert [bar.get_width() for bar in bars(search)] == [0.36, 0.405, 0.45]
     assert [text.get_text() for text in search.texts] == [
         "0.360 (80% of the teacher's)",
@@ -299,14 +314,24 @@ def test_search_panel_shows_what_the_student_keeps_alone_and_over_the_teachers_d
     ]
 
 
+def test_the_users_own_sets_come_first_and_lead_the_headline(files: RunFiles) -> None:
+    files.recipe["retrieval"] = {"wikipedia": "assets/retrieval/wikipedia", "manual": "my/manual"}
+    sets = files.evaluation["retrieval"]
+    files.evaluation["retrieval"] = {"wikipedia": sets["captions"], "manual": copy.deepcopy(sets["captions"])}
+    files.evaluation["retrieval"]["manual"]["student"]["found@10"] = 0.83
+    assert [(row.name, row.own) for row in files.searches] == [("manual", True), ("wikipedia", False)]
+    assert "search on manual finds 83.0% of the teacher's first ten documents" in files.headline
+
+
 def test_the_headline_leads_with_what_is_kept_worst(files: RunFiles) -> None:
     assert files.headline == (
-        "2 of 6 layers, keeps 80.0% of the teacher's search on captions, elsewhere 97.6% to 125.0%, 2.88 times as fast"
+        "2 of 6 layers, search on captions finds 55.0% of the teacher's first ten documents, "
+        "keeps 80.0% of the teacher's search on captions, elsewhere 97.6% to 125.0%, 2.88 times as fast"
     )
     assert summary(files).splitlines()[-2:] == [ABOVE_ALL, files.headline]
     card = model_card(files)
     assert f"**{files.headline}.**" in card and ABOVE_ALL in card
-    assert "| captions | 0.3600 | 80.0% | 0.4050 | 90.0% | 0.4500 |" in card
+    assert "| captions | 55.0% | 0.3600 | 80.0% | 65.0% | 0.4050 | 90.0% | 0.4500 |" in card
     files.evaluation["student"]["words"] = correlations(0.39)
     del files.results, files.kept
     assert ABOVE_ALL not in summary(files) and ABOVE_ALL not in model_card(files)
@@ -314,7 +339,7 @@ def test_the_headline_leads_with_what_is_kept_worst(files: RunFiles) -> None:
 
 def test_lost_panel_has_teacher_minus_student_in_points(files: RunFiles) -> None:
     del files.evaluation["retrieval"]
-    lost = figure(files).axes[3]
+    lost = figure(files).axes[0]
     assert [round(bar.get_width(), 6) for bar in bars(lost)] == [2.0, 2.0, -10.0]
     assert {"+2.0", "−10.0"} <= {text.get_text() for text in lost.texts}
 

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from matplotlib.figure import Figure
 
 from shortstack.distillation.command_line import OneLineParser, run_command
-from shortstack.distillation.report.card import model_card
+from shortstack.distillation.report.card import eval_result_files, model_card
 from shortstack.distillation.report.figure import figure, format_number, shorten
 from shortstack.distillation.report.frontier import frontier_figure, models_of, table
 from shortstack.distillation.report.page import report_page
@@ -24,6 +24,9 @@ from shortstack.model.files import InputError, RunError, atomic_path, first_line
 def summary(files: RunFiles) -> str:
     """The run in a few lines: student and teacher per set, the speed, and last what is kept, the worst first."""
     lines = [f"{'':<22} {'student':>8} {'teacher':>8} {'kept':>7}"]
+    for row in files.searches:
+        if row.found is not None:
+            lines.append(f"{shorten(f'found@10, {row.name}'):<22} {'':>8} {'':>8} {row.found:>7.1%}")
     searches = [(f"nDCG@10, {row.name}", row.student, row.teacher, row.kept) for row in files.searches]
     sets = [(f"Spearman, {row.name}", row.student, row.teacher, row.kept) for row in files.rows]
     for name, student, teacher, kept in searches + sets:
@@ -46,7 +49,11 @@ def write_report(run: Path) -> None:
     write_picture(picture, figure(files))
     write_text(page, report_page(files))
     write_text(card, model_card(files))
-    for path in (picture, page, card):
+    results = {run / "model" / ".eval_results" / name: text for name, text in eval_result_files(files).items()}
+    for path, text in results.items():
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, text)
+    for path in (picture, page, card, *results):
         print(f"wrote {path}")
     print(summary(files))
 

@@ -6,13 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+    metadata_load,
+    try_to_load_from_cache,
+)
 
 from shortstack.distillation.data.sources import DATA_SUFFIXES, split_marks
-from shortstack.distillation.report.run_files import ABOVE_ALL, RunFiles, SetResult
+from shortstack.distillation.report.run_files import ABOVE_ALL, RunFiles
 
 PREPARED = ("all-MiniLM-L6-v2", "all-mpnet-base-v2")  # sentence-transformers' own: English, Apache-2.0
 TEMPLATE = Path(__file__).with_name("card.md")
+MEASURES = ("found@10", "ndcg@10", "mrr@10", "recall@1", "recall@10")
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "distillation", "knowledge-distillation"]
 
 
@@ -54,8 +63,7 @@ def card_data(files: RunFiles) -> ModelCardData:
     if base_model in [f"sentence-transformers/{name}" for name in PREPARED]:
         license, language = "apache-2.0", "en"
     sources = [hub_name(source) for source in files.data.get("sources", {})]
-    sts = files.recipe.get("sts", {})
-    results = [result for row in files.results for result in eval_results(row, sts.get(row.name, ""))]
+    results = [result for each in measured_sets(files) for result in eval_results(*each)]
     return ModelCardData(
         language=language,
         license=license if license == "apache-2.0" else None,  # another licence is the publisher's to judge
@@ -64,30 +72,69 @@ def card_data(files: RunFiles) -> ModelCardData:
         tags=TAGS,
         base_model=base_model,
         datasets=sorted({name for name in sources if name}) or None,
-        metrics=["pearson_cosine", "spearman_cosine"] if results else None,
+        metrics=sorted({result.metric_type for result in results}) or None,
         model_name=files.name,
         eval_results=results or None,
     )
 
 
-def eval_results(row: SetResult, source: str) -> list[EvalResult]:
-    """A set's two correlations as entries of the model index; `source` is where the recipe took the set from."""
-    _, config, split = (*source.split(":"), "", "")[:3] if hub_name(source) else ("", "", "")
+def measured_sets(files: RunFiles) -> list[tuple[str, str, str, dict[str, float | None]]]:
+    """Of each set: kind, name, where the recipe took it from ("" where it is not the recipe's), figures by metric."""
+    sts, retrieval = files.recipe.get("sts", {}), files.recipe.get("retrieval", {})
+    sets: list[tuple[str, str, str, dict[str, float | None]]] = []
+    for row in files.searches:
+        figures = {f"cosine_{key}": files.evaluation["retrieval"][row.name]["student"].get(key) for key in MEASURES}
+        sets.append(("information-retrieval", row.name, retrieval.get(row.name, ""), figures))
+    for each in files.results:
+        correlations = {"pearson_cosine": each.student_pearson, "spearman_cosine": each.student}
+        sets.append(("semantic-similarity", each.name, sts.get(each.name, ""), correlations))
+    return sets
+
+
+def eval_results(kind: str, name: str, source: str, figures: dict[str, float | None]) -> list[EvalResult]:
+    """A set's figures as entries of the model index; see `measured_sets`."""
+    config, split = config_and_split(source)
     return [
         EvalResult(
-            task_type="semantic-similarity",
-            task_name="Semantic Similarity",
-            dataset_type=hub_name(source) or row.name,
+            task_type=kind,
+            task_name=kind.replace("-", " ").title(),
+            dataset_type=hub_name(source) or name,
             dataset_config=config or None,
             dataset_split=split or None,
-            dataset_name=row.name,
+            dataset_name=name,
             metric_type=metric,
             metric_name=metric.replace("_", " ").title(),
             metric_value=round(value, 6),
         )
-        for metric, value in (("pearson_cosine", row.student_pearson), ("spearman_cosine", row.student))
+        for metric, value in figures.items()
         if value is not None
     ]
+
+
+def config_and_split(source: str) -> tuple[str, str]:
+    """Of a Hub dataset NAME:CONFIG:SPLIT; empty where they are not given, or it is a file."""
+    _, config, split = (*source.split(":"), "", "")[:3] if hub_name(source) else ("", "", "")
+    return config, split
+
+
+def eval_result_files(files: RunFiles) -> dict[str, str]:
+    """The Hub's newer form beside the model index: .eval_results/NAME.yaml, by file name, one for each Hub dataset.
+
+    Sets from local files have no page that a result could be shown on, and get none.
+
+    Source: https://huggingface.co/docs/hub/eval-results.
+    """
+    texts = {}
+    for kind, name, source, figures in measured_sets(files):
+        metric = "cosine_ndcg@10" if kind == "information-retrieval" else "spearman_cosine"
+        dataset, value = hub_name(source), figures[metric]
+        if dataset is None or value is None:
+            continue
+        config, split = config_and_split(source)
+        notes = metric + (f", split {split}" if split else "")
+        entry = EvalResultEntry(dataset, config or "default", round(value, 6), notes=notes)
+        texts[f"{name}.yaml"] = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    return texts
 
 
 # -- the card --------------------------------------------------------------------------------------------------------
@@ -101,15 +148,18 @@ def model_card(files: RunFiles, model_id: str | None = None) -> str:
         model_id: the name to load the model by in the examples; None takes the run's own model directory.
     """
     recipe, student, teacher = files.recipe, files.student, files.teacher
-    base_model, kept = base_model_of(recipe.get("teacher", "")), recipe.get("layers")
-    prompts = [(as_json(name), prompt) for name, prompt in files.prompts.items() if prompt]
+    base_model = base_model_of(recipe.get("teacher", ""))
+    owner, layers_kept = files.layers_kept
+    prompts = [(code(f"model.encode(queries, prompt_name={as_json(name)})"), prompt)
+               for name, prompt in files.prompts.items() if prompt]  # fmt: skip
     card = ModelCard.from_template(
         card_data(files),
         template_path=str(TEMPLATE),
         files=files,
         layers=f"{student['layers']} of the {teacher['layers']} layers" if teacher else f"{student['layers']} layers",
         teacher_link=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "its teacher",
-        layers_kept=", ".join(map(str, kept)) if isinstance(kept, list) else kept or "–",
+        layers_owner="Teacher's layers" if owner == "the teacher" else f"Layers of {owner}",
+        layers_kept=layers_kept,
         pooling=pooling_name(files.pooling),
         where=as_json(model_id or f"{recipe.get('output', 'runs')}/{files.name}/model"),
         prompts=prompts[:1],
@@ -130,6 +180,14 @@ def markdown(value: Any) -> str:
     """Text that Markdown and HTML show as it is, on one line: anyone may have written a sentence or a setting."""
     text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text)
+
+
+def code(text: str) -> str:
+    """Text as a code span on one line, whatever backticks it holds."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    room = " " if "`" in text else ""
+    return f"{fence}{room}{text}{room}{fence}"
 
 
 def number(value: float | None, form: str = ".4f") -> str:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
 
 from shortstack.distillation.report.run_files import RunFiles, SetResult
 
@@ -47,8 +48,10 @@ def figure(files: RunFiles) -> Figure:
         picture = Figure(figsize=(16, 12), dpi=100, layout=layout, facecolor="white")
         title = "\n".join([shorten(files.name, 60), *textwrap.wrap(files.headline, 115)])
         picture.suptitle(title, fontsize=16, fontweight="bold")
-        panels: list[Callable[[Axes, RunFiles], None]] = [scatter_panel, correlation_panel, speed_panel]
-        panels.append(search_panel if files.searches else lost_panel)
+        first: Callable[[Axes, RunFiles], None] = lost_panel
+        if files.searches:
+            first = found_panel if files.searches[0].found is not None else search_panel
+        panels = [first, correlation_panel, speed_panel, scatter_panel]
         for axes, draw in zip(picture.subplots(2, 2).flat, panels, strict=True):
             draw(axes, files)
         meanings = {"student": STUDENT, "teacher": TEACHER}
@@ -126,6 +129,35 @@ def speed_panel(axes: Axes, files: RunFiles) -> None:
     axes.set_xlabel("sentences a second" + (f" on {shorten(device, 48)}" if device else ""))
 
 
+def found_panel(axes: Axes, files: RunFiles) -> None:
+    """found@10 of the student and of its queries over the teacher's documents, with intervals; nDCG@10 in words."""
+    for y, row in enumerate(files.searches):
+        bars = [
+            (row.found, row.found_interval, STUDENT, row.student, -0.18),
+            (row.asymmetric_found, row.asymmetric_found_interval, GAINED, row.asymmetric, 0.18),
+        ]
+        for value, interval, colour, gain, offset in bars:
+            if value is None:
+                continue
+            axes.barh(y + offset, value, 0.36, color=colour)
+            if interval:
+                whisker(axes, interval[0], interval[1], y + offset)
+            text = f"{value:.0%}; nDCG@10 {format_number(gain)} of {format_number(row.teacher)}"
+            axes.text(max(interval or [value]) + 0.012, y + offset, text, va="center", fontsize=label_size(files))
+    name_rows(axes, [row.name for row in files.searches])
+    axes.set_xlim(0, 1.6)  # room for the words
+    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    with_interval = any(row.found_interval for row in files.searches)
+    axes.set_title("Search: found of the teacher's first ten" + (", 95% intervals" if with_interval else ""))
+    axes.set_xlabel("found@10 (100% would be the teacher's own first ten documents)")
+
+
+def label_size(files: RunFiles) -> float:
+    """Of the words beside bars of retrieval sets: smaller where there are many."""
+    return 11.5 if len(files.searches) < 6 else 8.5
+
+
 def search_panel(axes: Axes, files: RunFiles) -> None:
     """nDCG@10 of the student, of its queries over the teacher's documents, and of the teacher, with intervals."""
     height, reach = 0.26, 0.0
@@ -143,7 +175,8 @@ def search_panel(axes: Axes, files: RunFiles) -> None:
             if interval:
                 whisker(axes, interval[0], interval[1], y + offset)
             share = "" if kept is None else f" ({kept:.0%} of the teacher's)"
-            axes.text(high + 0.012, y + offset, format_number(value) + share, va="center", fontsize=11.5)
+            size = label_size(files)
+            axes.text(high + 0.012, y + offset, format_number(value) + share, va="center", fontsize=size)
             reach = max(reach, high)
     name_rows(axes, [row.name for row in files.searches])
     axes.set_xlim(0, reach * 1.45 + 0.02)  # room for the words
@@ -183,7 +216,7 @@ def lost_panel(axes: Axes, files: RunFiles) -> None:
 def mean_lost(mean: SetResult | None) -> str:
     if mean is None or mean.lost is None:
         return "What is lost, per set"
-    return f"What is {'lost' if mean.lost > 0 else 'gained'}, per set: {abs(mean.lost):.1f} points in the mean"
+    return f"What is {'lost' if mean.lost > 0 else 'gained'}, per set: {abs(mean.lost):.1f} points on average"
 
 
 # -- helpers of the panels -------------------------------------------------------------------------------------------

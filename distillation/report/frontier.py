@@ -17,6 +17,7 @@ from shortstack.distillation.report.figure import FAINT, INK, STYLE, say, shorte
 from shortstack.distillation.report.run_files import RunFiles, read_object
 
 LABELS = {
+    "found": "search: the teacher's first ten found",
     "search": "search: share of the teacher's nDCG@10",
     "sts": "STS: share of the teacher's Spearman",
     "speed": "sentences a second",
@@ -40,7 +41,9 @@ class Model:
         precision: that it was evaluated and timed in.
         megabytes: of its weights in fp32, 10^6 bytes; None where not known.
         speed: sentences a second; None where not measured.
-        search, sts: share kept of the teacher's nDCG@10 and Spearman, the mean over the sets that all runs have.
+        found: found@10, the share of the teacher's first ten documents that are among its own, on average over the
+            sets that all runs have it of.
+        search, sts: share kept of the teacher's nDCG@10 and Spearman, on average over the sets that all runs have.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Model:
     precision: str
     megabytes: float | None
     speed: float | None
+    found: float | None
     search: float | None
     sts: float | None
 
@@ -75,6 +79,7 @@ def models_of(runs: Sequence[Path]) -> list[Model]:
     """
     files = [each for run in runs for each in evaluations(run)]
     searches = common([{row.name for row in each.searches if row.kept is not None} for each in files])
+    compared = common([{row.name for row in each.searches if row.found is not None} for each in files])
     sets = common([{row.name for row in each.results if row.kept is not None} for each in files])
     found: dict[tuple[str, str], Model] = {}
     for each in files:
@@ -84,16 +89,19 @@ def models_of(runs: Sequence[Path]) -> list[Model]:
         speeds = {row.precision: row for row in each.speeds}
         layers = f"{student['layers']} of {teacher['layers']}" if teacher else str(student["layers"])
         speed = speeds[precision].student if precision in speeds else None
+        found_10 = mean([row.found for row in each.searches if row.name in compared])
         search = mean([row.kept for row in each.searches if row.name in searches])
         sts = mean([row.kept for row in each.results if row.name in sets])
         width, pieces = each.recipe.get("intermediate_size"), each.data.get("vocabulary", {}).get("pieces")
         size = megabytes(student.get("parameters"))
         found[each.name, precision] = Model(
-            each.name, name, layers, width, pieces, student.get("dimensions"), precision, size, speed, search, sts
-        )
+            each.name, name, layers, width, pieces, student.get("dimensions"), precision, size, speed,
+            found_10, search, sts,
+        )  # fmt: skip
         if teacher and precision in speeds:
             whole, size = str(teacher["layers"]), megabytes(teacher.get("parameters"))
-            rate, kept = speeds[precision].teacher, (None if search is None else 1.0, None if sts is None else 1.0)
+            rate = speeds[precision].teacher
+            kept = [None if share is None else 1.0 for share in (found_10, search, sts)]
             found.setdefault(
                 (name, precision),
                 Model(name, name, whole, None, None, teacher.get("dimensions"), precision, size, rate, *kept),
@@ -119,22 +127,13 @@ def megabytes(parameters: int | None) -> float | None:
 def table(models: Sequence[Model]) -> str:
     """The models as a Markdown table."""
     heads = (
-        "model",
-        "teacher",
-        "layers",
-        "width",
-        "pieces",
-        "dimensions",
-        "precision",
-        "MB",
-        "sentences/s",
-        "search",
-        "STS",
-    )
+        "model", "teacher", "layers", "width", "pieces", "dimensions", "precision", "MB", "sentences/s",
+        "found@10", "nDCG@10", "STS",
+    )  # fmt: skip
     rows = [heads, ("---",) * len(heads)]
     for each in models:
         numbers = [f"{value:,.0f}" if value else "–" for value in (each.megabytes, each.speed)]
-        shares = ["–" if share is None else f"{share:.1%}" for share in (each.search, each.sts)]
+        shares = ["–" if share is None else f"{share:.1%}" for share in (each.found, each.search, each.sts)]
         width, pieces = (f"{number:,}" if number else "all" for number in (each.width, each.pieces))
         texts = [each.name, each.teacher, each.layers, width, pieces, str(each.dimensions or "–"), each.precision]
         rows.append((*texts, *numbers, *shares))
@@ -145,16 +144,19 @@ def table(models: Sequence[Model]) -> str:
 
 
 def frontier_figure(models: Sequence[Model]) -> Figure:
-    """Four panels, 1600 x 1200 pixels: shares kept of search and STS, over speed and over size."""
+    """Two panels a row, 1600 x 600 pixels: what is found and kept of search and STS, over speed and over size."""
+    rows = [y for y in ("found", "search", "sts") if y != "found" or any(each.found is not None for each in models)]
     teachers = list(dict.fromkeys(each.teacher for each in models))
     colours = dict(zip(teachers, COLOURS * len(teachers), strict=False))
     with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.2, wspace=0.04, hspace=0.04)
-        picture = Figure(figsize=(16, 12), dpi=100, layout=layout, facecolor="white")
+        picture = Figure(figsize=(16, 6 * len(rows)), dpi=100, layout=layout, facecolor="white")
+        title = "What each student keeps of its teacher, by speed and by size"
+        picture.suptitle(title, fontsize=18, fontweight="bold")
         names: list[Annotation] = []
         for axes, (x, y) in zip(
-            picture.subplots(2, 2).flat,
-            [(x, y) for y in ("search", "sts") for x in ("speed", "megabytes")],
+            picture.subplots(len(rows), 2).flat,
+            [(x, y) for y in rows for x in ("speed", "megabytes")],
             strict=True,
         ):
             names += draw(axes, models, x, y, colours)
@@ -167,7 +169,8 @@ def frontier_figure(models: Sequence[Model]) -> Figure:
             for name, marker in MARKERS.items()
             if name in used
         ]
-        handles.append(Line2D([], [], color=FAINT, linestyle=":", label="none of this teacher is better in both"))
+        best = "the best choices: no other is both better and faster (or smaller)"
+        handles.append(Line2D([], [], color=FAINT, linestyle=":", label=best))
         picture.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         picture.draw_without_rendering()  # gives everything its place
         spread(names)

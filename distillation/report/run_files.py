@@ -1,5 +1,6 @@
 """What a run left in its directory, read and checked: what the figure, the page and the model card are made from."""
 
+import dataclasses
 import json
 import math
 import tomllib
@@ -8,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shortstack.distillation.recipe import Recipe
 from shortstack.model.files import InputError, read_json
 
 ABOVE_ALL = (
@@ -41,7 +43,11 @@ class SetResult(NamedTuple):
 
 
 class SearchResult(NamedTuple):
-    """One retrieval set's nDCG@10, None where not measured: alone, and the student's queries in the teacher's index."""
+    """One retrieval set's figures, None where not measured: alone, and the student's queries in the teacher's index.
+
+    `student`, `asymmetric` and `teacher` are nDCG@10; `..._found` are found@10: the share of the teacher's first ten
+    documents of a query that are among the student's first ten.
+    """
 
     name: str
     student: float | None
@@ -50,6 +56,11 @@ class SearchResult(NamedTuple):
     asymmetric_interval: list[float] | None
     teacher: float | None
     teacher_interval: list[float] | None
+    found: float | None
+    found_interval: list[float] | None
+    asymmetric_found: float | None
+    asymmetric_found_interval: list[float] | None
+    own: bool  # of the user, not of those that come with the project
 
     @property
     def kept(self) -> float | None:
@@ -136,6 +147,25 @@ class RunFiles:
         return {key: value for key, value in self.recipe.items() if key != "versions"}
 
     @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that differ from the recipe's defaults."""
+        defaults = dataclasses.asdict(Recipe())
+        return {key: value for key, value in self.settings.items() if value != defaults.get(key)}
+
+    @property
+    def layers_kept(self) -> tuple[str, str]:
+        """Whose layers the student was made of, and their numbers from 0, or the strategy that chose them.
+
+        The teacher's where the run knows them, also through a chain of students; else those of the student that it
+        started from.
+        """
+        layers, start = self.data.get("teacher_layers"), self.recipe.get("start_from")
+        owner = "the teacher"
+        if layers is None:
+            layers, owner = self.recipe.get("layers"), start or owner
+        return owner, ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers or "–")
+
+    @property
     def student(self) -> dict[str, Any]:
         """layers, dimensions and parameters (None if unknown) of the student."""
         known = {"layers": self.config.get("num_hidden_layers"), "dimensions": self.config.get("hidden_size")}
@@ -165,13 +195,34 @@ class RunFiles:
 
     @cached_property
     def searches(self) -> list[SearchResult]:
-        """The figures of each retrieval set, in the order they were evaluated."""
+        """The figures of each retrieval set, the user's own first, else in the order they were evaluated."""
         rows = []
+        sources = self.recipe.get("retrieval", {})
         for name, systems in (self.evaluation.get("retrieval") or {}).items():
             figures = [systems.get(who) or {} for who in ("student", "asymmetric", "teacher")]
-            pairs = [(each.get("ndcg@10"), interval_of(each.get("interval"))) for each in figures]
-            rows.append(SearchResult(name, *pairs[0], *pairs[1], *pairs[2]))
-        return rows
+            gains = [(each.get("ndcg@10"), interval_of(each.get("interval"))) for each in figures]
+            found = [(each.get("found@10"), interval_of(each.get("found@10_interval"))) for each in figures[:2]]
+            own = "assets" not in Path(sources.get(name, "")).parts
+            rows.append(SearchResult(name, *gains[0], *gains[1], *gains[2], *found[0], *found[1], own))
+        return sorted(rows, key=lambda row: not row.own)
+
+    @cached_property
+    def search_mean(self) -> SearchResult | None:
+        """The mean over the user's own retrieval sets, or over all where none is the user's; None without sets."""
+        rows = [row for row in self.searches if row.own] or self.searches
+        if not rows:
+            return None
+
+        def mean_of(key: str) -> float | None:
+            values = [getattr(row, key) for row in rows]
+            return None if None in values else sum(values) / len(values)
+
+        keys = ("student", "asymmetric", "teacher", "found", "asymmetric_found")
+        student, asymmetric, teacher, found, over = (mean_of(key) for key in keys)
+        name = rows[0].name if len(rows) == 1 else f"{len(rows)} sets"
+        return SearchResult(
+            name, student, None, asymmetric, None, teacher, None, found, None, over, None, own=rows[0].own
+        )
 
     @cached_property
     def kept(self) -> list[tuple[float, str]]:
@@ -215,11 +266,14 @@ class RunFiles:
 
     @property
     def headline(self) -> str:
-        """The run in a line: layers, what is kept of the teacher, the worst first, and what is won."""
+        """The run in a line: layers, what search finds, what is kept of the teacher, the worst first; what is won."""
         layers = f"{self.student['layers']} layers"
         if self.teacher.get("layers"):
             layers = f"{self.student['layers']} of {self.teacher['layers']} layers"
         parts = [layers]
+        search = self.search_mean
+        if search is not None and search.found is not None:
+            parts.append(f"search on {search.name} finds {search.found:.1%} of the teacher's first ten documents")
         if self.kept:
             worst, what = self.kept[0]
             others = [f"{share:.1%}" for share, _ in self.kept[1:]]
