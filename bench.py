@@ -4,8 +4,6 @@
     python bench.py MODEL --teacher T --precision all --peers               # and ONNX Runtime, OpenVINO, ...
     python bench.py MODEL --teacher T --precision all --peers --latency     # and one query at a time
     python bench.py --shape bert-large --layers 24,8                        # random weights of a shape, no download
-    python bench.py --host                                                  # what this host allows a GPU, without one
-    python bench.py MODEL --teacher T --sweep --corpus-sizes 10000,100000   # curves: sweep.png, sweep.json
 
 Every system encodes the same sentences, tokenising included, in turn: A B C A B C ... The figure is the median of the
 turns, which a machine that others use disturbs least, with the slowest and fastest beside it. `fraction_of_peak`
@@ -28,16 +26,13 @@ import torch
 from transformers import PretrainedConfig
 
 from shortstack.benchmark import peers
-from shortstack.benchmark.host import host_times, print_host
 from shortstack.benchmark.latency import TOKENS, latencies, queries_of
 from shortstack.benchmark.random_models import SHAPES, random_embedder, random_sentences, shape_config
-from shortstack.benchmark.sweep import sweep
 from shortstack.benchmark.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
 from shortstack.distillation.command_line import OneLineParser, run_command
 from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.recipe import overrides_for, read_recipe
 from shortstack.distillation.run import run_directory
-from shortstack.distillation.training.step import train_step
 from shortstack.evaluate import held_out_text
 from shortstack.model import Embedder
 from shortstack.model.directory import best_device
@@ -46,7 +41,6 @@ from shortstack.model.files import InputError, write_json
 from shortstack.model.pooling import Pooling
 from shortstack.model.products import cpu_has_bf16, cpu_has_int8, resolve_precision
 
-HOST_BATCHES = [64, 512, 4096]  # sentences of the training steps that --host measures
 GPU_BATCH = 4096  # sentences to encode at a time at most; their tokens are bounded as well
 ASSETS = Path(__file__).parent / "assets" / "sentences"
 
@@ -253,22 +247,6 @@ def sentences_to_encode(arguments: argparse.Namespace, run: Path | None, embedde
     return found[: arguments.count] or random_sentences(embedder, arguments.count, arguments.mean_tokens)
 
 
-def measure_host(arguments: argparse.Namespace) -> None:
-    """What the host allows a GPU: a table and host.json."""
-    layers = arguments.layers or [24, 8]
-    name = arguments.teacher or arguments.model or str(ASSETS.parent / "all-MiniLM-L6-v2")
-    has_text = bool(arguments.teacher or arguments.model) or ASSETS.is_dir()
-    tokenizer = Embedder.load(name, "cpu", "fp32") if has_text else None
-    texts = sentences_to_encode(arguments, None, tokenizer) if tokenizer else []
-    shape = arguments.shape or "bert-large"
-    result = host_times(shape, (layers[0], layers[-1]), HOST_BATCHES, train_step, tokenizer, texts)
-    result["device"] = describe_device(torch.device("cpu"))
-    print_host(result)
-    path = (arguments.output or Path(".")) / "host.json"
-    write_json(path, result)
-    print(f"wrote {path}")
-
-
 def command_line() -> OneLineParser:
     """Every flag."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -288,17 +266,11 @@ def command_line() -> OneLineParser:
     parser.add_argument("--latency", action="store_true", help="also time one query at a time")
     parser.add_argument("--queries", type=whole_number, default=130, help="with --latency: of a length (default: 130)")
     parser.add_argument("--steps", type=whole_number, default=100, help="with --peers: optimizer steps (default: 100)")
-    parser.add_argument("--sweep", action="store_true", help="also measure over layers, length, batch and corpus size")
-    parser.add_argument("--corpus-sizes", type=whole_numbers, default=[], help="with --sweep: such as 10000,100000")
-    parser.add_argument("--host", action="store_true", help="only: the host's milliseconds, the GPU's work stubbed out")
     return parser
 
 
 def main() -> None:
     arguments = command_line().parse_args()
-    if arguments.host:
-        measure_host(arguments)
-        return
     device = torch.device(arguments.device) if arguments.device else best_device()
     precisions = precisions_to_measure(arguments.precision, device)
     run = run_directory(arguments.model) if arguments.model else None
@@ -327,14 +299,10 @@ def main() -> None:
                 for system, row in zip(systems, result["rows"], strict=True):
                     row.setdefault("latency_ms", {})[str(tokens)] = latencies(system.encoder, queries)
     if arguments.peers:
-        result["training"] = peers.trainers(
-            train_step, student, sentences, arguments.batch_size or 64, arguments.steps, precisions
-        )
+        result["training"] = peers.trainers(student, sentences, arguments.batch_size or 64, arguments.steps, precisions)
     write_json(output / "bench.json", result)
     print_table(result)
     print(f"wrote {output / 'bench.json'}")
-    if arguments.sweep:
-        sweep(teacher, student, train_step, precisions[0], arguments.corpus_sizes, output)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +41,10 @@ from shortstack.distillation.host import overlaps, prefetch, release_freed_memor
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides
 from shortstack.distillation.run import Run
-from shortstack.distillation.student.dimensions import project_teacher
-from shortstack.distillation.student.layer_search import search_layers
-from shortstack.distillation.student.layers import choose_layers
-from shortstack.distillation.student.vocabulary import check_vocabulary, cut_vocabulary, is_cut_of, retokenizer
-from shortstack.distillation.student.width import check_width, important_units, keep_units
+from shortstack.distillation.student.plan import make_student, plan_student
 from shortstack.distillation.training.checkpoint import Checkpoints, Progress
 from shortstack.distillation.training.meter import Meter
-from shortstack.distillation.training.optimizer import (
-    StudentOptimizer,
-    encoding_precision,
-    training_precision,
-)
+from shortstack.distillation.training.optimizer import StudentOptimizer, encoding_precision, training_precision
 from shortstack.distillation.training.step import train_step
 from shortstack.evaluate import evaluate, evaluate_quickly, table
 from shortstack.model import Embedder
@@ -66,45 +57,170 @@ FREE_TO_CHANGE = (
 )  # fmt: skip
 
 
-def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:
-    """Linear warmup from 0 to the peak, then linear decay to 0; steps count from 0."""
-    warmup = math.ceil(recipe.warmup_ratio * total)
-    if step < warmup:
-        return recipe.learning_rate * (step + 1) / warmup
-    return recipe.learning_rate * (total - step) / max(1, total - warmup)
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """What students are judged by."""
+
+    sts: list[StsPairs]
+    retrieval: list[RetrievalSet]
+    held_out: tuple[list[str], list[str]]
+    ranks: Ranks
+
+    def quickly(self, student: Embedder, held_out: LabelledSentences) -> dict[str, Any]:
+        return evaluate_quickly(student, held_out, self.sts, self.ranks, self.retrieval)
+
+    def fully(self, student: Embedder, teacher: Embedder) -> tuple[dict[str, Any], dict[str, Any]]:
+        texts, roles = self.held_out
+        return evaluate(student, teacher, self.sts, texts, self.retrieval, roles)
+
+
+# -- the run ---------------------------------------------------------------------------------------------------------
+
+
+def distil(run: Run) -> None:
+    """Everything from the recipe to the model directory.
+
+    Raises:
+        InputError: whatever a recipe can say wrong, before the run's directory is touched.
+    """
+    recipe, ranks = run.recipe, run.ranks
+    sts = [read_sts(name, source) for name, source in recipe.sts.items()]
+    retrieval = [read_retrieval(name, source) for name, source in recipe.retrieval.items()]
+    teacher = load_teacher(run)
+    plan = plan_student(recipe, teacher)
+    corpus = open_corpus(recipe, cutter_of(teacher), ranks)
+    check_batches(recipe, len(corpus), ranks)
+    plan = plan.settled(corpus, ranks)
+    run.begin(plan.recipe)
+
+    labels = label_corpus(teacher, corpus, run.recipe, ranks)
+    student, labels = make_student(plan, labels, corpus, ranks)
+    describe_run(teacher, student, labels, corpus, run)
+    judge = Judge(sts, retrieval, (corpus.evaluation(), corpus.evaluation_roles()), ranks)
+    progress = train(student, labels, judge, run)
+    if ranks.is_main:
+        student.calibrate(student.with_prompts(corpus.evaluation(), corpus.evaluation_roles()))
+        student.save(run.directory / "model")
+        findings = sanity_of(progress, teacher, labels, corpus, run)
+        hand_over(student, teacher, judge, findings, run)
+
+
+def load_teacher(run: Run) -> Embedder:
+    """The recipe's teacher, in the precision that the run labels and evaluates in."""
+    recipe, device = run.recipe, run.ranks.device
+    precision = encoding_precision(recipe.precision, device)
+    teacher = Embedder.load(recipe.teacher, device, precision, **teacher_overrides(recipe))
+    teacher.tokens_per_batch = recipe.tokens_per_batch or None
+    for note in teacher.settings.notes:
+        run.say(f"note: {note}")
+    return teacher
+
+
+def check_batches(recipe: Recipe, sentences: int, ranks: Ranks) -> None:
+    """Make sure that every rank has a sentence in every micro-batch.
+
+    Raises:
+        InputError: a batch is smaller than ranks x accumulation.
+    """
+    windows = window_sizes(sentences, recipe.shard_size * recipe.window_shards)
+    least = min(smallest_batch(size, recipe.batch_size) for size in windows)
+    parts = ranks.world * recipe.gradient_accumulation
+    if least < parts:
+        raise InputError(
+            f"batch_size: a batch of {least} sentences can't be split over {ranks.world} ranks and "
+            f"{recipe.gradient_accumulation} micro-batches; change --batch-size, --gradient-accumulation or "
+            "--max-sentences"
+        )
+
+
+def describe_run(teacher: Embedder, student: Embedder, labels: Labels, corpus: Corpus, run: Run) -> None:
+    """Say what the run is made of, and write it into the run's directory."""
+    if not run.ranks.is_main:
+        return
+    recipe, history = run.recipe, student.settings.history
+    assert isinstance(recipe.layers, list)
+    run.say(f"teacher {recipe.teacher}: {teacher.bert.config.num_hidden_layers} layers, {size_of(teacher)}")
+    layers = f"layers {', '.join(map(str, recipe.layers))} of {recipe.start_from or 'the teacher'}"
+    if recipe.intermediate_size:
+        layers += f", of width {recipe.intermediate_size:,}"
+    run.say(f"student: {layers}, {size_of(student)}")
+    if recipe.vocabulary:
+        cut = history["vocabulary"]
+        share, saved = f"{cut['share_of_tokens']:.2%}", f"{cut['megabytes_saved']:.1f}"
+        run.say(f"{cut['pieces']:,} of {cut['of']:,} pieces kept, {share} of the text's tokens: {saved} MB less")
+    run.say(f"{len(corpus):,} sentences of {labels.tokens['mean']:.1f} tokens, in {recipe.precision}")
+    write_text(run.directory / "recipe.toml", recipe_text(recipe))
+    held_out = {"sentences": corpus.evaluation(), "roles": corpus.evaluation_roles()}
+    write_json(run.directory / "held_out.json", held_out)
+    statistics = {"size": len(corpus), "evaluation_size": corpus.evaluation_size, "tokens": labels.tokens}
+    samples = {"samples": corpus.sentences(0, min(3, len(corpus))), "sources": corpus.counts}
+    made = {key: history[key] for key in ("teacher_layers", "vocabulary") if key in history}
+    write_json(run.directory / "data.json", statistics | samples | made)
+
+
+def size_of(embedder: Embedder) -> str:
+    """Parameters that take part in an embedding, in words."""
+    return f"{sum(p.numel() for name, p in embedder.named_parameters() if 'pooler' not in name) / 1e6:.1f} M parameters"
+
+
+def sanity_of(progress: Progress, teacher: Embedder, labels: Labels, corpus: Corpus, run: Run) -> dict[str, Any]:
+    """What to know about the training beside the student's figures: the best step, and warnings."""
+    held_out, roles = corpus.evaluation()[:100], corpus.evaluation_roles()[:100]
+    again = torch.as_tensor(teacher.encode(teacher.with_prompts(held_out, roles), prompt=""))
+    difference = float((again - labels.evaluation().labels[:100].float()).norm() / again.norm())
+    warnings = []
+    # bf16 is 0.01 from fp32, and may round differently where a batch holds other sentences; another prompt gives 0.7.
+    if difference > 0.1:
+        warnings.append(f"labels on disk differ from the teacher's embeddings by {difference:.0%} of their length")
+    if progress.best_step == 0:
+        warnings.append("training did not improve on the untrained student: try another learning rate or more text")
+    # fp16 finds its scale by overflows: at most 16 at first, and one each time that it tries a larger scale.
+    ordinary = 16 + progress.step // 2000 if run.recipe.precision == "fp16" else 0
+    if progress.skipped > ordinary:
+        warnings.append(f"{progress.skipped} steps were skipped because their gradient was not finite")
+    sanity = {"labels_relative_difference": difference, "warnings": warnings}
+    return {"sanity": sanity, "best_step": progress.best_step}
+
+
+def hand_over(student: Embedder, teacher: Embedder, judge: Judge, findings: dict[str, Any], run: Run) -> None:
+    """Judge the student beside its teacher, write the figures and print them.
+
+    Args:
+        findings: of `sanity_of`, which become part of the figures.
+    """
+    figures, pairs = judge.fully(student.use_precision(teacher.precision), teacher)
+    figures |= findings | {"sanity": figures.get("sanity", {}) | findings["sanity"]}
+    write_json(run.directory / "evaluation.json", figures)
+    write_json(run.directory / "evaluation_pairs.json", pairs)
+    print(table(figures))
+    for warning in findings["sanity"]["warnings"]:
+        print(f"warning: {warning}")
+    print(f"student of step {findings['best_step']}: {run.directory / 'model'}")
 
 
 # -- the loop --------------------------------------------------------------------------------------------------------
 
 
-def train(
-    student: Embedder,
-    labels: Labels,
-    sts: list[StsPairs],
-    retrieval: list[RetrievalSet],
-    recipe: Recipe,
-    ranks: Ranks,
-    run: Run,
-) -> Progress:
+def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress:
     """Train the student; its best weights are loaded when this returns.
 
     Raises:
         RunError: stopped by a signal, or by too many gradients in a row that are not finite.
     """
+    recipe, ranks = run.recipe, run.ranks
     steps_per_epoch = labels.steps_per_epoch(recipe.batch_size)
     total = steps_per_epoch * recipe.epochs
     held_out = labels.evaluation()
     student.bert.dropout = recipe.dropout
     student.train()
     optimizer = StudentOptimizer(student, recipe, ranks)
-    checkpoints = Checkpoints(run.directory, student, optimizer, fingerprint(recipe, labels, total), ranks)
-    progress = checkpoints.resume(total) if run.resume else Progress()
-    run.cut_log(progress.step or -1)  # a run that starts anew measures the untrained student anew
+    checkpoints = Checkpoints(student, optimizer, fingerprint(recipe, labels, total), run)
+    progress = checkpoints.resume(total) if run.resume else Progress(total=total)
+    run.cut_log(progress.step or -1)  # a run that starts over measures the untrained student again
     network = student if ranks.world == 1 else in_parallel(student)
-    evaluate_now = partial(measure, student, held_out, sts, retrieval, progress, recipe, ranks, run)
 
     if progress.best_step < 0:  # the untrained student: what training has to improve on
-        checkpoints.keep_best(progress, evaluate_now())
+        checkpoints.keep_best(progress, measure(student, held_out, judge, progress, run))
     meter = Meter(ranks, (progress.loss_sum, progress.losses))
     # As many batches are made ahead as a shard holds: while they are trained on, the next window of labels is read.
     ahead = labels.batches_of_a_shard(recipe.batch_size) if overlaps(ranks.device) else 0
@@ -119,18 +235,26 @@ def train(
             progress.step += 1
             bar.update()
 
-            if progress.is_due(recipe.log_every, total):
+            if progress.is_due(recipe.log_every):
                 figures = log_steps(progress, steps_per_epoch, optimizer, meter, run)
                 bar.set_postfix_str(f"loss {figures['loss']:.2e}, {figures['sentences_per_second']:.0f} sentences/s")
             with meter.paused():
-                if progress.is_due(recipe.evaluate_every, total):
-                    checkpoints.keep_best(progress, evaluate_now())
-                if progress.is_due(recipe.save_every, total):
+                if progress.is_due(recipe.evaluate_every):
+                    checkpoints.keep_best(progress, measure(student, held_out, judge, progress, run))
+                if progress.is_due(recipe.save_every):
                     checkpoints.save(progress, meter)
-            end_early(progress, total, checkpoints, meter, recipe, ranks, run)
+            end_early(progress, checkpoints, meter, run)
     checkpoints.load_best()
     student.eval()
     return progress
+
+
+def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:
+    """Linear warmup from 0 to the peak, then linear decay to 0; steps count from 0."""
+    warmup = math.ceil(recipe.warmup_ratio * total)
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    return recipe.learning_rate * (total - step) / max(1, total - warmup)
 
 
 def log_steps(
@@ -145,23 +269,21 @@ def log_steps(
     return figures
 
 
-def end_early(
-    progress: Progress, total: int, checkpoints: Checkpoints, meter: Meter, recipe: Recipe, ranks: Ranks, run: Run
-) -> None:
+def end_early(progress: Progress, checkpoints: Checkpoints, meter: Meter, run: Run) -> None:
     """End the run, with what is needed to resume it, where it should not go on.
 
     Raises:
         RunError: a signal came, or too many gradients in a row are not finite.
     """
-    if progress.skipped_in_a_row >= recipe.max_skipped_steps:
+    if progress.skipped_in_a_row >= run.recipe.max_skipped_steps:
         run.end(
             f"{progress.skipped_in_a_row} steps in a row had a gradient that is not finite; the best weights "
             f"(step {progress.best_step}) are in {checkpoints.best}; lower --learning-rate or give --precision fp32"
         )
     if run.stop_wanted(progress.step):
         checkpoints.save(progress, meter)
-        ranks.wait_for_all()  # a rank that ended would make torchrun end the one that still saves
-        run.end(f"stopped after step {progress.step} of {total}, which is saved; go on with: {run.again}")
+        run.ranks.wait_for_all()  # a rank that ended would make torchrun end the one that still saves
+        run.end(f"stopped after step {progress.step} of {progress.total}, which is saved; go on with: {run.again}")
 
 
 def in_parallel(student: Embedder) -> DistributedDataParallel:
@@ -182,22 +304,13 @@ def seed_dropout(recipe: Recipe, step: int, ranks: Ranks) -> None:
         torch.manual_seed(recipe.seed + 1_000_003 * (step * ranks.world + ranks.rank))
 
 
-def measure(
-    student: Embedder,
-    held_out: LabelledSentences,
-    sts: list[StsPairs],
-    retrieval: list[RetrievalSet],
-    progress: Progress,
-    recipe: Recipe,
-    ranks: Ranks,
-    run: Run,
-) -> float:
-    """Evaluate the student and log the figures; returns the one that the best step is chosen by."""
-    student.eval().use_precision(encoding_precision(recipe.precision, ranks.device))
-    figures = flat(evaluate_quickly(student, held_out, sts, ranks, retrieval))
+def measure(student: Embedder, held_out: LabelledSentences, judge: Judge, progress: Progress, run: Run) -> float:
+    """Judge the student and log the figures; returns the one that the best step is chosen by."""
+    student.eval().use_precision(encoding_precision(run.recipe.precision, run.ranks.device))
+    figures = flat(judge.quickly(student, held_out))
     student.train()
     run.log({"step": progress.step, **figures})
-    return figures[recipe.metric_for_best_model]
+    return figures[run.recipe.metric_for_best_model]
 
 
 def flat(figures: dict[str, Any]) -> dict[str, float]:
@@ -218,185 +331,7 @@ def fingerprint(recipe: Recipe, labels: Labels, total: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# -- the run ---------------------------------------------------------------------------------------------------------
-
-
-def distil(recipe: Recipe, ranks: Ranks, run: Run) -> None:
-    """Everything from the recipe to the model directory."""
-    precision = training_precision(recipe.precision, ranks.device)
-    sts = [read_sts(name, source) for name, source in recipe.sts.items()]
-    retrieval = [read_retrieval(name, source) for name, source in recipe.retrieval.items()]
-    teacher = Embedder.load(
-        recipe.teacher, ranks.device, encoding_precision(precision, ranks.device), **teacher_overrides(recipe)
-    )
-    teacher.tokens_per_batch = recipe.tokens_per_batch or None
-    for note in teacher.settings.notes:
-        say(ranks, f"note: {note}")
-    start = load_start(recipe, teacher) if recipe.start_from else teacher
-    choose = partial(choose_layers, recipe.layers, start.bert.config.num_hidden_layers, whose=whose_layers(recipe))
-    choose(search=lambda count: list(range(count)))  # a wrong list ends here, at once
-    corpus = open_corpus(recipe, cutter_of(teacher), ranks)
-
-    def search(count: int) -> list[int]:
-        return ranks.from_main("layers", lambda: search_layers(start, sample_of(corpus, start), count))
-
-    layers = choose(search=search)
-    check_batches(recipe, len(corpus), ranks)
-    if recipe.vocabulary:
-        check_vocabulary(teacher, recipe.vocabulary)
-    check_width(teacher, recipe.intermediate_size)
-    if recipe.dimensions:
-        ranks.copy_from_main(project_teacher(teacher, sample_of(corpus, teacher), recipe.dimensions))
-    resolved = dataclasses.replace(recipe, precision=precision, layers=layers)
-    run.begin()  # nothing that a recipe can say wrong is left to be found
-
-    labels = label_corpus(teacher, corpus, resolved, ranks)
-    student = start.keep_layers(layers)
-    if resolved.intermediate_size:
-        size, loss = resolved.intermediate_size, resolved.loss
-        units = ranks.from_main("units", lambda: important_units(student, labels.read([0]), size, loss))
-        keep_units(student, units)
-    cut: dict[str, Any] = {}
-    if resolved.vocabulary:
-        student, cut = cut_vocabulary(student, labels.pieces, resolved.vocabulary)
-    if student.bert.config.vocab_size != teacher.bert.config.vocab_size:
-        labels.retokenize = retokenizer(teacher, student, corpus, resolved.shard_size)
-    student.tokens_per_batch = teacher.tokens_per_batch
-    describe_run(resolved, teacher, student, corpus, labels, cut, ranks, run)
-    progress = train(student, labels, sts, retrieval, resolved, ranks, run)
-    if ranks.is_main:
-        student.calibrate(student.with_prompts(corpus.evaluation(), corpus.evaluation_roles()))
-        student.save(run.directory / "model")
-        finish(student, teacher, labels, corpus, sts, retrieval, progress, resolved, run)
-
-
-def describe_run(
-    recipe: Recipe,
-    teacher: Embedder,
-    student: Embedder,
-    corpus: Corpus,
-    labels: Labels,
-    cut: dict[str, Any],
-    ranks: Ranks,
-    run: Run,
-) -> None:
-    """Say what the run is made of, and write it into the run's directory.
-
-    Args:
-        cut: what `cut_vocabulary` says of the smaller vocabulary; {} for the teacher's own.
-    """
-    if not ranks.is_main:
-        return
-    say(ranks, f"teacher {recipe.teacher}: {teacher.bert.config.num_hidden_layers} layers, {count(teacher)}")
-    layers = f"layers {', '.join(map(str, recipe.layers))} of {whose_layers(recipe)}"
-    if recipe.intermediate_size:
-        layers += f", of width {recipe.intermediate_size:,}"
-    say(ranks, f"student: {layers}, {count(student)}")
-    if cut:
-        share, saved = f"{cut['share_of_tokens']:.2%}", f"{cut['megabytes_saved']:.1f}"
-        say(ranks, f"{cut['pieces']:,} of {cut['of']:,} pieces kept, {share} of the text's tokens: {saved} MB less")
-    say(ranks, f"{len(corpus):,} sentences of {labels.tokens['mean']:.1f} tokens, in {recipe.precision}")
-    write_text(run.directory / "recipe.toml", recipe_text(recipe))
-    held_out = {"sentences": corpus.evaluation(), "roles": corpus.evaluation_roles()}
-    write_json(run.directory / "held_out.json", held_out)
-    statistics = {"size": len(corpus), "evaluation_size": corpus.evaluation_size, "tokens": labels.tokens}
-    samples = {"samples": corpus.sentences(0, min(3, len(corpus))), "sources": corpus.counts}
-    write_json(run.directory / "data.json", statistics | samples | ({"vocabulary": cut} if cut else {}))
-
-
-def check_batches(recipe: Recipe, sentences: int, ranks: Ranks) -> None:
-    """Make sure that every rank has a sentence in every micro-batch.
-
-    Raises:
-        InputError: a batch is smaller than ranks x accumulation.
-    """
-    windows = window_sizes(sentences, recipe.shard_size * recipe.window_shards)
-    least = min(smallest_batch(size, recipe.batch_size) for size in windows)
-    parts = ranks.world * recipe.gradient_accumulation
-    if least < parts:
-        raise InputError(
-            f"batch_size: a batch of {least} sentences can't be split over {ranks.world} ranks and "
-            f"{recipe.gradient_accumulation} micro-batches; change --batch-size, --gradient-accumulation or "
-            "--max-sentences"
-        )
-
-
-def finish(
-    student: Embedder,
-    teacher: Embedder,
-    labels: Labels,
-    corpus: Corpus,
-    sts: list[StsPairs],
-    retrieval: list[RetrievalSet],
-    progress: Progress,
-    recipe: Recipe,
-    run: Run,
-) -> None:
-    """Judge the student, look whether the labels still are what the teacher says, and print it all."""
-    student.use_precision(teacher.precision)
-    held_out, roles = corpus.evaluation(), corpus.evaluation_roles()
-    figures, pairs = evaluate(student, teacher, sts, held_out, retrieval, roles)
-    sample = labels.evaluation()
-    again = torch.as_tensor(teacher.encode(teacher.with_prompts(held_out[:100], roles[:100]), prompt=""))
-    warnings = []
-    difference = float((again - sample.labels[:100].float()).norm() / again.norm())
-    # bf16 is 0.01 from fp32, and may round anew where a batch holds other sentences; another prompt makes it 0.7.
-    if difference > 0.1:
-        warnings.append(f"labels on disk differ from the teacher's embeddings by {difference:.0%} of their length")
-    if progress.best_step == 0:
-        warnings.append("training did not improve on the untrained student: try another learning rate or more text")
-    # fp16 finds its scale by overflows: at most 16 at first, and one each time that it tries a larger scale.
-    ordinary = 16 + progress.step // 2000 if recipe.precision == "fp16" else 0
-    if progress.skipped > ordinary:
-        warnings.append(f"{progress.skipped} steps were skipped because their gradient was not finite")
-    figures["sanity"] = figures.get("sanity", {}) | {"labels_relative_difference": difference, "warnings": warnings}
-    figures["best_step"] = progress.best_step
-    write_json(run.directory / "evaluation.json", figures)
-    write_json(run.directory / "evaluation_pairs.json", pairs)
-    print(table(figures))
-    for warning in warnings:
-        print(f"warning: {warning}")
-    print(f"student of step {progress.best_step}: {run.directory / 'model'}")
-
-
-def whose_layers(recipe: Recipe) -> str:
-    """Whose layers the student starts from, in words."""
-    return recipe.start_from or "the teacher"
-
-
-def load_start(recipe: Recipe, teacher: Embedder) -> Embedder:
-    """The student that `start_from` names, in fp32, which must live in the teacher's own space.
-
-    Raises:
-        InputError: no such model, or one of other dimensions, or whose tokenizer is no cut of the teacher's.
-    """
-    student = Embedder.load(recipe.start_from, teacher.device, "fp32", max_length=teacher.settings.max_length)
-    if student.dimensions != (recipe.dimensions or teacher.dimensions):
-        raise InputError(
-            f"start_from: {recipe.start_from} has {student.dimensions} dimensions, the labels have "
-            f"{recipe.dimensions or teacher.dimensions}; name a student of this teacher"
-        )
-    if not is_cut_of(student, teacher):
-        raise InputError(
-            f"start_from: {recipe.start_from} has another tokenizer than the teacher; name its own student"
-        )
-    return student
-
-
-def sample_of(corpus: Corpus, teacher: Embedder, size: int = 16_384) -> list[str]:
-    """Training sentences at random, prompts before them: the corpus is shuffled, so its first ones."""
-    rows = 0, min(size, len(corpus))
-    return teacher.with_prompts(corpus.sentences(*rows), corpus.roles(*rows))
-
-
-def count(embedder: Embedder) -> str:
-    """Parameters that take part in an embedding, in words."""
-    return f"{sum(p.numel() for name, p in embedder.named_parameters() if 'pooler' not in name) / 1e6:.1f} M parameters"
-
-
-def say(ranks: Ranks, text: str) -> None:
-    if ranks.is_main:
-        print(text, flush=True)
+# -- the command -----------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -408,9 +343,10 @@ def main() -> None:
     recipe = recipe_from_arguments(arguments, arguments.recipe)
     ranks = Ranks.start(recipe.device, recipe.timeout)
     with ranks.failing_together(end_at_once):
+        recipe.precision = training_precision(recipe.precision, ranks.device)
         run = Run(recipe, ranks, arguments.resume)
         with run.held():
-            distil(recipe, ranks, run)
+            distil(run)
         ranks.stop()
 
 

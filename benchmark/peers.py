@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shortstack.benchmark.timing import Encoder, TrainStep, encoder_flops, training_step
+from shortstack.benchmark.timing import Encoder, encoder_flops, training_step
 from shortstack.distillation.data.batches import window_batches
 from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.export import (
@@ -177,7 +177,6 @@ class GraphEncoder:
 
 
 def trainers(
-    train_step: TrainStep,
     load: Callable[..., Embedder],
     sentences: Sequence[str],
     batch_size: int,
@@ -190,7 +189,6 @@ def trainers(
     within it: ours ahead of the loop, as a run of train.py does once, theirs batch by batch.
 
     Args:
-        train_step: train.py's.
         load: loads the student, given device and precision.
         sentences: what is trained on, again and again.
         batch_size: sentences of a step.
@@ -203,10 +201,7 @@ def trainers(
     batch_size = min(batch_size, len(texts))
     labels = torch.nn.functional.normalize(torch.randn(len(texts), student.dimensions), dim=1)
     kinds = [precision for precision in precisions if precision != "int8"] or [training_precision("auto", device)]
-    works = [
-        ("ours", kind, our_training(train_step, load(precision="fp32"), texts, labels, batch_size, kind))
-        for kind in kinds
-    ]
+    works = [("ours", kind, our_training(load(precision="fp32"), texts, labels, batch_size, kind)) for kind in kinds]
     if installed("sentence-transformers' trainer", "sentence_transformers", "accelerate"):
         for kind in dict.fromkeys(["fp32", *kinds]):
             work = their_training(student.settings.origin, str(device), texts, labels, batch_size, kind)
@@ -248,10 +243,10 @@ def seconds_of_turns(works: Sequence[Callable[[int], Any]], steps: int) -> list[
 
 
 def our_training(
-    train_step: TrainStep, student: Embedder, texts: list[str], labels: torch.Tensor, batch_size: int, precision: str
+    student: Embedder, texts: list[str], labels: torch.Tensor, batch_size: int, precision: str
 ) -> Callable[[int], None]:
     """Trains for a number of steps by train.py's step."""
-    step = training_step(student, batch_size, precision, train_step)
+    step = training_step(student, batch_size, precision)
 
     def work(steps: int) -> None:
         window = LabelledSentences(student.tokenize(texts), labels)

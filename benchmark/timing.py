@@ -16,6 +16,7 @@ from shortstack.distillation.host import in_a_process_of_its_own
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.optimizer import StudentOptimizer
+from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
 from shortstack.model.bert import Linear
 from shortstack.model.families import FAMILIES
@@ -161,11 +162,10 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 
 # -- training --------------------------------------------------------------------------------------------------------
 
-TrainStep = Callable[..., torch.Tensor]  # train.py's train_step
 Step = Callable[[LabelledSentences], torch.Tensor]
 
 
-def training_step(student: Embedder, batch_size: int, precision: str, train_step: TrainStep) -> Step:
+def training_step(student: Embedder, batch_size: int, precision: str) -> Step:
     """A student made ready to train as train.py does it: gives the step to call with a batch."""
     recipe = Recipe(batch_size=batch_size, precision=precision, learning_rate=1e-5)
     ranks = Ranks(0, 1, student.device)

@@ -3,22 +3,20 @@
 import contextlib
 import ctypes
 import multiprocessing
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from typing import NoReturn, TypeVar
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import torch
 
 Item = TypeVar("Item")
-POLL = 0.1  # seconds after which a thread that waits to hand over looks whether it is still wanted
+END: Any = object()
 
 
 def prefetch(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
-    """The same items in the same order, the next few made while the caller is at work on one.
+    """The same items in the same order, the next few made in a thread while the caller works on one.
 
     An error in making an item is raised in its place. Closing the generator (`contextlib.closing`) ends the thread.
 
@@ -29,37 +27,16 @@ def prefetch(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
     if ahead == 0:
         yield from items
         return
-    ready: queue.Queue[Callable[[], Item]] = queue.Queue(ahead)  # each gives an item, or raises
-    unwanted = threading.Event()
-
-    def hand_over(give: Callable[[], Item]) -> None:
-        while not unwanted.is_set():
-            with contextlib.suppress(queue.Full):
-                return ready.put(give, timeout=POLL)
-
-    def make() -> None:
-        end: BaseException = StopIteration()
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        ready = deque(thread.submit(next, iterator, END) for _ in range(ahead))
         try:
-            for item in items:
-                hand_over(partial(_give, item))
-                if unwanted.is_set():
-                    return
-        except BaseException as error:
-            end = error
-        hand_over(partial(_raise, end))
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        while True:
-            try:
-                item = ready.get()()
-            except StopIteration:
-                return
-            yield item
-    finally:
-        unwanted.set()
-        thread.join()
+            while (item := ready.popleft().result()) is not END:
+                ready.append(thread.submit(next, iterator, END))
+                yield item
+        finally:
+            for future in ready:
+                future.cancel()
 
 
 def overlaps(device: torch.device) -> bool:
@@ -68,14 +45,6 @@ def overlaps(device: torch.device) -> bool:
     A CPU computes on all its cores: threads beside it made labelling a fifth slower and training a twentieth.
     """
     return device.type != "cpu"
-
-
-def _give(item: Item) -> Item:
-    return item
-
-
-def _raise(error: BaseException) -> NoReturn:
-    raise error
 
 
 def release_freed_memory() -> None:
@@ -90,5 +59,5 @@ def release_freed_memory() -> None:
 
 
 def in_a_process_of_its_own() -> ProcessPoolExecutor:
-    """One other process, begun afresh: what it does leaves no trace in the memory of this one."""
+    """One other process, started fresh: what it does leaves no trace in the memory of this one."""
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("forkserver"))

@@ -72,12 +72,13 @@ class Ranks:
             raise InputError(f"device: {device} can't be used ({str(error).splitlines()[0]})") from None
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         if world == 1:
-            return cls(0, 1, chosen)
+            return cls(0, 1, chosen, restarted=restarted)
         backend, timeout = "nccl" if chosen.type == "cuda" else "gloo", timedelta(seconds=timeout_seconds)
         try:
             store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
-            name, restarted = meet(store, rank, world, timeout_seconds)
+            name, met_before = meet(store, rank, world, timeout_seconds)
             store = dist.PrefixStore(name, store)
             if chosen.type == "cuda":
                 refuse_shared_gpus(dist.PrefixStore("gpus", store), rank, world, chosen)
@@ -86,8 +87,7 @@ class Ranks:
         except RuntimeError as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise RunError(f"the {world} ranks did not find each other at {where} ({said_last(error)})") from None
-        restarted |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-        return cls(rank, world, chosen, dist.PrefixStore("shortstack", store), restarted)
+        return cls(rank, world, chosen, dist.PrefixStore("shortstack", store), restarted or met_before)
 
     @property
     def is_main(self) -> bool:

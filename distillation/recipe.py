@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from shortstack.distillation.losses import LOSSES
-from shortstack.distillation.student.layers import choose_layers
 from shortstack.model.files import InputError
 from shortstack.model.products import PRECISIONS
 
@@ -43,7 +42,7 @@ class Recipe:
     start_from: str = setting("", "a student to train further, a directory or Hub name; empty starts from the teacher")
     layers: list[int] | str = setting(
         "even:3",
-        "layers to keep, of the teacher or START_FROM: 0,2,5, all, auto:3, even:3, first:3, last:3, ends:3...",
+        "layers to keep, of the teacher or START_FROM: 0,2,5, all, even:3 or auto:3, which tries them",
     )
     vocabulary: int | str = setting(
         "", "pieces of the tokenizer to keep: a number, 30000, or a share of the text's tokens, 99.9%; empty for all"
@@ -144,8 +143,6 @@ class Recipe:
         if self.metric_for_best_model == "overlap@10":
             require(self.evaluation_sentences >= 100, "evaluation_sentences", "at least 100 to judge by overlap@10")
         require(self.metric_for_best_model in metrics, "metric_for_best_model", f"one of {', '.join(metrics)}")
-        if isinstance(self.layers, list):
-            choose_layers(self.layers, max([*self.layers, 0]) + 1)  # the teacher's own number is checked at loading
 
 
 def metric_key(sts_name: str, kind: str) -> str:

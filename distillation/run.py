@@ -22,18 +22,20 @@ STOP_CHECK_EVERY = 10  # steps between asking the other ranks whether one was to
 
 
 class Run:
-    """A run directory that this process holds.
+    """One run: its recipe, its processes, and its directory, which it holds alone.
 
     Attributes:
+        recipe: its settings; from `begin` on with all that was decided.
+        ranks: its processes.
         directory: `output/name`.
         resume: whether to resume from the last checkpoint, if there is one.
     """
 
     def __init__(self, recipe: Recipe, ranks: Ranks, resume: bool) -> None:
+        self.recipe, self.ranks = recipe, ranks
         self.directory = recipe.directory
         self._log = self.directory / "log.jsonl"
         self._tensorboard: SummaryWriter | None = None
-        self._ranks = ranks
         self._begun = self._in_steps = False
         self._stop_signal = 0
         # torchrun starts all ranks again after one was lost; they resume the run.
@@ -53,8 +55,10 @@ class Run:
         Outside of it they end the run at once, since what is finished is on disk already.
         """
         self._in_steps = True
-        yield
-        self._in_steps = False
+        try:
+            yield
+        finally:
+            self._in_steps = False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -67,18 +71,22 @@ class Run:
         busy = f"{self.directory}: another run is at work there; give this one another --name"
         lock = self.directory.with_name(f".{self.directory.name}.lock")
         try:
-            with locked(lock, busy) if self._ranks.is_main else contextlib.nullcontext():
+            with locked(lock, busy) if self.ranks.is_main else contextlib.nullcontext():
                 yield
         except KeyboardInterrupt:
             self.end(f"stopped; what is finished is kept; go on with: {self.again}")
 
-    def begin(self) -> None:
+    def begin(self, recipe: Recipe) -> None:
         """Take the directory: an earlier run's is moved aside, unless this run resumes it.
 
         Call it when everything that can be checked has been: a typo must not move a student that is in use.
+
+        Args:
+            recipe: the run's own with all that was decided, such as which layers.
         """
+        self.recipe = recipe
         self._begun = True
-        if not self._ranks.is_main:
+        if not self.ranks.is_main:
             return
         if not self.resume and (self.directory / "recipe.toml").exists():
             self._move_aside()
@@ -96,13 +104,18 @@ class Run:
             f"(to undo it once this run has ended: rm -r {self.directory} && mv {aside} {self.directory})"
         )
 
+    def say(self, text: str) -> None:
+        """Print a line, once for all ranks."""
+        if self.ranks.is_main:
+            print(text, flush=True)
+
     @property
     def again(self) -> str:
         """The command that resumes this run."""
         recipe = self.directory / "recipe.toml"
         if not (self._begun and recipe.exists()):
             return "the same command"
-        launcher = "python" if self._ranks.world == 1 else "torchrun (options as before)"
+        launcher = "python" if self.ranks.world == 1 else "torchrun (options as before)"
         return f"{launcher} {sys.argv[0]} {recipe} --resume"
 
     def end(self, what: str) -> NoReturn:
@@ -111,16 +124,16 @@ class Run:
         Raises:
             RunError: says `what` happened, on rank 0; the other ranks end without a word.
         """
-        if not self._ranks.is_main:
+        if not self.ranks.is_main:
             sys.exit(1)
         raise RunError(what)
 
     def cut_log(self, step: int) -> None:
         """Drop log lines of steps after `step`, which will be taken again; TensorBoard is told to, where installed."""
         kept = []
-        if self._ranks.is_main and SummaryWriter is not None:
+        if self.ranks.is_main and SummaryWriter is not None:
             self._tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
-        if self._ranks.is_main and self._log.exists():
+        if self.ranks.is_main and self._log.exists():
             for line in self._log.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(json.JSONDecodeError, KeyError):  # a line that a crash cut short
                     if json.loads(line)["step"] <= step:
@@ -129,7 +142,7 @@ class Run:
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to log.jsonl, and to TensorBoard's events; NaN and infinity, unknown to JSON, become null."""
-        if self._ranks.is_main:
+        if self.ranks.is_main:
             line = {key: value if math.isfinite(value) else None for key, value in line.items()}
             with errors_about(self._log, self._log), open(self._log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -141,8 +154,8 @@ class Run:
 
     def stop_wanted(self, step: int) -> bool:
         """Whether a rank was told to stop (SIGTERM or Ctrl-C): the same answer on every rank."""
-        if self._ranks.world > 1:
-            return step % STOP_CHECK_EVERY == 0 and self._ranks.any(self._stop_signal != 0)
+        if self.ranks.world > 1:
+            return step % STOP_CHECK_EVERY == 0 and self.ranks.any(self._stop_signal != 0)
         return self._stop_signal != 0
 
 

@@ -34,6 +34,7 @@ CALIBRATION_FILE = "int8_calibration.safetensors"  # read by us alone
 # What is downloaded beside the weights; no ONNX and the like.
 HUB_FILES = ["*.json", "*.txt", "*/config.json", "*/model.safetensors", "*/pytorch_model.bin", CALIBRATION_FILE]
 MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # each at most once, in this order
+HISTORY = "shortstack"  # our own key in config_sentence_transformers.json
 DENSE_ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU")
 
 
@@ -52,6 +53,8 @@ class Settings:
         truncate_dim: leading dimensions that an embedding is cut to, last of all; None for all.
         origin: the name or directory the model was loaded from.
         notes: defaults that were taken because the directory said nothing.
+        history: how a student of ours was made, under a key that other tools do not read: its teacher,
+            `teacher_layers`...; see `Plan.history`. Empty for any other model.
     """
 
     pooling: Pooling = Pooling.MEAN
@@ -64,6 +67,7 @@ class Settings:
     truncate_dim: int | None = None
     origin: str = ""
     notes: list[str] = field(default_factory=list)
+    history: dict[str, Any] = field(default_factory=dict)
 
 
 class Parts(NamedTuple):
@@ -344,6 +348,8 @@ def read_lengths_and_prompts(
     if cut is not None and (type(cut) is not int or cut < 1):
         raise InputError(f"{path}: truncate_dim must be a whole number of at least 1, got {cut!r}")
     settings.truncate_dim = cut
+    history = whole.get(HISTORY)
+    settings.history = history if isinstance(history, dict) else {}
     settings.max_length = min(limit, longest)
     settings.lowercase = bool(transformer.get("do_lower_case"))
     settings.prompts = {name: text or "" for name, text in prompts.items()}
@@ -451,7 +457,7 @@ def library_config(settings: Settings) -> dict[str, Any]:
         "prompts": settings.prompts,
         "default_prompt_name": settings.default_prompt_name,
         "similarity_fn_name": settings.similarity_fn_name,
-    } | ({} if settings.truncate_dim is None else {"truncate_dim": settings.truncate_dim})
+    } | {key: value for key, value in (("truncate_dim", settings.truncate_dim), (HISTORY, settings.history)) if value}
 
 
 def sentence_bert_config(settings: Settings) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def count_seconds() -> None:
         return timed
 
     train.train_step = taking(1, train.train_step)
-    train.evaluate_quickly = taking(1000, train.evaluate_quickly)
+    train.Judge.quickly = taking(1000, train.Judge.quickly)
     checkpoint.save_checkpoint = taking(1000, checkpoint.save_checkpoint)
 
 

@@ -13,10 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from shortstack import bench
-from shortstack.benchmark import host, latency, peers, sweep, timing
+from shortstack.benchmark import latency, peers, timing
 from shortstack.benchmark.random_models import random_embedder, random_sentences, shape_config
 from shortstack.benchmark.timing import encoder_flops
-from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
 
@@ -124,29 +123,13 @@ def test_peers_embed_what_we_embed(tiny_cls_dir: Path, tmp_path: Path) -> None:
 def test_trainers_are_timed_on_the_same_work(tiny_cls_dir: Path) -> None:
     pytest.importorskip("accelerate", reason="accelerate, which sentence-transformers' trainer needs, is missing")
     load = partial(Embedder.load, tiny_cls_dir, "cpu")
-    rows = peers.trainers(train_step, load, english_sentences(40), batch_size=8, steps=2, precisions=["fp32"])
+    rows = peers.trainers(load, english_sentences(40), batch_size=8, steps=2, precisions=["fp32"])
     assert [(row["system"], row["precision"], row["layers"]) for row in rows] == [
         ("ours", "fp32", 8),
         ("sentence-transformers trainer", "fp32", 8),
     ]
     for row in rows:
         assert 0 < row["slowest"] <= row["sentences_per_second"] <= row["fastest"]
-
-
-def test_a_sweep_writes_its_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "SECONDS", 0.001)
-    monkeypatch.setattr(sweep, "LENGTHS", (8, 16))
-    monkeypatch.setattr(sweep, "BATCH_SIZES", (1, 4))
-    teacher, student = (partial(random_embedder, "bert-tiny", layers, "cpu") for layers in (2, 1))
-    sweep.sweep(teacher, student, train_step, "fp32", [300], tmp_path)
-    curves = json.loads((tmp_path / "sweep.json").read_text())
-    assert [row["layers"] for row in curves["layers"]] == [1, 2]
-    assert [row["tokens"] for row in curves["tokens"]] == [8, 16]
-    assert [row["batch_size"] for row in curves["batch_size"]] == [1, 4]
-    (corpus,) = curves["corpus"]
-    assert corpus["sentences"] == 300
-    assert min(corpus["labelling_seconds"], corpus["training_seconds"], corpus["peak_memory_mib"]) > 0
-    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -164,28 +147,3 @@ def test_wrong_arguments_are_named(
     tiny_model_dir: Path, refusal: Callable[..., str], arguments: list[str], message: str
 ) -> None:
     assert message in refusal(bench.main, *(argument.format(model=tiny_model_dir) for argument in arguments))
-
-
-def test_the_host_is_measured_with_the_gpus_work_stubbed_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "BLOCKS", 1)
-    monkeypatch.setattr(host, "TURNS", 1)
-    threads = torch.get_num_threads()
-    words = random_embedder("bert-tiny", 1, "cpu", "fp32")
-    result = host.host_times("bert-large", (24, 8), [64], train_step, words, random_sentences(words, 100, 16))
-    label, train = result["rows"]
-    assert torch.get_num_threads() == threads
-    assert (label["layers"], label["sentences"], train["layers"], train["sentences"]) == (24, 1310, 8, 64)
-    # 24 layers of 12.6 M weights, 2 operations a weight and token, and the last layer's outputs of first tokens only
-    assert label["H100"]["ms_at_half_peak"] == pytest.approx(2 * 2 * 23.3 * 12.6e6 * 32_750 / 989e12 * 1000, rel=0.02)
-    for row in (label, train):
-        for name, peak in host.PEAKS.items():
-            found = row[name]
-            allowed = found["ms_at_half_peak"] / 2 / row["host_ms"]
-            assert found["share_allowed"] == pytest.approx(min(1.0, allowed)) and peak > 0
-    assert label["host_ms"] > 0.5 and train["host_ms"] > 1  # every operation is still started
-    tokenising = result["tokenising"]
-    rate = tokenising["tokens a second"]["one core"]
-    for name, peak in host.PEAKS.items():
-        wanted = 0.6 * peak / (2 * 23.3 * 12.6e6)  # tokens a second
-        assert tokenising[name]["cores_for_60%"] == pytest.approx(wanted / rate, rel=0.02)
-    assert tokenising["H100"]["share_allowed"] <= tokenising["A100"]["share_allowed"] <= 1

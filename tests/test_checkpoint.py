@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,15 @@ def no_scaler() -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", enabled=False)
 
 
+def with_scaler(adamw: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None) -> Any:
+    """What of a StudentOptimizer a checkpoint keeps."""
+    return SimpleNamespace(adamw=adamw, scaler=scaler or no_scaler())
+
+
 def save(path: Path, model: Small, optimizer: torch.optim.Optimizer, **changes: Any) -> None:
     values = {"progress": Progress(step=3), "scaler": no_scaler(), "recipe": "settings"} | changes
-    save_checkpoint(path, model, optimizer, values["progress"], values["scaler"], values["recipe"])
+    both = with_scaler(optimizer, values["scaler"])
+    save_checkpoint(path, model, both, values["progress"], values["recipe"])
 
 
 def test_resumes_bit_for_bit(tmp_path: Path) -> None:
@@ -66,7 +73,7 @@ def test_resumes_bit_for_bit(tmp_path: Path) -> None:
 
     again = Small(1)
     its_optimizer = optimizer_for(again)
-    progress = load_checkpoint(tmp_path / "last.safetensors", again, its_optimizer, no_scaler(), "settings")
+    progress = load_checkpoint(tmp_path / "last.safetensors", again, with_scaler(its_optimizer), "settings")
     assert progress == Progress(step=3)
     train(again, its_optimizer, range(3, 8))
     for name, tensor in model.state_dict().items():
@@ -81,7 +88,7 @@ def test_a_loaded_checkpoint_does_not_change_with_its_file(tmp_path: Path) -> No
     optimizer = optimizer_for(model)
     train(model, optimizer, range(2))
     save(path, model, optimizer)
-    load_checkpoint(path, model, optimizer, no_scaler(), "settings")
+    load_checkpoint(path, model, with_scaler(optimizer), "settings")
     before = [value.clone() for state in optimizer.state.values() for value in state.values()]
     path.write_bytes(bytes(path.stat().st_size))
     after = [value for state in optimizer.state.values() for value in state.values()]
@@ -95,10 +102,10 @@ def test_progress_and_scaler_come_back(tmp_path: Path) -> None:
     save(tmp_path / "a", Small(0), optimizer_for(Small(0)), progress=progress, scaler=scaler)
     fresh = torch.amp.GradScaler("cpu")
     model = Small(1)
-    assert load_checkpoint(tmp_path / "a", model, optimizer_for(model), fresh, "settings") == progress
+    assert load_checkpoint(tmp_path / "a", model, with_scaler(optimizer_for(model), fresh), "settings") == progress
     assert fresh.state_dict() == scaler.state_dict()
     save(tmp_path / "b", Small(0), optimizer_for(Small(0)), progress=Progress())
-    found = load_checkpoint(tmp_path / "b", model, optimizer_for(model), no_scaler(), "settings")
+    found = load_checkpoint(tmp_path / "b", model, with_scaler(optimizer_for(model), no_scaler()), "settings")
     assert found.best_metric == -math.inf and found.best_step == -1
 
 
@@ -107,10 +114,10 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     optimizer = optimizer_for(model)
     save(path, model, optimizer)
     with pytest.raises(InputError, match=f"{path}: is of a run with other settings"):
-        load_checkpoint(path, model, optimizer, no_scaler(), "other settings")
+        load_checkpoint(path, model, with_scaler(optimizer), "other settings")
     save_file({"model.table": torch.zeros(9, 4)}, path)  # someone else's file
     with pytest.raises(InputError, match="other settings"):
-        load_checkpoint(path, model, optimizer, no_scaler(), "settings")
+        load_checkpoint(path, model, with_scaler(optimizer), "settings")
 
 
 def test_weights_alone(tmp_path: Path) -> None:
@@ -143,5 +150,5 @@ def test_a_damaged_byte_or_a_lost_end_is_found(
     model = Small(1)
     untouched = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(InputError, match="damaged.safetensors"):
-        load_checkpoint(path, model, optimizer_for(model), no_scaler(), "settings")
+        load_checkpoint(path, model, with_scaler(optimizer_for(model), no_scaler()), "settings")
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in model.state_dict().items())

@@ -1,10 +1,14 @@
-"""Which layers each strategy keeps, and what wrong choices are told."""
+"""Which layers each strategy keeps, which ones the search finds, and what wrong choices are told."""
 
+import itertools
+from pathlib import Path
+
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import torch
+from tiny import english_sentences, load
 
-from shortstack.distillation.student.layers import EVERY, STRATEGIES, choose_layers
+from shortstack.distillation.student.layers import choose_layers, linear_cka, search_layers
 from shortstack.model.files import InputError
 
 
@@ -16,50 +20,23 @@ from shortstack.model.files import InputError
         ("even:2", 12, [0, 11]),
         ("even:1", 12, [11]),
         ("all", 3, [0, 1, 2]),
-        ("every_second", 6, [0, 2, 4]),
-        ("every_third", 24, [0, 3, 6, 9, 12, 15, 18, 21]),
-        ("every_fourth", 6, [0, 4]),
-        ("first:8", 24, list(range(8))),
-        ("last:8", 24, list(range(16, 24))),
-        ("ends:8", 24, [0, 1, 2, 3, 20, 21, 22, 23]),
-        ("ends:3", 6, [0, 1, 5]),
-        ("ends:1", 6, [0]),
-        ("first:6", 6, list(range(6))),
+        ("even:6", 6, list(range(6))),
+        ("auto:2", 6, None),  # the search decides
         ([0, 2, 5], 6, [0, 2, 5]),
         ([5], 6, [5]),
     ],
 )
-def test_what_is_kept(layers: str | list[int], total: int, kept: list[int]) -> None:
+def test_what_is_kept(layers: str | list[int], total: int, kept: list[int] | None) -> None:
     assert choose_layers(layers, total) == kept
 
 
-@given(
-    strategy=st.sampled_from([name for name in STRATEGIES if name != "auto"]), total=st.integers(1, 60), data=st.data()
-)
-def test_every_strategy_gives_ascending_layers_of_the_teacher(strategy: str, total: int, data: st.DataObject) -> None:
-    if strategy in EVERY:
-        kept = choose_layers(strategy, total)
-        assert kept == list(range(0, total, EVERY[strategy]))
-        return
-    count = data.draw(st.integers(1, total))
-    kept = choose_layers(f"{strategy}:{count}", total)
-    assert len(kept) == count
-    assert kept == sorted(set(kept)) and kept[0] >= 0 and kept[-1] < total
-    if strategy == "even" and count > 1:
-        assert (kept[0], kept[-1]) == (0, total - 1)
-        gaps = [after - before for before, after in zip(kept, kept[1:], strict=False)]
-        assert max(gaps) - min(gaps) <= 1
-
-
-def test_auto_asks_the_search() -> None:
-    assert choose_layers("auto:2", 6, search=lambda count: [0, count + 1]) == [0, 3]
-    with pytest.raises(InputError, match="auto needs a teacher and text"):
-        choose_layers("auto:2", 6)
-
-
-def test_the_given_list_is_copied() -> None:
-    given_list = [0, 1]
-    assert choose_layers(given_list, 3) is not given_list
+@pytest.mark.parametrize("total", [2, 3, 7, 24])
+def test_even_keeps_both_ends_and_equal_gaps(total: int) -> None:
+    for count in range(2, total + 1):
+        kept = choose_layers(f"even:{count}", total)
+        assert kept is not None and len(kept) == count and (kept[0], kept[-1]) == (0, total - 1)
+        gaps = np.diff(kept)
+        assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
 
 
 @pytest.mark.parametrize(
@@ -73,7 +50,7 @@ def test_the_given_list_is_copied() -> None:
         ([0.0, 1.5], "whole numbers"),
         (["0", "1"], "whole numbers"),
         ([True], "whole numbers"),
-        ("evne:3", "'evne:3' is neither a list of numbers nor one of auto, even, first"),
+        ("evne:3", "'evne:3' is neither a list of numbers nor one of all, auto:COUNT, even:COUNT"),
         ("", "neither"),
         ("even", "needs a count from 1 to 6, such as even:2"),
         ("auto", "needs a count from 1 to 6"),
@@ -82,7 +59,7 @@ def test_the_given_list_is_copied() -> None:
         ("even:-2", "needs a count"),
         ("even:two", "needs a count"),
         ("even:²", "needs a count"),
-        ("every_third:2", "takes no count"),
+        ("all:2", "neither"),
     ],
 )
 def test_wrong_choices_get_one_clear_line(layers: str | list[int], message: str) -> None:
@@ -90,3 +67,54 @@ def test_wrong_choices_get_one_clear_line(layers: str | list[int], message: str)
         choose_layers(layers, 6)
     assert str(caught.value).startswith("layers: ")
     assert "\n" not in str(caught.value)
+
+
+# -- the search ------------------------------------------------------------------------------------------------------
+
+SENTENCES = english_sentences(60)
+
+
+def test_every_choice_is_tried_and_the_best_taken(tiny_model_dir: Path) -> None:
+    teacher = load(tiny_model_dir)
+    whole = torch.as_tensor(teacher.encode(SENTENCES))
+    scores = {
+        layers: linear_cka(torch.as_tensor(teacher.keep_layers(layers).encode(SENTENCES)), whole)
+        for layers in itertools.combinations(range(6), 2)
+    }
+    assert search_layers(teacher, SENTENCES, 2) == list(max(scores, key=lambda layers: scores[layers]))
+
+
+def test_too_many_choices_are_searched_by_leaving_layers_out(tiny_cls_dir: Path) -> None:
+    teacher = load(tiny_cls_dir)
+    whole = torch.as_tensor(teacher.encode(SENTENCES))
+    total = teacher.bert.config.num_hidden_layers
+
+    def without(layer: int) -> float:
+        kept = [other for other in range(total) if other != layer]
+        return linear_cka(torch.as_tensor(teacher.keep_layers(kept).encode(SENTENCES)), whole)
+
+    least_missed = max(range(total), key=without)
+    assert search_layers(teacher, SENTENCES, total - 1, exhaustive=1) == [
+        layer for layer in range(total) if layer != least_missed
+    ]
+    assert len(search_layers(teacher, SENTENCES, 3, exhaustive=1)) == 3
+
+
+def test_all_layers_are_the_teacher_itself(tiny_model_dir: Path) -> None:
+    teacher = load(tiny_model_dir)
+    assert search_layers(teacher, SENTENCES, 6) == list(range(6))
+
+
+def test_the_teacher_is_left_as_it_was(tiny_model_dir: Path) -> None:
+    teacher = load(tiny_model_dir)
+    before = teacher.encode(SENTENCES)
+    search_layers(teacher, SENTENCES, 3)
+    assert np.array_equal(teacher.encode(SENTENCES), before)
+
+
+def test_linear_cka_is_1_for_a_rotation_and_less_for_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(50, 8, generator=generator)
+    rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator))
+    assert linear_cka(embeddings, embeddings @ rotation) == pytest.approx(1, abs=1e-5)
+    assert linear_cka(embeddings, torch.randn(50, 8, generator=generator)) < 0.5

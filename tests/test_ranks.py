@@ -40,6 +40,14 @@ def test_one_process_takes_the_gpu_it_is_told(gpus: list[int], asked: str, index
     assert gpus == [index]
 
 
+def test_one_rank_that_torchrun_started_again_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It then resumes its run: torchrun --nproc-per-node 1 --max-restarts 3."""
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    for count in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        assert Ranks.start("cpu", 10.0).restarted == (count == "1")
+
+
 def test_the_cpu_stays_to_be_had_beside_a_gpu(gpus: list[int]) -> None:
     assert Ranks.start("cpu", 10.0).device == torch.device("cpu")
     assert gpus == []

@@ -12,7 +12,12 @@ from pathlib import Path
 
 import hooks
 import pytest
+import torch
 from processes import ENVIRONMENT, LIMIT, TRAIN, Forked, RunDirectory, assert_same_run, train, write_recipe
+
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.run import Run
 
 SETTINGS = {
     "fp32": {"precision": "fp32", "dropout": 0.1, "gradient_accumulation": 2},
@@ -130,6 +135,19 @@ def test_a_second_signal_stops_at_once(plain: tuple[Path, RunDirectory]) -> None
     again = train(run.path / "recipe.toml", "--resume")
     assert again.status == 0 and "going on after step 10 of 30" in again.out
     assert_same_run(run, undisturbed)
+
+
+def test_after_an_error_in_a_step_a_signal_stops_at_once(tmp_path: Path) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    run = Run(Recipe(name="r", output=str(tmp_path)), Ranks(0, 1, torch.device("cpu")), resume=False)
+    try:
+        with pytest.raises(ValueError), run.taking_steps():
+            raise ValueError
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)

@@ -21,6 +21,7 @@ from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.losses import LOSSES
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe, read_recipe
+from shortstack.distillation.student.dimensions import project_teacher
 from shortstack.distillation.training.optimizer import StudentOptimizer
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
@@ -410,13 +411,40 @@ def test_a_student_starts_from_some_layers_of_another(first: tuple[RunDirectory,
     student = first[0].path / "model"
     flags = ("--name", "fewer", "--start-from", str(student), "--learning-rate", "1e-7")
     assert train(recipe, *flags, "--layers", "2").status == 0
-    fewer = RunDirectory(recipe.parent / "runs" / "fewer").weights
+    run = RunDirectory(recipe.parent / "runs" / "fewer")
+    assert first[0].json("data.json")["teacher_layers"] == [0, 2, 5]
+    assert run.json("data.json")["teacher_layers"] == [5]  # of the teacher, not of the student it is made of
+    assert run.json("model/config_sentence_transformers.json")["shortstack"]["teacher_layers"] == [5]
+    fewer = run.weights
     kept = {name: tensor for name, tensor in first[0].weights.items() if "layer.2." in name}
     assert kept and not any("layer.2." in name for name in fewer)
     for name, tensor in kept.items():
         torch.testing.assert_close(fewer[name.replace("layer.2.", "layer.0.")], tensor, rtol=0, atol=1e-4)
     ended = train(recipe, *flags, "--layers", "0,3")
     assert (ended.status, ended.err) == (2, f"error: layers: 3 is outside {student}, which has layers 0 to 2\n")
+
+
+def test_a_student_of_fewer_dimensions_is_trained_further_in_its_own_space(recipe: Path, place: Path) -> None:
+    """On other text, whose own projection would be another one."""
+    assert train(recipe, "--name", "short", "--dimensions", "8").status == 0
+    short, text = RunDirectory(recipe.parent / "runs" / "short"), place / "other.txt"
+    text.write_text("\n".join(f"{sentence} and no dog" for sentence in english_sentences(300, seed=4)))
+    flags = ("--start-from", short.path / "model", "--layers", "all", "--learning-rate", "1e-6", "--epochs", "1")
+    ended = train(recipe, "--name", "longer", "--dimensions", "8", *flags, "--sentences", text)
+    assert ended.status == 0, ended.err
+    longer = RunDirectory(recipe.parent / "runs" / "longer")
+    assert longer.logged("negative_mse")[0] > 3 * short.logged("negative_mse")[40]  # in another basis: a hundred times
+    refused = train(recipe, "--name", "refused", *flags)
+    assert "has 8 dimensions, the labels have 32; name a student of this teacher, or give --dimensions 8" in refused.err
+
+
+def test_a_projection_that_is_not_kept_is_refused(first: tuple[RunDirectory, str], recipe: Path, place: Path) -> None:
+    """As in students that were made before it was."""
+    teacher = load(first[0].path / "model")
+    project_teacher(teacher, TEST_TEXT, 8)
+    teacher.save(place / "unkept")
+    ended = train(recipe, "--start-from", place / "unkept", "--layers", "all", "--dimensions", "8")
+    assert ended.status == 2 and "keeps no projection of the teacher to 8 dimensions" in ended.error
 
 
 def test_a_last_window_too_small_for_the_ranks_is_refused() -> None:

@@ -12,8 +12,8 @@ from processes import RunDirectory, assert_same_run, forked_ranks, train, write_
 from sentence_transformers import SentenceTransformer
 from tiny import english_sentences, make_bert_dir, make_family_dir
 
-from shortstack.distillation import width
 from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.student import width
 from shortstack.distillation.student.width import important_units, keep_units, products
 from shortstack.model import Embedder
 

@@ -9,6 +9,20 @@ from shortstack.model import Embedder
 from shortstack.model.files import InputError
 
 
+def check_dimensions(teacher: Embedder, dimensions: int) -> None:
+    """Make sure that the teacher's embeddings can be projected to so few dimensions.
+
+    Raises:
+        InputError: not fewer than the teacher's, or a teacher that has a dense layer already.
+    """
+    if teacher.dense is not None:
+        raise InputError("dimensions: the teacher has a dense layer of its own; leave dimensions at 0")
+    if teacher.settings.truncate_dim:
+        raise InputError("dimensions: the teacher's embeddings are cut by its truncate_dim; leave dimensions at 0")
+    if not 0 < dimensions < teacher.dimensions:
+        raise InputError(f"dimensions: {dimensions} must be below the teacher's {teacher.dimensions}")
+
+
 def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int) -> nn.Linear:
     """Give the teacher a dense layer, so that its labels, and a student copied from it, have fewer dimensions.
 
@@ -24,17 +38,12 @@ def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int
         The layer.
 
     Raises:
-        InputError: not fewer dimensions than the teacher's, or a teacher that has a dense layer already.
+        InputError: see `check_dimensions`; or fewer sentences than dimensions.
 
     Source: Eckart and Young, "The approximation of one matrix by another of lower rank", 1936
     (https://doi.org/10.1007/BF02288367).
     """
-    if teacher.dense is not None:
-        raise InputError("dimensions: the teacher has a dense layer of its own; leave dimensions at 0")
-    if teacher.settings.truncate_dim:
-        raise InputError("dimensions: the teacher's embeddings are cut by its truncate_dim; leave dimensions at 0")
-    if not 0 < dimensions < teacher.dimensions:
-        raise InputError(f"dimensions: {dimensions} must be below the teacher's {teacher.dimensions}")
+    check_dimensions(teacher, dimensions)
     embeddings = torch.as_tensor(teacher.encode(sentences, prompt="", convert_to_tensor=True)).double()
     if len(embeddings) < dimensions:
         raise InputError(f"dimensions: {dimensions} directions need at least as many sentences, got {len(embeddings)}")

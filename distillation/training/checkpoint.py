@@ -8,12 +8,11 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.run import Run
 from shortstack.distillation.training.meter import Meter
 from shortstack.distillation.training.optimizer import StudentOptimizer
 from shortstack.model.files import InputError, load_tensors, save_tensors
@@ -28,6 +27,7 @@ class Progress:
         best_step, best_metric: the best evaluation so far and its step; -1 before the first.
         skipped: steps skipped because of a gradient that was not finite; `skipped_in_a_row` of these the latest.
         loss_sum, losses: sum and number of the losses since the last log line.
+        total: steps of the whole run.
     """
 
     step: int = 0
@@ -37,10 +37,11 @@ class Progress:
     skipped_in_a_row: int = 0
     loss_sum: float = 0.0
     losses: int = 0
+    total: int = 0
 
-    def is_due(self, every: int, total: int) -> bool:
-        """Whether what happens every so many steps, and after the last of `total`, happens now."""
-        return self.step % every == 0 or self.step == total
+    def is_due(self, every: int) -> bool:
+        """Whether what happens every so many steps, and after the last one, happens now."""
+        return self.step % every == 0 or self.step == self.total
 
 
 class Checkpoints:
@@ -50,12 +51,10 @@ class Checkpoints:
         last, best: the files.
     """
 
-    def __init__(
-        self, run_directory: Path, student: nn.Module, optimizer: StudentOptimizer, settings: str, ranks: Ranks
-    ) -> None:
-        self.last = run_directory / "checkpoints/last.safetensors"
-        self.best = run_directory / "checkpoints/best.safetensors"
-        self._student, self._optimizer, self._settings, self._ranks = student, optimizer, settings, ranks
+    def __init__(self, student: nn.Module, optimizer: StudentOptimizer, settings: str, run: Run) -> None:
+        self.last = run.directory / "checkpoints/last.safetensors"
+        self.best = run.directory / "checkpoints/best.safetensors"
+        self._student, self._optimizer, self._settings, self._ranks = student, optimizer, settings, run.ranks
 
     def resume(self, total: int) -> Progress:
         """Load the last checkpoint, if there is one; returns how far the run of `total` steps is.
@@ -70,10 +69,9 @@ class Checkpoints:
                 f"{self.last}: rank {self._ranks.rank} {sees}; --output must be on a file system that all hosts share"
             )
         if not found:
-            return Progress()
-        progress = load_checkpoint(
-            self.last, self._student, self._optimizer.adamw, self._optimizer.scaler, self._settings
-        )
+            return Progress(total=total)
+        progress = load_checkpoint(self.last, self._student, self._optimizer, self._settings)
+        progress.total = total
         self._optimizer.skips.copy_(torch.tensor([progress.skipped, progress.skipped_in_a_row]))
         if self._ranks.is_main:
             print(f"going on after step {progress.step} of {total}", flush=True)
@@ -96,8 +94,7 @@ class Checkpoints:
         progress.loss_sum, progress.losses = meter.losses()
         progress.skipped, progress.skipped_in_a_row = self._optimizer.skips.tolist()
         if self._ranks.is_main:
-            adamw, scaler = self._optimizer.adamw, self._optimizer.scaler
-            save_checkpoint(self.last, self._student, adamw, progress, scaler, self._settings)
+            save_checkpoint(self.last, self._student, self._optimizer, progress, self._settings)
 
     def keep_best(self, progress: Progress, metric: float) -> None:
         """Keep the student's weights if `metric` is the highest so far."""
@@ -112,30 +109,27 @@ class Checkpoints:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, scaler: Any, recipe: str
+    path: Path, model: nn.Module, optimizer: StudentOptimizer, progress: Progress, settings: str
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
     Args:
         path: the file.
         model: whose weights are kept in fp32.
-        optimizer: one whose state holds tensors by parameter, such as AdamW.
+        optimizer: AdamW's moments and the gradient scaler's state are kept.
         progress: how far the run has come.
-        scaler: the gradient scaler; its state is empty where it is not used.
-        recipe: fingerprint of the settings that must not change when the run is resumed.
+        settings: fingerprint of those that must not change when the run is resumed.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    for parameter, state in optimizer.state.items():
+    for parameter, state in optimizer.adamw.state.items():
         tensors |= {f"optimizer.{key}.{names[parameter]}": value for key, value in state.items()}
-    state = {"progress": dataclasses.asdict(progress), "scaler": scaler.state_dict(), "recipe": recipe}
-    save_tensors(path, tensors, state)
+    scaler = optimizer.scaler.state_dict()  # empty where it is not used
+    save_tensors(path, tensors, {"progress": dataclasses.asdict(progress), "scaler": scaler, "recipe": settings})
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, recipe: str
-) -> Progress:
-    """Put a checkpoint's content back into model, optimizer and scaler.
+def load_checkpoint(path: Path, model: nn.Module, optimizer: StudentOptimizer, settings: str) -> Progress:
+    """Put a checkpoint's content back into model and optimizer.
 
     Returns:
         How far the run had come.
@@ -147,15 +141,15 @@ def load_checkpoint(
         tensors, state = load_tensors(path)
     except InputError as error:
         raise InputError(f"{str(error).partition('; ')[0]}; start again without --resume") from None
-    if not isinstance(state, dict) or state.get("recipe") != recipe:
+    if not isinstance(state, dict) or state.get("recipe") != settings:
         raise InputError(f"{path}: is of a run with other settings; give another --name, or run without --resume")
     model.load_state_dict(part(tensors, "model."))
     names = {name: parameter for name, parameter in model.named_parameters()}
     for full_name, tensor in part(tensors, "optimizer.").items():
         key, _, name = full_name.partition(".")
-        optimizer.state[names[name]][key] = tensor.clone().to(names[name].device)
+        optimizer.adamw.state[names[name]][key] = tensor.clone().to(names[name].device)
     if state["scaler"]:
-        scaler.load_state_dict(state["scaler"])
+        optimizer.scaler.load_state_dict(state["scaler"])
     return Progress(**state["progress"])
 
 

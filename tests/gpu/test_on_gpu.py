@@ -281,7 +281,7 @@ def test_share_of_peak(device: torch.device, record: Record, tokens: int) -> Non
         return turns * flops / seconds_of(lambda: [work() for _ in range(turns)], device) / peak
 
     labelling = share(lambda: teacher.embed(batch), encoder_flops(teacher.bert.config, batch.lengths, True))
-    step = training_step(student, count, precision, train_step)
+    step = training_step(student, count, precision)
     labelled = LabelledSentences(batch, torch.zeros(count, student.dimensions, dtype=torch.float16))
     flops = 3 * encoder_flops(student.bert.config, batch.lengths, True)
     training = share(lambda: step(labelled), flops)

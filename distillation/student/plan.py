@@ -1,0 +1,145 @@
+"""The plan of a student: all that a recipe asks of it, checked before the run begins; and the student made of the plan.
+
+What needs no text is refused in `plan_student`, before the text is read; what needs it in `Plan.settled`.
+"""
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from shortstack.distillation.data.corpus import Corpus
+from shortstack.distillation.data.labels import Labels
+from shortstack.distillation.ranks import Ranks
+from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.student.dimensions import check_dimensions, project_teacher
+from shortstack.distillation.student.layers import choose_layers, count_of, search_layers
+from shortstack.distillation.student.vocabulary import check_vocabulary, cut_vocabulary, is_cut_of, retokenizer
+from shortstack.distillation.student.width import check_width, important_units, keep_units
+from shortstack.model import Embedder
+from shortstack.model.files import InputError
+
+SAMPLE = 16_384  # sentences that a projection is computed on
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a student is to be.
+
+    Attributes:
+        recipe: its settings; once settled, `layers` is a list of numbers.
+        teacher: gives the labels.
+        start: the model whose layers are copied: the teacher, or the student that `start_from` names.
+    """
+
+    recipe: Recipe
+    teacher: Embedder
+    start: Embedder
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers of `start` to keep."""
+        assert isinstance(self.recipe.layers, list), "settle the plan first"
+        return self.recipe.layers
+
+    def settled(self, corpus: Corpus, ranks: Ranks) -> "Plan":
+        """The plan with layers found by search on text, and the teacher projected to fewer dimensions.
+
+        Raises:
+            InputError: too little text for that.
+        """
+        recipe, start = self.recipe, self.start
+        total = start.bert.config.num_hidden_layers
+        layers = choose_layers(recipe.layers, total)
+        if layers is None:
+            count, text = count_of(str(recipe.layers), total), sample_of(corpus, start)
+            layers = ranks.from_main("layers", lambda: search_layers(start, text, count))
+        if recipe.dimensions and recipe.start_from:
+            self.teacher.dense = copy.deepcopy(start.dense)
+        elif recipe.dimensions:
+            ranks.copy_from_main(project_teacher(self.teacher, sample_of(corpus, self.teacher), recipe.dimensions))
+        return dataclasses.replace(self, recipe=dataclasses.replace(recipe, layers=layers))
+
+    def history(self) -> dict[str, Any]:
+        """What the student's directory tells of how it was made.
+
+        teacher: the name of the teacher.
+        teacher_layers: which of the teacher's layers it has, also where it was made of another student; None where that
+            one does not tell.
+        projected: whether its dense layer is the teacher's projection to fewer dimensions.
+        vocabulary: what was cut, where something was.
+        """
+        total = self.start.bert.config.num_hidden_layers
+        earlier: dict[str, Any] = {"teacher_layers": list(range(total))}
+        if self.recipe.start_from:
+            earlier = self.start.settings.history
+        known, layers = earlier.get("teacher_layers"), None
+        if isinstance(known, list) and len(known) == total:
+            layers = [known[layer] for layer in self.layers]
+        own = {"teacher": self.recipe.teacher, "teacher_layers": layers, "projected": self.recipe.dimensions > 0}
+        return earlier | own
+
+
+def plan_student(recipe: Recipe, teacher: Embedder) -> Plan:
+    """Check all that a recipe asks of its student and that needs no text.
+
+    Raises:
+        InputError: layers, width, vocabulary or dimensions that the teacher can't give, or a model to start from that
+            is no student of it.
+    """
+    start = load_start(recipe, teacher) if recipe.start_from else teacher
+    choose_layers(recipe.layers, start.bert.config.num_hidden_layers, recipe.start_from or "the teacher")
+    if recipe.vocabulary:
+        check_vocabulary(teacher, recipe.vocabulary)
+    if recipe.intermediate_size:
+        check_width(teacher, recipe.intermediate_size)
+    if recipe.dimensions:
+        check_dimensions(teacher, recipe.dimensions)
+    return Plan(recipe, teacher, start)
+
+
+def load_start(recipe: Recipe, teacher: Embedder) -> Embedder:
+    """The student that `start_from` names, in fp32, which must live in the teacher's own space.
+
+    Raises:
+        InputError: no such model; or one of other dimensions, whose projection is not the teacher's, or whose tokenizer
+            is no cut of the teacher's.
+    """
+    student = Embedder.load(recipe.start_from, teacher.device, "fp32", max_length=teacher.settings.max_length)
+    where, wanted = f"start_from: {recipe.start_from}", recipe.dimensions or teacher.dimensions
+    if student.dimensions != wanted:
+        raise InputError(
+            f"{where} has {student.dimensions} dimensions, the labels have {wanted}; name a student of this teacher"
+            + (f", or give --dimensions {student.dimensions}" if student.dimensions < teacher.dimensions else "")
+        )
+    if recipe.dimensions and not student.settings.history.get("projected"):
+        raise InputError(f"{where} keeps no projection of the teacher to {wanted} dimensions; start from the teacher")
+    if not is_cut_of(student, teacher):
+        raise InputError(f"{where} has another tokenizer than the teacher; name its own student")
+    return student
+
+
+def make_student(plan: Plan, labels: Labels, corpus: Corpus, ranks: Ranks) -> tuple[Embedder, Labels]:
+    """The untrained student of a settled plan, in fp32, and the labels with its own tokens."""
+    recipe, teacher = plan.recipe, plan.teacher
+    student = plan.start.keep_layers(plan.layers)
+    student.settings.history = plan.history()
+    if recipe.dimensions and student.dense is not None:
+        student.dense.requires_grad_(False)  # stays the teacher's projection, which a further student starts from
+    if recipe.intermediate_size:
+        size, loss = recipe.intermediate_size, recipe.loss
+        keep_units(student, ranks.from_main("units", lambda: important_units(student, labels.read([0]), size, loss)))
+    if recipe.vocabulary:
+        student, cut = cut_vocabulary(student, labels.pieces, recipe.vocabulary)
+        student.settings.history |= {"vocabulary": cut}
+    if student.bert.config.vocab_size != teacher.bert.config.vocab_size:
+        tokens_of_student = retokenizer(teacher, student, corpus, recipe.shard_size)
+        labels = dataclasses.replace(labels, retokenize=tokens_of_student)
+    student.tokens_per_batch = teacher.tokens_per_batch
+    return student, labels
+
+
+def sample_of(corpus: Corpus, teacher: Embedder, size: int = SAMPLE) -> list[str]:
+    """Training sentences at random, prompts before them: the corpus is shuffled, so its first ones."""
+    rows = 0, min(size, len(corpus))
+    return teacher.with_prompts(corpus.sentences(*rows), corpus.roles(*rows))
