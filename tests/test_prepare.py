@@ -3,18 +3,17 @@
 import bz2
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from archives import contents, make_tar, make_wheel
 
 from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.evaluation.sets import read_retrieval, read_sts
@@ -162,17 +161,6 @@ found that can be fixed by a newer version.
 ]
 
 
-def make_tar(folder: str, files: dict[str, bytes]) -> bytes:
-    """An archive as npm has them."""
-    tar = io.BytesIO()
-    with tarfile.open(fileobj=tar, mode="w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(folder + name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return tar.getvalue()
-
-
 def summaries(articles: dict[str, tuple[str, str]] = SUMMARIES) -> dict[str, bytes]:
     """The summaries' file with these extracts and descriptions."""
     value = {
@@ -180,21 +168,6 @@ def summaries(articles: dict[str, tuple[str, str]] = SUMMARIES) -> dict[str, byt
         for title, (extract, description) in articles.items()
     }
     return {module.SUMMARIES: json.dumps(value).encode()}
-
-
-def make_wheel(path: Path, folder: str, files: dict[str, bytes], extra: dict[str, bytes] | None = None) -> str:
-    """Write a wheel that pip accepts; returns its SHA-256."""
-    project, version = path.name.split("-")[:2]
-    metadata = f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n".encode()
-    information = {
-        f"{project}-{version}.dist-info/METADATA": metadata,
-        f"{project}-{version}.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{project}-{version}.dist-info/RECORD": b"",
-    }
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in {**{folder + name: files[name] for name in files}, **information, **(extra or {})}.items():
-            archive.writestr(name, content)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -243,11 +216,6 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(module, "TEACHER_FILES", digests)
     monkeypatch.setattr(packages, "download", download)
     return SimpleNamespace(folder=folder, asked=asked, pin=pin)
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    """Every file under a directory with its bytes."""
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_everything_is_put_in_place(

@@ -3,6 +3,7 @@
 python -m distillation.prepare                  # into assets/
 python -m distillation.prepare --assets DIR
 python -m distillation.prepare --teacher all-mpnet-base-v2    # also this larger teacher
+python -m distillation.prepare --text long                    # also text for longer training, 280 MB to download
 """
 
 import argparse
@@ -21,8 +22,13 @@ def main() -> None:
     )
     parser.add_argument("--assets", type=Path, default=Path("assets"), metavar="DIR", help="where to (default: assets)")
     parser.add_argument("--teacher", choices=[NAME], help="a further teacher to fetch, 440 MB")
+    parser.add_argument("--text", choices=["default", "long"], default="default", help="long: more text, 280 MB")
     arguments = parser.parse_args()
     prepare(arguments.assets)
+    if arguments.text == "long":
+        from shortstack.distillation.prepare.long import prepare_long  # reads Parquet's kinds of compression, and YAML
+
+        prepare_long(arguments.assets)
     if arguments.teacher:
         prepare_mpnet(arguments.assets)
 

@@ -12,7 +12,6 @@ Together with retrieval/wikipedia, short descriptions of articles that find thei
 queries. Each finds one document.
 """
 
-import ast
 import csv
 import io
 import re
@@ -24,6 +23,15 @@ from pathlib import Path
 
 from shortstack.distillation.data.passages import paragraphs_of, without_markup
 from shortstack.distillation.prepare.files import are_there, write_all
+from shortstack.distillation.prepare.formats import (
+    docstrings,
+    obo_terms,
+    one_line,
+    quoted,
+    reads_as_text,
+    split_docstring,
+    without_code,
+)
 from shortstack.distillation.prepare.packages import Package, get, read_member, read_members
 
 ABSTRACTS = Package(
@@ -106,24 +114,6 @@ def phenotype_pairs(archives: Sequence[Path]) -> list[Pair]:
     return distinct(pairs)
 
 
-def obo_terms(text: str) -> Iterator[dict[str, list[str]]]:
-    """The terms of an ontology in OBO's format, those that are obsolete left out: lists of values by tag."""
-    for stanza in text.split("\n[")[1:]:
-        kind, _, body = stanza.partition("]\n")
-        term: dict[str, list[str]] = {}
-        for line in body.splitlines():
-            tag, _, value = line.partition(": ")
-            term.setdefault(tag, []).append(value)
-        if kind == "Term" and "is_obsolete" not in term:
-            yield term
-
-
-def quoted(value: str) -> str:
-    r"""The text between the first pair of quotation marks, \" being one within it: '"a \"b\"" [X]' to 'a "b"'."""
-    match = re.match(r'"((?:[^"\\]|\\.)*)"', value)
-    return re.sub(r"\\(.)", r"\1", match[1]) if match else ""
-
-
 def repeats(query: str, document: str) -> bool:
     """Whether every word of the query stands in the document."""
     return set(re.findall(r"\w+", query.lower())) <= set(re.findall(r"\w+", document.lower()))
@@ -152,17 +142,6 @@ def sections(page: str, name: str) -> Iterator[Pair]:
         text = " ".join(line for line in paragraphs_of(body.splitlines(), markdown=True) if reads_as_text(line))
         if part.startswith("#") and text:
             yield one_line(title if heading == title else f"{without_markup(title)}: {heading}"), text
-
-
-def without_code(page: str) -> str:
-    """A page without its blocks of code, in which a comment would look like a heading."""
-    return re.sub(r"^ *(```+|~~~+).*?^ *\1", "", page, flags=re.MULTILINE | re.DOTALL)
-
-
-def reads_as_text(line: str) -> bool:
-    """Whether a line is running text: some words, mostly letters, and an end such as a sentence's."""
-    letters = sum(character.isalpha() or character == " " for character in line)
-    return len(line.split()) >= 4 and letters >= 0.8 * len(line) and line.endswith((".", ":", "!", "?"))
 
 
 # -- questions to answers --------------------------------------------------------------------------------------------
@@ -208,37 +187,7 @@ def docstring_pairs(archives: Sequence[Path]) -> list[Pair]:
     return distinct([(line, text) for line, text in pairs if len(line.split()) >= 3 and len(text.split()) >= 12])
 
 
-def docstrings(source: str) -> Iterator[str]:
-    """The docstrings of modules, classes and functions of a Python file, read without running it."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node)
-            if text:
-                yield text
-
-
-def split_docstring(docstring: str) -> Pair:
-    """A docstring's summary, and the running text before its parameters and in its notes."""
-    summary, _, rest = docstring.partition("\n\n")
-    parts = re.split(r"^(\w[\w ]*)\n-{3,}\n", rest, flags=re.MULTILINE)
-    texts = [parts[0], *(text for heading, text in zip(parts[1::2], parts[2::2], strict=True) if heading == "Notes")]
-    lines = [clean_rst(line) for text in texts for line in paragraphs_of(text.splitlines(), markdown=False)]
-    return clean_rst(one_line(summary)), " ".join(line for line in lines if reads_as_text(line))
-
-
-def clean_rst(line: str) -> str:
-    """A line of reStructuredText without roles, quotation marks of code and marks of references."""
-    line = re.sub(r":[\w:]+:`~?([^`<]*)(?:<[^`]*>)?`", r"\1", line)
-    line = re.sub(r"`([^`<]*?)\s*<[^`]*>`_+", r"\1", line)
-    return one_line(re.sub(r"`+|\[\d+\]_|\*\*", "", line))
-
-
 # -- pairs -----------------------------------------------------------------------------------------------------------
-
-
-def one_line(text: str) -> str:
-    """A text without line breaks and repeated spaces."""
-    return " ".join(text.split())
 
 
 def distinct(pairs: Iterable[Pair]) -> list[Pair]:
