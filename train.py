@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,11 @@ from shortstack.distillation.command_line import (
     recipe_from_arguments,
     run_command,
 )
-from shortstack.distillation.data.batches import smallest_batch
 from shortstack.distillation.data.corpus import Corpus, open_corpus
-from shortstack.distillation.data.labels import LabelledSentences, Labels, label_corpus, window_sizes
+from shortstack.distillation.data.epochs import Epochs, check_batches
+from shortstack.distillation.data.labels import LabelledSentences, Labels, label_corpus
 from shortstack.distillation.data.passages import cutter_of
+from shortstack.distillation.data.sentences import Texts
 from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs, read_retrieval, read_sts
 from shortstack.distillation.host import overlaps, prefetch, release_freed_memory
 from shortstack.distillation.ranks import Ranks
@@ -48,7 +48,7 @@ from shortstack.distillation.training.optimizer import StudentOptimizer, encodin
 from shortstack.distillation.training.step import train_step
 from shortstack.evaluate import evaluate, evaluate_quickly, table
 from shortstack.model import Embedder
-from shortstack.model.files import InputError, write_json, write_text
+from shortstack.model.files import write_json, write_text
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "minilm-3.toml"
 # What may differ when a run is resumed: nothing that decides which steps are taken.
@@ -63,7 +63,7 @@ class Judge:
 
     sts: list[StsPairs]
     retrieval: list[RetrievalSet]
-    held_out: tuple[list[str], list[str]]
+    held_out: Texts
     ranks: Ranks
 
     def quickly(self, student: Embedder, held_out: LabelledSentences) -> dict[str, Any]:
@@ -96,10 +96,10 @@ def distil(run: Run) -> None:
     labels = label_corpus(teacher, corpus, run.recipe, ranks)
     student, labels = make_student(plan, labels, corpus, ranks)
     describe_run(teacher, student, labels, corpus, run)
-    judge = Judge(sts, retrieval, (corpus.evaluation(), corpus.evaluation_roles()), ranks)
+    judge = Judge(sts, retrieval, corpus.evaluation(), ranks)
     progress = train(student, labels, judge, run)
     if ranks.is_main:
-        student.calibrate(student.with_prompts(corpus.evaluation(), corpus.evaluation_roles()))
+        student.calibrate(student.with_prompts(*corpus.evaluation()))
         student.save(run.directory / "model")
         findings = sanity_of(progress, teacher, labels, corpus, run)
         hand_over(student, teacher, judge, findings, run)
@@ -114,23 +114,6 @@ def load_teacher(run: Run) -> Embedder:
     for note in teacher.settings.notes:
         run.say(f"note: {note}")
     return teacher
-
-
-def check_batches(recipe: Recipe, sentences: int, ranks: Ranks) -> None:
-    """Make sure that every rank has a sentence in every micro-batch.
-
-    Raises:
-        InputError: a batch is smaller than ranks x accumulation.
-    """
-    windows = window_sizes(sentences, recipe.shard_size * recipe.window_shards)
-    least = min(smallest_batch(size, recipe.batch_size) for size in windows)
-    parts = ranks.world * recipe.gradient_accumulation
-    if least < parts:
-        raise InputError(
-            f"batch_size: a batch of {least} sentences can't be split over {ranks.world} ranks and "
-            f"{recipe.gradient_accumulation} micro-batches; change --batch-size, --gradient-accumulation or "
-            "--max-sentences"
-        )
 
 
 def describe_run(teacher: Embedder, student: Embedder, labels: Labels, corpus: Corpus, run: Run) -> None:
@@ -150,10 +133,9 @@ def describe_run(teacher: Embedder, student: Embedder, labels: Labels, corpus: C
         run.say(f"{cut['pieces']:,} of {cut['of']:,} pieces kept, {share} of the text's tokens: {saved} MB less")
     run.say(f"{len(corpus):,} sentences of {labels.tokens['mean']:.1f} tokens, in {recipe.precision}")
     write_text(run.directory / "recipe.toml", recipe_text(recipe))
-    held_out = {"sentences": corpus.evaluation(), "roles": corpus.evaluation_roles()}
-    write_json(run.directory / "held_out.json", held_out)
+    write_json(run.directory / "held_out.json", corpus.evaluation()._asdict())
     statistics = {"size": len(corpus), "evaluation_size": corpus.evaluation_size, "tokens": labels.tokens}
-    samples = {"samples": corpus.sentences(0, min(3, len(corpus))), "sources": corpus.counts}
+    samples = {"samples": corpus.training(0, min(3, len(corpus))).sentences, "sources": corpus.counts}
     made = {key: history[key] for key in ("teacher_layers", "vocabulary") if key in history}
     write_json(run.directory / "data.json", statistics | samples | made)
 
@@ -165,8 +147,8 @@ def size_of(embedder: Embedder) -> str:
 
 def sanity_of(progress: Progress, teacher: Embedder, labels: Labels, corpus: Corpus, run: Run) -> dict[str, Any]:
     """What to know about the training beside the student's figures: the best step, and warnings."""
-    held_out, roles = corpus.evaluation()[:100], corpus.evaluation_roles()[:100]
-    again = torch.as_tensor(teacher.encode(teacher.with_prompts(held_out, roles), prompt=""))
+    held_out = teacher.with_prompts(*corpus.evaluation())
+    again = torch.as_tensor(teacher.encode(held_out[:100], prompt=""))
     difference = float((again - labels.evaluation().labels[:100].float()).norm() / again.norm())
     warnings = []
     # bf16 is 0.01 from fp32, and may round differently where a batch holds other sentences; another prompt gives 0.7.
@@ -208,8 +190,8 @@ def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress
         RunError: stopped by a signal, or by too many gradients in a row that are not finite.
     """
     recipe, ranks = run.recipe, run.ranks
-    steps_per_epoch = labels.steps_per_epoch(recipe.batch_size)
-    total = steps_per_epoch * recipe.epochs
+    epochs = Epochs.of(labels, recipe)
+    total = epochs.steps
     held_out = labels.evaluation()
     student.bert.dropout = recipe.dropout
     student.train()
@@ -223,8 +205,8 @@ def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress
         checkpoints.keep_best(progress, measure(student, held_out, judge, progress, run))
     meter = Meter(ranks, (progress.loss_sum, progress.losses))
     # As many batches are made ahead as a shard holds: while they are trained on, the next window of labels is read.
-    ahead = labels.batches_of_a_shard(recipe.batch_size) if overlaps(ranks.device) else 0
-    batches = prefetch(batches_from(labels, recipe, progress.step), ahead)
+    ahead = epochs.steps_per_shard if overlaps(ranks.device) else 0
+    batches = prefetch(epochs.batches(progress.step), ahead)
     bar = tqdm(total=total, initial=progress.step, unit=" steps", disable=not ranks.is_main)
     with run.taking_steps(), bar, contextlib.closing(batches):
         for batch in batches:
@@ -236,7 +218,7 @@ def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress
             bar.update()
 
             if progress.is_due(recipe.log_every):
-                figures = log_steps(progress, steps_per_epoch, optimizer, meter, run)
+                figures = log_steps(progress, epochs.steps_per_epoch, optimizer, meter, run)
                 bar.set_postfix_str(f"loss {figures['loss']:.2e}, {figures['sentences_per_second']:.0f} sentences/s")
             with meter.paused():
                 if progress.is_due(recipe.evaluate_every):
@@ -289,13 +271,6 @@ def end_early(progress: Progress, checkpoints: Checkpoints, meter: Meter, run: R
 def in_parallel(student: Embedder) -> DistributedDataParallel:
     """The student on one of several ranks. It has no buffers that would be sent in each step."""
     return DistributedDataParallel(student, gradient_as_bucket_view=True)
-
-
-def batches_from(labels: Labels, recipe: Recipe, step: int) -> Iterator[LabelledSentences]:
-    """The batches of the run after its first `step`."""
-    first_epoch, skip = divmod(step, labels.steps_per_epoch(recipe.batch_size))
-    for epoch in range(first_epoch, recipe.epochs):
-        yield from labels.epoch(recipe.batch_size, recipe.seed, epoch, skip if epoch == first_epoch else 0)
 
 
 def seed_dropout(recipe: Recipe, step: int, ranks: Ranks) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from shortstack.benchmark.timing import Encoder, encoder_flops, training_step
-from shortstack.distillation.data.batches import window_batches
+from shortstack.distillation.data.epochs import window_batches
 from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.export import (
     ONNX,

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny import tokens_of
 from torch import nn
 
 from shortstack.distillation.training.checkpoint import (
@@ -41,9 +42,9 @@ def optimizer_for(model: Small) -> torch.optim.AdamW:
 
 def train(model: Small, optimizer: torch.optim.Optimizer, steps: range) -> None:
     for number in steps:
-        words = np.random.default_rng(number).integers(9, size=5)
-        rows = BatchRows(model.table, [words])
-        model.dense(rows.of([words])).square().sum().backward()
+        words = tokens_of(np.random.default_rng(number).integers(9, size=5).tolist())
+        rows = BatchRows(model.table, words)
+        model.dense(rows.of(words)).square().sum().backward()
         optimizer.step()
         rows.step(optimizer, torch.tensor(False))
         optimizer.zero_grad()

@@ -26,7 +26,7 @@ def sources(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize("sampling", ["mixed", "in_order"])
 def test_corpus_is_distinct_shuffled_and_disjoint(tmp_path: Path, sources: list[str], sampling: str) -> None:
     corpus = build_corpus(tmp_path / "corpus", sources, None, 60, 42, sampling)
-    training, evaluation = corpus.sentences(0, len(corpus)), corpus.evaluation()
+    training, evaluation = corpus.training(0, len(corpus)).sentences, corpus.evaluation().sentences
     assert (len(corpus), corpus.size, corpus.evaluation_size) == (440, 440, 60)
     assert len(set(training) | set(evaluation)) == 500 == len(training) + len(evaluation)
     assert training != sorted(training) and any(text.startswith("second") for text in training[:50])
@@ -38,20 +38,17 @@ def test_rows_are_found_by_number(tmp_path: Path, sources: list[str], monkeypatc
     monkeypatch.setattr(module, "BATCH_ROWS", 32)
     monkeypatch.setattr(module, "GATHER_ROWS", 64)
     corpus = build_corpus(tmp_path / "corpus", sources, 400, 100, 42)
-    training = corpus.sentences(0, 400)
+    training = corpus.training(0, 400).sentences
     assert len(set(training)) == 400
-    indices = np.array([399, 0, 31, 32, 33, 0, 200])
-    assert corpus.take(indices) == [training[index] for index in indices]
-    assert corpus.take(np.array([], dtype=np.int64)) == []
-    assert corpus.sentences(30, 70) == training[30:70]
-    for bad in [[400], [-1]]:
+    assert corpus.training(30, 70) == (training[30:70], 40 * [""]) and corpus.training(5, 5).sentences == []
+    for bad in [(399, 401), (-1, 3)]:
         with pytest.raises(IndexError):
-            corpus.take(np.array(bad))
+            corpus.training(*bad)
 
 
 def test_the_same_seed_gives_the_same_corpus_and_another_does_not(tmp_path: Path, sources: list[str]) -> None:
     corpora = [build_corpus(tmp_path / name, sources, 300, 50, seed) for name, seed in [("a", 1), ("b", 1), ("c", 2)]]
-    texts = [(corpus.sentences(0, 300), corpus.evaluation()) for corpus in corpora]
+    texts = [(corpus.training(0, 300).sentences, corpus.evaluation()) for corpus in corpora]
     assert texts[0] == texts[1] and corpora[0].fingerprint == corpora[1].fingerprint
     assert texts[0] != texts[2] and corpora[0].fingerprint != corpora[2].fingerprint
     batches = [corpora[0].file.get_batch(index) for index in range(corpora[0].file.num_record_batches)]
@@ -61,14 +58,14 @@ def test_the_same_seed_gives_the_same_corpus_and_another_does_not(tmp_path: Path
 
 def test_in_order_uses_up_the_first_source_before_the_second(tmp_path: Path, sources: list[str]) -> None:
     corpus = build_corpus(tmp_path / "corpus", sources, 350, 41, 7, "in_order")
-    evaluation = corpus.evaluation()
+    evaluation = corpus.evaluation().sentences
     assert sum(text.startswith("first") for text in evaluation) == 21
     assert sum(text.startswith("second") for text in evaluation) == 20
     assert corpus.counts == {sources[0]: 300 - 21, sources[1]: 350 - (300 - 21)}
-    second = [int(text.split()[1]) for text in corpus.sentences(0, 350) if text.startswith("second")]
+    second = [int(text.split()[1]) for text in corpus.training(0, 350).sentences if text.startswith("second")]
     assert second != sorted(second) and max(second) > 100  # cut at random, not at the end
     within_the_first = build_corpus(tmp_path / "corpus", sources, 100, 0, 7, "in_order")
-    assert within_the_first.counts == {sources[0]: 100, sources[1]: 0} and within_the_first.evaluation() == []
+    assert within_the_first.counts == {sources[0]: 100, sources[1]: 0} and within_the_first.evaluation().sentences == []
 
 
 @pytest.mark.parametrize(
@@ -131,13 +128,13 @@ def test_a_damaged_corpus_is_built_anew(
     tmp_path: Path, sources: list[str], damage: Callable[[bytes], bytes] | None
 ) -> None:
     corpus = build_corpus(tmp_path / "corpus", sources, None, 10, 7)
-    expected = corpus.sentences(0, len(corpus))
+    expected = corpus.training(0, len(corpus)).sentences
     if damage is None:
         corpus.path.unlink()
     else:
         corpus.path.write_bytes(damage(corpus.path.read_bytes()))
     again = build_corpus(tmp_path / "corpus", sources, None, 10, 7)
-    assert again == corpus and again.sentences(0, len(again)) == expected
+    assert again == corpus and again.training(0, len(again)).sentences == expected
     (tmp_path / "corpus" / "corpus.json").write_text("[]")
     assert build_corpus(tmp_path / "corpus", sources, None, 10, 7) == corpus
 
@@ -168,7 +165,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
             tracemalloc.start()
             corpus = sentences.build_corpus(directory / str(count), [str(source)], None, 100, 1)
             for start in range(0, len(corpus) - 64, 4096):
-                corpus.sentences(start, start + 64)
+                corpus.training(start, start + 64)
             print(tracemalloc.get_traced_memory()[1] + pa.default_memory_pool().max_memory())
             tracemalloc.stop()
     """

@@ -95,10 +95,10 @@ def test_labels_are_the_teachers_embeddings(
 ) -> None:
     teacher = Embedder.load(request.getfixturevalue(fixture), device="cpu", precision="fp32")
     found = label(teacher, corpus, tmp_path / "labels", storage)
-    everything = [(found.evaluation(), corpus.evaluation())]
+    everything = [(found.evaluation(), corpus.evaluation().sentences)]
     for number in range(found.shards):
         shard = read_shards([found.directory / shard_name(number)])
-        everything.append((shard, corpus.sentences(16 * number, 16 * (number + 1))))
+        everything.append((shard, corpus.training(16 * number, 16 * (number + 1)).sentences))
     assert found.shards == 5 and found.rows == 80 and found.dimensions == teacher.dimensions
     for shard, sentences in everything:
         expected = torch.as_tensor(teacher.encode(sentences))
@@ -111,7 +111,7 @@ def test_labels_are_the_teachers_embeddings(
 
 def test_token_statistics(tmp_path: Path, teacher: Embedder, corpus: Corpus) -> None:
     found = label(teacher, corpus, tmp_path / "labels")
-    lengths = [len(tokens) for tokens in teacher.tokenize(corpus.sentences(0, 80))]
+    lengths = [len(tokens) for tokens in teacher.tokenize(corpus.training(0, 80).sentences)]
     assert found.tokens == {"min": min(lengths), "mean": pytest.approx(np.mean(lengths)), "max": max(lengths)}
     assert label(teacher, corpus, tmp_path / "labels").tokens == found.tokens  # from what is on disk
 
@@ -236,12 +236,13 @@ def test_embeddings_that_are_no_numbers_stop_with_the_sentence(
     teacher.encode_tokens = broken  # type: ignore[method-assign, assignment]
     with pytest.raises(RunError) as caught:
         label(teacher, corpus, tmp_path / "labels")
-    assert corpus.evaluation()[2][:60] in str(caught.value) and "not finite" in str(caught.value)
+    assert corpus.evaluation().sentences[2][:60] in str(caught.value) and "not finite" in str(caught.value)
     assert not shard_contents(tmp_path / "labels")
 
 
 def test_labels_beyond_fp16_stop_the_run(tmp_path: Path) -> None:
-    shard = LabelledSentences([np.array([1, 2], dtype=np.int32)], torch.tensor([[1.0, 70_000.0]]))
+    tokens = Tokenized(np.array([1, 2], dtype=np.int32), np.array([2]))
+    shard = LabelledSentences(tokens, torch.tensor([[1.0, 70_000.0]]))
     with pytest.raises(RunError, match="65504; run with --label-precision fp32"):
         write_shard(tmp_path / "a.safetensors", shard, "fp16")
     write_shard(tmp_path / "b.safetensors", shard, "fp32")
@@ -257,6 +258,13 @@ def test_a_damaged_manifest(tmp_path: Path, teacher: Embedder, corpus: Corpus) -
         (tmp_path / "labels" / "labels.json").write_text(other)
         with pytest.raises(InputError, match="labels: these labels are of another teacher and "):
             label(teacher, corpus, tmp_path / "labels")
+
+
+def write_numbered(path: Path, start: int, stop: int) -> None:
+    """A shard whose labels are the sentences' numbers."""
+    lengths = np.random.default_rng(start).integers(1, 30, size=stop - start)
+    tokens = Tokenized(np.repeat(np.arange(start, stop, dtype=np.int32), lengths), lengths)
+    write_shard(path, LabelledSentences(tokens, torch.arange(start, stop)[:, None].float()), "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -281,79 +289,3 @@ def test_any_bytes_are_the_shard_or_are_labelled_anew(
     if found is not None:
         assert found.lengths.tolist() == read_shards([one_shard]).lengths.tolist()
         assert torch.equal(read_shards([path]).labels, read_shards([one_shard]).labels)
-
-
-# -- epochs ----------------------------------------------------------------------------------------------------------
-
-
-def write_numbered(path: Path, start: int, stop: int) -> None:
-    """A shard whose labels are the sentences' numbers."""
-    lengths = np.random.default_rng(start).integers(1, 30, size=stop - start)
-    tokens = [np.full(length, start + place, dtype=np.int32) for place, length in enumerate(lengths)]
-    write_shard(path, LabelledSentences(tokens, torch.arange(start, stop)[:, None].float()), "fp32")
-
-
-def numbered_labels(directory: Path, rows: int) -> Labels:
-    """Labels as they would be for `rows` sentences in shards of 16."""
-    directory.mkdir(exist_ok=True)
-    for number, start in enumerate(range(0, rows, 16)):
-        if not (directory / shard_name(number)).exists():
-            write_numbered(directory / shard_name(number), start, min(start + 16, rows))
-    return Labels(directory, rows, 16, 2, 1, {}, np.zeros(0), "")
-
-
-def steps_of(labels: Labels, batch_size: int, epoch: int, seed: int = 0, skip: int = 0) -> list[list[int]]:
-    found = []
-    for batch in labels.epoch(batch_size, seed, epoch, skip):
-        numbers = batch.labels.flatten().int().tolist()
-        assert [int(tokens[0]) for tokens in batch.tokens] == numbers  # tokens and labels go together
-        found.append(numbers)
-    return found
-
-
-@given(rows=st.integers(1, 100), batch_size=st.integers(1, 40), epoch=st.integers(0, 3), data=st.data())
-def test_an_epoch_has_every_sentence_once_and_can_be_taken_up_anywhere(
-    tmp_path_factory: pytest.TempPathFactory, rows: int, batch_size: int, epoch: int, data: st.DataObject
-) -> None:
-    labels = numbered_labels(tmp_path_factory.getbasetemp() / f"numbered-{rows}", rows)
-    steps = steps_of(labels, batch_size, epoch)
-    assert sorted(number for batch in steps for number in batch) == list(range(rows))
-    assert len(steps) == labels.steps_per_epoch(batch_size)
-    skip = data.draw(st.integers(0, len(steps)))
-    assert steps_of(labels, batch_size, epoch, skip=skip) == steps[skip:]
-
-
-def test_every_epoch_has_the_same_number_of_steps(tmp_path: Path) -> None:
-    labels = numbered_labels(tmp_path / "labels", 33)  # two full shards and one sentence
-    steps = [len(steps_of(labels, 17, epoch)) for epoch in range(8)]
-    assert steps == 8 * [labels.steps_per_epoch(17)] == 8 * [3]
-
-
-@pytest.mark.parametrize("rows", [96, 90])  # all shards full, and a shorter last one
-def test_epochs_and_seeds_differ(tmp_path: Path, rows: int) -> None:
-    labels = numbered_labels(tmp_path / "labels", rows)
-    first = steps_of(labels, 8, epoch=0)
-    assert steps_of(labels, 8, epoch=0) == first
-    for others in (steps_of(labels, 8, epoch=1), steps_of(labels, 8, epoch=0, seed=1)):
-        assert len(others) == len(first)
-        batches = {tuple(sorted(batch)) for batch in first} & {tuple(sorted(batch)) for batch in others}
-        assert len(batches) < 3
-    firsts = [{number // 16 for batch in steps_of(labels, 8, epoch)[:4] for number in batch} for epoch in range(4)]
-    assert any(first != firsts[0] for first in firsts)  # which shards meet changes too
-
-
-def test_one_window_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    labels = numbered_labels(tmp_path / "labels", 90)
-    sizes = []
-    real = module.read_shards
-    monkeypatch.setattr(module, "read_shards", lambda paths: sizes.append(len(paths)) or real(paths))
-    next(labels.epoch(8, 0, 0))
-    assert sizes == [2]
-    assert len(steps_of(labels, 8, epoch=0, skip=4)) == 8 and sizes == [2, 2, 2]  # the skipped window is not read
-
-
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    labels = numbered_labels(tmp_path / "labels", 40)
-    (labels.directory / shard_name(1)).unlink()
-    with pytest.raises(InputError, match="00001.safetensors: no such file"):
-        steps_of(labels, 8, epoch=0)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import tokens_of
 
 from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.ranks import Ranks
@@ -14,7 +15,7 @@ LOSSES = torch.tensor([0.1, 1e-7, 3.0, 0.7])
 
 @pytest.fixture
 def window() -> LabelledSentences:
-    return LabelledSentences([np.arange(length) for length in (2, 3, 5)], torch.zeros(3, 4))
+    return LabelledSentences(tokens_of([0, 1], [0, 1, 2], [0, 1, 2, 3, 4]), torch.zeros(3, 4))
 
 
 def test_the_loss_is_the_mean_since_the_last_line(window: LabelledSentences) -> None:

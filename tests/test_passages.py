@@ -115,15 +115,15 @@ def test_a_corpus_keeps_roles_and_limits(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("".join(f"plain {number}\n" for number in range(50)))
     a, b = tmp_path / "a.txt", tmp_path / "b.txt"
     corpus = build_corpus(tmp_path / "corpus", [f"query@{a}", f"document,20@{a}", f"30@{b}"], None, 10, 7)
-    texts = [*corpus.sentences(0, len(corpus)), *corpus.evaluation()]
-    roles = [*corpus.roles(0, len(corpus)), *corpus.evaluation_roles()]
+    training, evaluation = corpus.training(0, len(corpus)), corpus.evaluation()
+    texts, roles = training.sentences + evaluation.sentences, training.roles + evaluation.roles
     assert len(texts) == len(roles) == 100 and len(set(zip(texts, roles, strict=True))) == 100
     for role, count in (("query", 50), ("document", 20), ("", 30)):
         assert roles.count(role) == count
     assert all((role == "") == text.startswith("plain") for text, role in zip(texts, roles, strict=True))
     other = build_corpus(tmp_path / "other", [f"document@{a}"], None, 10, 7)
     same = build_corpus(tmp_path / "same", [f"query@{a}"], None, 10, 7)
-    assert other.evaluation() != [] and other.fingerprint != same.fingerprint
+    assert other.evaluation().sentences and other.fingerprint != same.fingerprint
 
 
 def test_another_cutter_makes_another_corpus(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny import tokens_of
 from torch import nn
 
 from shortstack.distillation.training.rows import BatchRows
+from shortstack.model.tokens import Tokenized
 
 WORDS, SIZE = 11, 4
 
@@ -28,9 +30,9 @@ def adamw(*parameters: torch.Tensor, decay: float = 0.1) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameters, lr=0.05, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay)
 
 
-def step(table: nn.Parameter, optimizer: torch.optim.Optimizer, sentences: list[np.ndarray]) -> BatchRows:
+def step(table: nn.Parameter, optimizer: torch.optim.Optimizer, sentences: Tokenized) -> BatchRows:
     rows = BatchRows(table, sentences)
-    target_loss(rows.of(sentences), np.concatenate(sentences)).backward()
+    target_loss(rows.of(sentences), sentences.ids).backward()
     rows.step(optimizer, torch.tensor(False))
     return rows
 
@@ -46,7 +48,7 @@ def test_equals_dense_adamw_where_every_word_occurs_in_every_step(table: nn.Para
         theirs.zero_grad()
         target_loss(nn.functional.embedding(torch.from_numpy(words), dense), words).backward()
         theirs.step()
-        step(table, ours, np.split(words.astype(np.int32), [5, 6, 17]))
+        step(table, ours, Tokenized(words.astype(np.int32), np.array([5, 1, 11, 14])))
         torch.testing.assert_close(table.data, dense.data, atol=1e-6, rtol=0)
 
 
@@ -54,7 +56,7 @@ def test_words_that_do_not_occur_stay_as_they_are(table: nn.Parameter) -> None:
     before = table.detach().clone()
     optimizer = adamw(nn.Parameter(torch.zeros(1)))
     for _ in range(3):
-        rows = step(table, optimizer, [np.array([7, 2, 7]), np.array([9])])
+        rows = step(table, optimizer, tokens_of([7, 2, 7], [9]))
     assert rows.ids.tolist() == [2, 7, 9]
     untouched = [word for word in range(WORDS) if word not in (2, 7, 9)]
     assert torch.equal(table[untouched], before[untouched])
@@ -68,17 +70,17 @@ def test_a_word_that_comes_late_takes_its_own_first_step(table: nn.Parameter) ->
     fresh = copy.deepcopy(table)
     optimizer = adamw(nn.Parameter(torch.zeros(1)))
     for _ in range(5):
-        step(table, optimizer, [np.array([1])])
-    step(table, optimizer, [np.array([1, 4])])
-    step(fresh, adamw(nn.Parameter(torch.zeros(1))), [np.array([4])])
+        step(table, optimizer, tokens_of([1]))
+    step(table, optimizer, tokens_of([1, 4]))
+    step(fresh, adamw(nn.Parameter(torch.zeros(1))), tokens_of([4]))
     torch.testing.assert_close(table[4], fresh[4])
 
 
 def test_a_step_that_is_left_out_changes_nothing(table: nn.Parameter) -> None:
     optimizer = adamw(nn.Parameter(torch.zeros(1)))
-    step(table, optimizer, [np.array([1, 4])])
+    step(table, optimizer, tokens_of([1, 4]))
     before = {"table": table.detach().clone()} | {key: value.clone() for key, value in optimizer.state[table].items()}
-    rows = BatchRows(table, [np.array([4, 5])])
+    rows = BatchRows(table, tokens_of([4, 5]))
     (rows.vectors.sum() * math.nan).backward()
     rows.step(optimizer, torch.tensor(True))
     after = {"table": table} | optimizer.state[table]
@@ -86,7 +88,7 @@ def test_a_step_that_is_left_out_changes_nothing(table: nn.Parameter) -> None:
 
 
 def test_gradients_of_a_repeated_word_are_summed(table: nn.Parameter) -> None:
-    sentences = [np.array([3, 3]), np.array([5, 3, 8])]
+    sentences = tokens_of([3, 3], [5, 3, 8])
     rows = BatchRows(table, sentences)
     weights = torch.arange(1.0, 6)
     (rows.of(sentences).sum(dim=1) * weights).sum().backward()
@@ -95,10 +97,11 @@ def test_gradients_of_a_repeated_word_are_summed(table: nn.Parameter) -> None:
 
 
 def test_pieces_of_a_batch_look_up_the_same_rows(table: nn.Parameter) -> None:
-    sentences = [np.array([10, 0]), np.array([4]), np.array([0, 0, 6])]
+    sentences = tokens_of([10, 0], [4], [0, 0, 6])
     rows = BatchRows(table, sentences)
-    for piece in (sentences, sentences[1:], sentences[:1]):
-        assert torch.equal(rows.of(piece), table[np.concatenate(piece)])
-    for piece in (sentences[:1], sentences[1:]):
+    first, others = sentences.take(np.array([0])), sentences.take(np.array([1, 2]))
+    for piece in (sentences, others, first):
+        assert torch.equal(rows.of(piece), table[piece.ids])
+    for piece in (first, others):
         rows.of(piece).sum().backward()
     assert rows.vectors.grad is not None and rows.vectors.grad[:, 0].tolist() == [3, 1, 1, 1]  # words 0, 4, 6, 10

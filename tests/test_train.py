@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from tiny import contents, edit, english_sentences, load, make_bert_dir, parquet_bytes, put
 
 from shortstack import train as module
-from shortstack.distillation.data.batches import window_batches
+from shortstack.distillation.data.epochs import window_batches
 from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.losses import LOSSES
 from shortstack.distillation.ranks import Ranks
@@ -24,7 +24,6 @@ from shortstack.distillation.recipe import Recipe, read_recipe
 from shortstack.distillation.student.dimensions import project_teacher
 from shortstack.distillation.training.optimizer import StudentOptimizer
 from shortstack.model import Embedder
-from shortstack.model.files import InputError
 
 TEST_TEXT = english_sentences(30, seed=9)
 
@@ -445,11 +444,3 @@ def test_a_projection_that_is_not_kept_is_refused(first: tuple[RunDirectory, str
     teacher.save(place / "unkept")
     ended = train(recipe, "--start-from", place / "unkept", "--layers", "all", "--dimensions", "8")
     assert ended.status == 2 and "keeps no projection of the teacher to 8 dimensions" in ended.error
-
-
-def test_a_last_window_too_small_for_the_ranks_is_refused() -> None:
-    """Before the loop: two shards make a window, and the three sentences that are left a batch of their own."""
-    recipe, ranks = Recipe(batch_size=8, shard_size=16, window_shards=2), Ranks(0, 4, torch.device("cpu"))
-    module.check_batches(recipe, 36, ranks)
-    with pytest.raises(InputError, match="a batch of 3 sentences can't be split over 4 ranks"):
-        module.check_batches(recipe, 35, ranks)

@@ -1,5 +1,6 @@
 """A smaller vocabulary: the same tokens where no cut piece was, known pieces elsewhere, and runs that train with it."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -146,10 +147,10 @@ def test_the_student_trains_on_its_own_tokens(teacher: Embedder, tmp_path: Path)
     (tmp_path / "text.txt").write_text("\n".join(TEXT))
     corpus = build_corpus(tmp_path / "corpus", [str(tmp_path / "text.txt")], None, 100, seed=0)
     labels = label_corpus(teacher, corpus, Recipe(output=str(tmp_path)), Ranks(0, 1, torch.device("cpu")))
-    assert labels.pieces.tolist() == count(teacher, corpus.sentences(0, 200)).tolist()
+    assert labels.pieces.tolist() == count(teacher, corpus.training(0, 200).sentences).tolist()
     student, cut = cut_vocabulary(teacher.keep_layers([0]), labels.pieces, "80%")
     assert cut["share_of_tokens"] < 1
-    labels.retokenize = retokenizer(teacher, student, corpus, Recipe.shard_size)
+    labels = dataclasses.replace(labels, retokenize=retokenizer(teacher, student, corpus, Recipe.shard_size))
     for name in (0, EVALUATION):
         own = student.tokenize(sentences_of(name, corpus, teacher, Recipe.shard_size))
         assert [tokens.tolist() for tokens in labels.read([name]).tokens] == [tokens.tolist() for tokens in own]

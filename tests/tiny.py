@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
 from shortstack.model import Embedder
+from shortstack.model.tokens import Tokenized
 
 
 def words(text: str) -> list[str]:
@@ -265,3 +266,9 @@ def positions_of(lengths: torch.Tensor) -> torch.Tensor:
     """0, 1, 2, ... restarting at each sentence: (B,) lengths to (N,) positions."""
     starts = lengths.cumsum(0) - lengths
     return torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths)
+
+
+def tokens_of(*sentences: list[int]) -> Tokenized:
+    """Sentences given by their token numbers."""
+    lengths = np.array([len(sentence) for sentence in sentences])
+    return Tokenized(np.array(list(itertools.chain(*sentences)), dtype=np.int32), lengths)

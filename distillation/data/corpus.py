@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from shortstack.distillation.data.passages import ESTIMATE, Cutter
-from shortstack.distillation.data.sentences import in_passages, read_sentences
+from shortstack.distillation.data.sentences import Texts, in_passages, read_sentences
 from shortstack.distillation.data.sources import parse_source, split_marks, with_reading
 from shortstack.distillation.host import release_freed_memory
 from shortstack.distillation.ranks import Ranks
@@ -55,36 +55,23 @@ class Corpus:
         """The open Arrow file."""
         return pa.ipc.open_file(pa.memory_map(str(self.path)))
 
-    def sentences(self, start: int, stop: int) -> list[str]:
-        """Training sentences start to stop - 1."""
-        return self.take(np.arange(start, stop))
-
-    def roles(self, start: int, stop: int) -> list[str]:
-        """Of the same sentences: query, document or "", which takes the teacher's default prompt."""
-        return role_names(gather(self.file, np.arange(start, stop)))
-
-    def take(self, indices: np.ndarray) -> list[str]:
-        """The training sentences at `indices` (n,), in their order.
+    def training(self, start: int, stop: int) -> Texts:
+        """Training sentences start to stop - 1.
 
         Raises:
-            IndexError: an index outside 0 to size - 1.
+            IndexError: a row outside 0 to size.
         """
-        if len(indices) and not 0 <= np.min(indices) <= np.max(indices) < self.size:
+        if not 0 <= start <= stop <= self.size:
             raise IndexError(f"training sentences are numbered 0 to {self.size - 1}")
-        return gather(self.file, np.asarray(indices))["sentence"].to_pylist()
+        return self._read(start, stop)
 
-    def evaluation(self) -> list[str]:
+    def evaluation(self) -> Texts:
         """The held-out sentences."""
-        return gather(self.file, np.arange(self.size, self.size + self.evaluation_size))["sentence"].to_pylist()
+        return self._read(self.size, self.size + self.evaluation_size)
 
-    def evaluation_roles(self) -> list[str]:
-        """Their roles."""
-        return self.roles(self.size, self.size + self.evaluation_size)
-
-
-def role_names(batch: pa.RecordBatch) -> list[str]:
-    """The roles of a batch's sentences by name."""
-    return [ROLES[number] for number in batch["role"].to_pylist()]
+    def _read(self, start: int, stop: int) -> Texts:
+        batch = gather(self.file, np.arange(start, stop))
+        return Texts(batch["sentence"].to_pylist(), [ROLES[number] for number in batch["role"].to_pylist()])
 
 
 def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks) -> Corpus:

@@ -1,14 +1,14 @@
-"""Teacher embeddings, computed once: shards on disk that training reads window by window.
+"""Teacher embeddings, computed once: shards on disk, made, checked and read.
 
 A shard is one safetensors file of up to `shard_size` sentences: their tokens (int32, end to end), their lengths
-and their labels, with a checksum. Only one window of shards is in memory at a time, whatever the size of the corpus.
+and their labels, with a checksum. epochs.py serves them to training, a window of shards at a time.
 A directory of labels belongs to one fingerprint: teacher weights, tokenizer, pooling, prompts, precision and sentences.
 """
 
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from shortstack.distillation.data.batches import window_batches
 from shortstack.distillation.data.corpus import Corpus
 from shortstack.distillation.host import overlaps, prefetch, release_freed_memory
 from shortstack.distillation.ranks import Ranks
@@ -42,20 +41,17 @@ EVALUATION = "evaluation"  # name of the one shard that holds the evaluation sen
 Retokenize = Callable[[int | str, Tokenized], Tokenized]  # of a shard's name and the teacher's tokens
 
 
-@dataclass
+@dataclass(frozen=True)
 class LabelledSentences:
     """n sentences' tokens and labels in memory.
 
     Attributes:
-        tokens: token numbers; n arrays of (T,) are laid end to end.
+        tokens: token numbers.
         labels: (n, dimensions), fp16 or fp32.
     """
 
     tokens: Tokenized
     labels: torch.Tensor
-
-    def __post_init__(self) -> None:
-        self.tokens = Tokenized.of(self.tokens)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -70,7 +66,7 @@ class LabelledSentences:
         return LabelledSentences(self.tokens.take(indices), self.labels[torch.from_numpy(indices)])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Labels:
     """A directory of finished shards.
 
@@ -113,43 +109,6 @@ class Labels:
         tokens = [self.retokenize(name, shard.tokens) for name, shard in zip(names, shards, strict=True)]
         ids, lengths = (np.concatenate([getattr(each, key) for each in tokens]) for key in ("ids", "lengths"))
         return LabelledSentences(Tokenized(ids, lengths), torch.cat([shard.labels for shard in shards]))
-
-    def window_sizes(self) -> list[int]:
-        """Sentences of each window of an epoch."""
-        return window_sizes(self.rows, self.shard_size * self.window_shards)
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Batches that `epoch` gives."""
-        return sum(math.ceil(size / batch_size) for size in self.window_sizes())
-
-    def epoch(self, batch_size: int, seed: int, epoch: int, skip: int = 0) -> Iterator[LabelledSentences]:
-        """An epoch's batches, all of them or all after the first `skip`, each in ascending order of length."""
-        generator = np.random.default_rng([seed, epoch])
-        order = np.arange(self.shards)
-        if self.rows % self.shard_size == 0:
-            order = generator.permutation(self.shards)
-        else:  # the shorter last shard stays last, so that every epoch has the same number of steps
-            order[:-1] = generator.permutation(self.shards - 1)
-        for number, size in enumerate(self.window_sizes()):
-            start, steps = number * self.window_shards, math.ceil(size / batch_size)
-            if skip >= steps:
-                skip -= steps
-                continue
-            window = self.read(order[start : start + self.window_shards].tolist())
-            shuffle = np.random.default_rng([seed, epoch, start])
-            for indices in window_batches(window.lengths, batch_size, shuffle)[skip:]:
-                yield window.take(indices)
-            del window  # before the next one is read
-            skip = 0
-
-    def batches_of_a_shard(self, batch_size: int) -> int:
-        """How many batches hold about as many sentences as a shard."""
-        return max(1, self.shard_size // batch_size)
-
-
-def window_sizes(rows: int, window: int) -> list[int]:
-    """Sentences of each window of an epoch over so many, `window` of them but in the last one."""
-    return [min(window, rows - start) for start in range(0, rows, window)]
 
 
 def shard_name(number: int | str) -> str:
@@ -350,10 +309,9 @@ def whole_shard(path: Path) -> LabelledSentences | None:
 def sentences_of(name: int | str, corpus: Corpus, teacher: Embedder, shard_size: int) -> list[str]:
     """The text of a shard, each sentence with the teacher's prompt for its role before it."""
     if isinstance(name, str):
-        return teacher.with_prompts(corpus.evaluation(), corpus.evaluation_roles())
+        return teacher.with_prompts(*corpus.evaluation())
     start = name * shard_size
-    rows = start, start + rows_of(name, corpus, shard_size)
-    return teacher.with_prompts(corpus.sentences(*rows), corpus.roles(*rows))
+    return teacher.with_prompts(*corpus.training(start, start + rows_of(name, corpus, shard_size)))
 
 
 def rows_of(name: int | str, corpus: Corpus, shard_size: int) -> int:

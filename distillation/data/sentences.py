@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from shortstack.distillation.data.passages import ESTIMATE, Cutter, is_cut, text_paragraphs
 from shortstack.distillation.data.sources import Source, parse_source, read_source, split_marks
@@ -16,6 +17,13 @@ TEXT_COLUMN = re.compile(
     r"(_?\d+)?$",
     re.IGNORECASE,
 )
+
+
+class Texts(NamedTuple):
+    """n sentences, each with its role: query, document or "", which takes the default prompt."""
+
+    sentences: list[str]
+    roles: list[str]
 
 
 def read_sentences(source: str, cutter: Cutter = ESTIMATE) -> Iterator[str]:

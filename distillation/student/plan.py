@@ -141,5 +141,4 @@ def make_student(plan: Plan, labels: Labels, corpus: Corpus, ranks: Ranks) -> tu
 
 def sample_of(corpus: Corpus, teacher: Embedder, size: int = SAMPLE) -> list[str]:
     """Training sentences at random, prompts before them: the corpus is shuffled, so its first ones."""
-    rows = 0, min(size, len(corpus))
-    return teacher.with_prompts(corpus.sentences(*rows), corpus.roles(*rows))
+    return teacher.with_prompts(*corpus.training(0, min(size, len(corpus))))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from shortstack.distillation.data.batches import rank_share
+from shortstack.distillation.data.epochs import idle_share
 from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.ranks import Ranks
 
@@ -63,9 +63,3 @@ class Meter:
         figures = {"loss": loss_sum / losses, "sentences_per_second": speed, "idle_share": float(np.mean(self._idle))}
         self._start_again()
         return figures
-
-
-def idle_share(lengths: np.ndarray, world: int) -> float:
-    """The share of the ranks' time spent waiting for the one with the most tokens of a batch."""
-    tokens = [int(rank_share(lengths, rank, world).sum()) for rank in range(world)]
-    return 1 - sum(tokens) / (world * max(tokens))

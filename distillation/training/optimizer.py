@@ -5,14 +5,14 @@ Nothing here waits for the device: whether a step is left out is decided there, 
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shortstack.distillation.data.batches import rank_share
+from shortstack.distillation.data.epochs import micro_shares
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.rows import BatchRows
@@ -60,7 +60,7 @@ class StudentOptimizer:
     def learning_rate(self, rate: float) -> None:
         self.adamw.param_groups[0]["lr"] = rate
 
-    def take_rows(self, sentences: Tokenized | Sequence[np.ndarray]) -> BatchRows:
+    def take_rows(self, sentences: Tokenized) -> BatchRows:
         """The rows of the token table that the next step trains: those of the whole batch, all ranks together."""
         return BatchRows(self._table, sentences)
 
@@ -107,8 +107,7 @@ def encoding_precision(training: str, device: torch.device) -> str:
 
 def micro_batches(network: nn.Module, sentences: int, count: int, ranks: Ranks) -> Iterator[np.ndarray]:
     """Indices of this rank's share of a batch, in `count` parts; ranks exchange gradients with the last one only."""
-    share = rank_share(np.arange(sentences), ranks.rank, ranks.world)
-    for number in range(count):
+    for number, share in enumerate(micro_shares(sentences, ranks, count)):
         alone = isinstance(network, DistributedDataParallel) and number < count - 1
         with network.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
-            yield rank_share(share, number, count)
+            yield share

@@ -7,8 +7,6 @@ taken out, trained as a small dense matrix, and put back.
 Shapes: V tokens in the table, U distinct tokens of a batch, D dimensions.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import nn
@@ -25,22 +23,22 @@ class BatchRows:
         vectors: their vectors, (U, D) fp32, with `.grad` after a backward pass.
     """
 
-    def __init__(self, table: nn.Parameter, sentences: Tokenized | Sequence[np.ndarray]) -> None:
+    def __init__(self, table: nn.Parameter, sentences: Tokenized) -> None:
         self.table = table
         occurs = np.zeros(len(table), dtype=bool)
-        occurs[Tokenized.of(sentences).ids] = True
+        occurs[sentences.ids] = True
         tokens = occurs.nonzero()[0]
         self._index_of = np.zeros(len(table), dtype=np.int32)  # token to row of `vectors`, where it occurs
         self._index_of[tokens] = np.arange(len(tokens))
         self.ids = to_device([tokens], table.device)[0].long()
         self.vectors = table.detach()[self.ids].requires_grad_()
 
-    def of(self, sentences: Tokenized | Sequence[np.ndarray]) -> torch.Tensor:
+    def of(self, sentences: Tokenized) -> torch.Tensor:
         """Token vectors (N, D) of a part of the batch, sentences end to end."""
-        (indices,) = to_device([self._index_of[Tokenized.of(sentences).ids]], self.table.device)
+        (indices,) = to_device([self._index_of[sentences.ids]], self.table.device)
         return nn.functional.embedding(indices, self.vectors)
 
-    def pack(self, sentences: Tokenized | Sequence[np.ndarray]) -> PackedTokens:
+    def pack(self, sentences: Tokenized) -> PackedTokens:
         """A part of the batch as the network reads it, its token vectors taken from these rows."""
         tokens = PackedTokens.pack(sentences, self.table.device)
         tokens.word_vectors = self.of(sentences)
