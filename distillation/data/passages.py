@@ -60,7 +60,7 @@ class Cutter:
                 continue
             sentences = [part for sentence in split_sentences(paragraph) for part in self._parts(sentence)]
             counts = self.count(sentences)
-            target = sum(counts) / -(-sum(counts) // self.limit)
+            target = sum(counts) / max(1, -(-sum(counts) // self.limit))
             passage: list[str] = []
             length = 0
             for sentence, tokens in zip(sentences, counts, strict=True):
