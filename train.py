@@ -24,6 +24,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
+from shortstack import distillation, model
 from shortstack.distillation.command_line import (
     OneLineParser,
     add_recipe_flags,
@@ -39,7 +40,7 @@ from shortstack.distillation.data.sentences import Texts
 from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs, read_retrieval, read_sts
 from shortstack.distillation.host import overlaps, prefetch, release_freed_memory
 from shortstack.distillation.ranks import Ranks
-from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides
+from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides, versions
 from shortstack.distillation.run import Run
 from shortstack.distillation.student.plan import make_student, plan_student
 from shortstack.distillation.training.checkpoint import Checkpoints, Progress
@@ -89,11 +90,13 @@ def distil(run: Run) -> None:
     teacher = load_teacher(run)
     plan = plan_student(recipe, teacher)
     corpus = open_corpus(recipe, cutter_of(teacher), ranks)
+    ranks.agree("corpus", {"text": corpus.fingerprint})
     check_batches(recipe, len(corpus), ranks)
     plan = plan.settled(corpus, ranks)
     run.begin(plan.recipe)
 
     labels = label_corpus(teacher, corpus, run.recipe, ranks)
+    ranks.agree("labels", {"teacher": labels.fingerprint})
     student, labels = make_student(plan, labels, corpus, ranks)
     describe_run(teacher, student, labels, corpus, run)
     judge = Judge(sts, retrieval, corpus.evaluation(), ranks)
@@ -306,6 +309,16 @@ def fingerprint(recipe: Recipe, labels: Labels, total: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def what_decides(recipe: Recipe) -> dict[str, Any]:
+    """What must be the same on all ranks of a run: its settings, the versions of packages, and the code."""
+    settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key != "device"}
+    code = hashlib.sha256()
+    for package in (distillation, model):
+        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
+            code.update(path.read_bytes())
+    return settings | versions() | {"code": code.hexdigest()[:16]}
+
+
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +331,7 @@ def main() -> None:
     recipe = recipe_from_arguments(arguments, arguments.recipe)
     ranks = Ranks.start(recipe.device, recipe.timeout)
     with ranks.failing_together(end_at_once):
+        ranks.agree("settings", what_decides(recipe))
         recipe.precision = training_precision(recipe.precision, ranks.device)
         run = Run(recipe, ranks, arguments.resume)
         with run.held():

@@ -117,6 +117,25 @@ class Ranks:
         self.wait_for_main(name)
         return json.loads(self.store.get(f"{name} value"))
 
+    def agree(self, about: str, values: dict[str, Any]) -> None:
+        """Make sure that all ranks have the same JSON values; all must come here together, once for each `about`.
+
+        Raises:
+            InputError: on every rank; names the first value that differs, and who has it.
+        """
+        if self.store is None:
+            return
+        self.store.set(f"{about} {self.rank}", json.dumps(values))
+        every = [json.loads(self.store.get(f"{about} {rank}")) for rank in range(self.world)]
+        self.wait_for_all()  # rank 0 keeps the store: it must not end while another still reads there
+        for rank, theirs in enumerate(every):
+            for key, value in theirs.items():
+                if value != every[0].get(key):
+                    raise InputError(
+                        f"{key}: rank {rank} has {value!r:.80}, rank 0 has {every[0].get(key)!r:.80}; start all ranks "
+                        "with the same command, code and packages"
+                    )
+
     def copy_from_main(self, module: nn.Module) -> None:
         """Give a module rank 0's weights on every rank: elsewhere the last bit may have come out otherwise."""
         if self.world > 1:

@@ -23,6 +23,7 @@ RESERVED = (
     "agreement",
     "overlap@10",
 )  # beside the STS sets' figures
+SHARED = ("labels", "corpus")  # directories under `output` that belong to all runs
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy")
 
 
@@ -128,6 +129,7 @@ class Recipe:
         require(bool(self.sentences), "sentences", "at least one file, glob or Hub dataset; give --sentences")
         require(bool(re.fullmatch(r"[\w.-]+", self.name)) and self.name not in (".", ".."), "name",
                 "letters, digits, '.', '_' and '-' only; give --name")  # fmt: skip
+        require(self.name.lower() not in SHARED, "name", "another: that directory is shared by all runs; give --name")
         metrics = ["negative_mse", "overlap@10"]
         for name in self.sts:
             check_set_name(name, "recipe: sts")
@@ -255,8 +257,13 @@ def recipe_text(recipe: Recipe) -> str:
     lines = ["# Every resolved setting of this run. Run it again with: python train.py THIS_FILE"]
     for key, value in dataclasses.asdict(recipe).items():
         lines.append(f"{key} = {toml_value(value)}")
-    lines += ["", "[versions]", *(f"{toml_value(name)} = {toml_value(version(name))}" for name in PACKAGES)]
+    lines += ["", "[versions]", *(f"{toml_value(name)} = {toml_value(each)}" for name, each in versions().items())]
     return "\n".join(lines) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide what a run gives."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def toml_value(value: Any) -> str:

@@ -134,6 +134,23 @@ def test_wrong_input_ends_all_ranks(recipe: Path) -> None:
     assert "can't be split over 2 ranks" in ended[0].error
 
 
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [("--learning-rate", "learning_rate: rank 1 has 0.5"), ("--seed", "seed: rank 1 has 5, rank 0 has")],
+)
+def test_ranks_with_different_settings_are_refused(recipe: Path, flag: str, line: str) -> None:
+    """Before anything is computed: they would train together in silence."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    flags = ((), (flag, "0.5" if flag == "--learning-rate" else "5"))
+    ranks = [
+        Forked(recipe, "--name", "differ", *flags[rank], environment=shared | {"RANK": str(rank), "LOCAL_RANK": "0"})
+        for rank in range(2)
+    ]
+    for ended in (rank.outcome() for rank in ranks):
+        assert ended.status == 2 and ended.error.startswith(f"error: {line}"), ended.err
+    assert not (recipe.parent / "runs" / "differ" / "log.jsonl").exists()
+
+
 # -- torchrun --------------------------------------------------------------------------------------------------------
 
 

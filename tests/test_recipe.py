@@ -178,6 +178,8 @@ def test_any_bytes_are_a_recipe_or_an_input_error(tmp_path_factory: pytest.TempP
         ("name", "a/b", "a-b_1.0"),
         ("name", "..", "..."),
         ("name", ".", ".a"),
+        ("name", "labels", "labels-1"),  # directories that all runs share
+        ("name", "Corpus", "corpus-1"),
         ("name", "", "ä"),
         ("metric_for_best_model", "loss", "sts_dev_pearson_cosine"),
         ("metric_for_best_model", "sts_test_spearman_cosine", "sts_dev_spearman_cosine"),
