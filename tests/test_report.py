@@ -442,7 +442,7 @@ const circle = figure.querySelectorAll(".point")[7].getBoundingClientRect();
 const at = { clientX: circle.x + circle.width / 2, clientY: circle.y + circle.height / 2, bubbles: true };
 figure.dispatchEvent(new PointerEvent("pointermove", at));
 document.documentElement.dataset.byPointer = document.querySelector("[aria-live]").textContent;
-document.querySelector("tr[tabindex]").click();
+document.querySelector("button.pick").click();
 document.documentElement.dataset.byRow = document.querySelector("[aria-live]").textContent;
 const choice = document.querySelector("select");
 choice.value = "words";
@@ -481,7 +481,7 @@ def test_browser_draws_the_page_and_answers_keys_pointer_and_choices(files: RunF
     for name, place in [("by-key", 2), ("by-pointer", 7), ("by-row", 1)]:
         text = attribute(dom, name) or ""
         assert f"second sentence {place}" in text
-        assert all(word in text for word in ("human", "student", "teacher"))
+        assert all(word in text for word in ("people", "student", "teacher"))
     assert (attribute(dom, "by-set") or "").startswith("words: student over human, 12 pairs")
     assert attribute(dom, "after-click") == "rgb(18, 22, 28)"
     assert "&lt;b&gt;look here&lt;/b&gt;" in dom
@@ -512,6 +512,58 @@ def test_browser_draws_the_page_of_a_run_with_little_data(run: Path, tmp_path: P
     dom = browse(page, "--dump-dom")
     assert attribute(dom, "rendered") == "true" and attribute(dom, "error") is None
     assert "python bench.py" in dom
+
+
+AUDIT = """<script>
+const wide = [document.documentElement.scrollHeight, document.documentElement.scrollWidth];
+for (const details of document.querySelectorAll("details")) details.open = true;
+axe.run(document).then(({ violations, passes }) => {
+  const found = violations.map((each) => [each.id, each.nodes.slice(0, 3).map((node) => node.html)]);
+  parent.document.documentElement.dataset[`at${innerWidth}`] = JSON.stringify([...wide, passes.length, found]);
+});
+</script>"""
+
+
+def test_the_page_is_short_fits_its_window_and_has_no_barriers(files: RunFiles, tmp_path: Path) -> None:
+    """At the widths of a laptop and a phone; axe-core sees all that is folded opened."""
+    axe_core = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed: pip install '.[test]'")
+    script = (Path(axe_core.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    sets = files.evaluation["retrieval"]
+    files.evaluation["retrieval"] = {f"a-rather-long-name-{place}": sets["captions"] for place in range(6)}
+    long = "A document of many words. " * 40
+    missed = {"query": long, "found": 0.1, "teacher": [long] * 5, "student": [long] * 5}
+    files.evaluation["missed"] = {name: [missed] * 5 for name in files.evaluation["retrieval"]}
+    files.pairs["sts-test"]["sentences1"][1] = long
+    audit = f"<script>{script.replace('</script', '<' + chr(92) + '/script')}</script>{AUDIT}</body>"
+    inner = html.escape(report_page(files).replace("</body>", audit))
+    page = tmp_path / "frames.html"  # a window can't be as narrow as a phone, a frame can
+    frames = [
+        f'<iframe srcdoc="{inner}" style="border:0; width:{width}px; height:900px"></iframe>' for width in (1280, 390)
+    ]
+    page.write_text(f"<html><head></head><body>{''.join(frames)}</body></html>", encoding="utf-8")
+    dom = browse(page, "--dump-dom", "--window-size=1400,1900", "--virtual-time-budget=30000")
+    for width, limit in ((1280, 4000), (390, 8000)):
+        measured = attribute(dom, f"at{width}")
+        assert measured, f"no audit at {width}"
+        height, page_width, passes, violations = json.loads(measured)
+        assert violations == [] and passes > 20
+        assert 1000 < height < limit and page_width <= width
+
+
+def test_a_column_is_sorted_by_a_click_on_its_head(files: RunFiles, tmp_path: Path) -> None:
+    act = """<script>
+    const heads = [...document.querySelectorAll("#similarity th button")];
+    const first = () => document.querySelector("#similarity tbody th").textContent;
+    const student = heads.find((head) => head.textContent === "Student");
+    student.click();
+    document.documentElement.dataset.falling = first() + " " + student.parentNode.getAttribute("aria-sort");
+    student.click();
+    document.documentElement.dataset.rising = first() + " " + student.parentNode.getAttribute("aria-sort");
+    </script></body>"""
+    page = tmp_path / "page.html"
+    page.write_text(report_page(files).replace("</body>", act), encoding="utf-8")
+    dom = browse(page, "--dump-dom")
+    assert attribute(dom, "falling") == "sts-dev descending" and attribute(dom, "rising") == "words ascending"
 
 
 def test_table_without_sets_has_its_header(files: RunFiles) -> None:

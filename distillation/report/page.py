@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.distillation.recipe import metric_key
-from shortstack.distillation.report.run_files import RunFiles
+from shortstack.distillation.report.run_files import RunFiles, SearchResult
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PLACE = "RUN_DATA"  # in the template, where the data goes
 PAIRS_PER_SET = 3000
 BYTES_OF_PAIRS = 1_400_000  # all sets together; with the rest the page stays below 2 MB
 CHARACTERS = 1000  # of a sentence that are shown
+SHOWN = 5  # of the queries that the student finds least of, and of their documents
 SURE_DIFFERENCES = 100  # the pairs where student and teacher differ most are shown whatever the limits leave out
 CURVE_POINTS = 600  # as many as a screen can show
 
@@ -29,6 +30,9 @@ def report_page(files: RunFiles) -> str:
         "models": {"student": files.student, "teacher": files.teacher},
         "results": [row._asdict() | {"lost": row.lost, "kept": row.kept} for row in files.rows],
         "pairs": {name: chosen_pairs(pairs, BYTES_OF_PAIRS // len(files.pairs)) for name, pairs in files.pairs.items()},
+        "searches": [row._asdict() | shares(row) for row in files.searches],
+        "searchMean": files.search_mean._asdict() if files.search_mean else None,
+        "missed": {name: shown_missed(queries) for name, queries in files.evaluation.get("missed", {}).items()},
         "curves": curves(files),
         "evaluation": {
             "retrieval": files.evaluation.get("retrieval"),
@@ -41,9 +45,27 @@ def report_page(files: RunFiles) -> str:
         "benchCommand": f"python bench.py {files.directory / 'model'} --teacher {files.recipe.get('teacher', 'T')}",
         "data": files.data | {"samples": [sample[:CHARACTERS] for sample in files.data.get("samples", [])]},
         "recipe": files.settings,
+        "changed": files.changed,
         "versions": files.versions,
     }
     return TEMPLATE.read_text(encoding="utf-8").replace(PLACE, script_safe(data), 1)
+
+
+def shares(row: SearchResult) -> dict[str, float | None]:
+    """The shares of the teacher's nDCG@10 that are kept, which the page shows beside a set's figures."""
+    return {"kept": row.kept, "asymmetric_kept": row.asymmetric_kept}
+
+
+def shown_missed(queries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Queries with the documents that the student missed and those it found instead, cut to what is shown."""
+    return [
+        {
+            "query": each["query"][:CHARACTERS],
+            "found": each["found"],
+            **{who: [text[:CHARACTERS] for text in each[who][:SHOWN]] for who in ("teacher", "student")},
+        }
+        for each in queries[:SHOWN]
+    ]
 
 
 def shown_overlap(overlap: dict[str, Any] | None) -> dict[str, Any] | None:
