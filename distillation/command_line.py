@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import errno
+import io
 import os
 import re
 import sys
@@ -11,13 +12,15 @@ from collections.abc import Callable
 from typing import NoReturn, get_type_hints
 
 from shortstack.distillation.recipe import Recipe, check_set_name, read_recipe, set_field
-from shortstack.model.files import InputError, RunError, first_line, is_out_of_memory
+from shortstack.model.files import InputError, RunError, first_line, is_out_of_memory, printable
 
 # -- errors ----------------------------------------------------------------------------------------------------------
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a script's `main` and turn what users can mend into one line on stderr and an exit status."""
+    """Run a script's `main` and turn what users can put right into one line on stderr and an exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or pipe of ASCII shows other letters as \\xe9
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except InputError as error:
@@ -35,7 +38,7 @@ def run_command(main: Callable[[], None]) -> None:
         status, message = 1, explained
     else:
         return
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
     sys.exit(status)
 
 
@@ -58,17 +61,17 @@ def end_at_once(error: BaseException) -> NoReturn:
 
 
 def explain_os_error(error: OSError) -> str:
-    """Say which file an operating-system error is about and what frees the way."""
+    """Say which file an operating-system error is about and what to do."""
     where = error.filename or "a file"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{where}: no space left to write; free some or choose another --output, then run again"
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return f"{where}: not writable or readable ({error.strerror}); choose another --output or mend the permissions"
+        return f"{where}: not writable or readable ({error.strerror}); choose another --output, or allow it"
     return f"{where}: {error.strerror or error}"
 
 
 def explain_runtime_error(error: Exception) -> str | None:
-    """The line for an error that a setting can mend; None for any other."""
+    """The line for an error that a setting can put right; None for any other."""
     if is_out_of_memory(error):
         return (
             "out of memory: lower --batch-size, raise --gradient-accumulation, or lower --max-length "

@@ -27,7 +27,6 @@ import io
 import logging
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -43,7 +42,7 @@ from shortstack.distillation.command_line import OneLineParser, run_command
 from shortstack.distillation.host import in_a_process_of_its_own
 from shortstack.distillation.router import export_router
 from shortstack.model import Embedder
-from shortstack.model.files import InputError, RunError, atomic_path, first_line
+from shortstack.model.files import InputError, RunError, atomic_path, first_line, flush_to_disk, temporary_beside
 from shortstack.model.int8 import TEXT
 from shortstack.model.pooling import Pooling
 
@@ -193,12 +192,13 @@ def write_openvino_int8(embedder: Embedder, fp32_path: Path, path: Path, sentenc
 @contextlib.contextmanager
 def openvino_files(path: Path) -> Iterator[Path]:
     """A temporary path for an OpenVINO graph, which takes its place, weights included, if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
-        temporary = Path(scratch) / path.name
+    with temporary_beside(path, directory=True) as scratch:
+        temporary = scratch / path.name
         yield temporary
         for suffix in (".bin", ".xml"):
+            flush_to_disk(temporary.with_suffix(suffix))
             os.replace(temporary.with_suffix(suffix), path.with_suffix(suffix))
+        flush_to_disk(path.parent)
 
 
 def check_fp32(path: Path, found: np.ndarray, embedder: Embedder) -> float:

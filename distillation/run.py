@@ -11,7 +11,15 @@ from typing import Any, NoReturn
 
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
-from shortstack.model.files import RunError, errors_about, locked, remove_leftovers, write_text
+from shortstack.model.files import (
+    RunError,
+    errors_about,
+    locked,
+    make_directory,
+    read_json_lines,
+    remove_leftovers,
+    write_text,
+)
 
 try:  # the extra [tensorboard]
     from torch.utils.tensorboard import SummaryWriter
@@ -91,7 +99,7 @@ class Run:
         if not self.resume and (self.directory / "recipe.toml").exists():
             self._move_aside()
         for directory in (self.directory, self.directory / "checkpoints"):
-            directory.mkdir(exist_ok=True)
+            make_directory(directory)
             remove_leftovers(directory)
 
     def _move_aside(self) -> None:
@@ -130,14 +138,11 @@ class Run:
 
     def cut_log(self, step: int) -> None:
         """Drop log lines of steps after `step`, which will be taken again; TensorBoard is told to, where installed."""
-        kept = []
         if self.ranks.is_main and SummaryWriter is not None:
             self._tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
         if self.ranks.is_main and self._log.exists():
-            for line in self._log.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(json.JSONDecodeError, KeyError):  # a line that a crash cut short
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
+            steps = [line for line in read_json_lines(self._log) if type(line.get("step")) is int]
+            kept = [json.dumps(line) + "\n" for line in steps if line["step"] <= step]
             write_text(self._log, "".join(kept))
 
     def log(self, line: dict[str, Any]) -> None:

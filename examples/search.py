@@ -20,7 +20,7 @@ from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.recipe import overrides_for, read_recipe
 from shortstack.distillation.run import run_directory
 from shortstack.model import Embedder
-from shortstack.model.files import InputError
+from shortstack.model.files import InputError, printable
 
 
 def embed_documents(embedder: Embedder, sentences: list[str]) -> tuple[torch.Tensor, float]:
@@ -43,7 +43,8 @@ def search(
     best = similarities.topk(min(top, len(sentences)))
     seconds = time.perf_counter() - start
     found = [sentences[index] for index in best.indices.tolist()]
-    return found, [f"{value:.3f} {text}" for value, text in zip(best.values.tolist(), found, strict=True)], seconds
+    shown = [f"{value:.3f} {printable(text)}" for value, text in zip(best.values.tolist(), found, strict=True)]
+    return found, shown, seconds
 
 
 def side_by_side(columns: list[list[str]], width: int) -> str:

@@ -1,13 +1,15 @@
 """Files that are whole or not there, and the two errors that end a command with one line."""
 
 import contextlib
+import ctypes
+import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-import time
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,9 @@ DTYPES = {  # the format's names of the types that we write
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-# Names under which processes leave what they had not finished: ours; and those of safetensors 0.8, which wrote through
-# a file of its own.
-LEFTOVER = re.compile(r"\..*\.tmp|\.tmp[A-Za-z0-9]{6}")
+# Names under which processes leave what they had not finished: ours, of what is to be or was at NAME; and those of
+# safetensors 0.8, which wrote through a file of its own.
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(tmp|old)|\.tmp[A-Za-z0-9]{6}")
 
 
 class InputError(ValueError):
@@ -45,6 +47,12 @@ class RunError(RuntimeError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's text; its type's name where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def printable(text: str) -> str:
+    """Text of others on one line, safe to show in a terminal: escape codes and the like are spelled out, as \\x1b."""
+    line = " ".join(text.split())
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -88,10 +96,66 @@ def errors_about(path: Path, temporary: Path) -> Iterator[None]:
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
-def temporary_beside(path: Path) -> Path:
-    """A free name for a temporary file or directory beside `path`; makes the parent directory where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it where they are missing, and flush that to disk."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        flush_to_disk(each.parent)
+
+
+@contextlib.contextmanager
+def temporary_beside(path: Path, directory: bool = False) -> Iterator[Path]:
+    """Yield a new temporary file or directory beside `path`, which is removed when the block ends if it is still there.
+
+    It is locked as long: `remove_leftovers` knows by that whether its process is alive. What a killed process left for
+    the same `path` is removed first.
+    """
+    make_directory(path.parent)
+    remove_leftovers(path.parent, path.name)
+    descriptor, temporary = -1, path
+    try:
+        with errors_about(path, path.with_name(f".{path.name}.")):
+            while descriptor < 0:
+                temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+                temporary.mkdir() if directory else temporary.touch(exist_ok=False)
+                descriptor = lock_of(temporary)
+            yield temporary
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+        if temporary != path:
+            remove(temporary)
+
+
+def lock_of(path: Path) -> int:
+    """Lock a file or directory for as long as the descriptor that is given is open; -1 if another has it or it is gone.
+
+    Where the file system has no locks, no process is seen to be at work.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return -1
+    with contextlib.suppress(OSError):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return -1
+    if not path.exists():  # another process took it for a leftover between making it and locking it
+        os.close(descriptor)
+        return -1
+    return descriptor
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory with all that is in it, as far as that goes."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -101,17 +165,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     After a crash, or an error inside the block, `path` is what it was before.
     """
     path = Path(path)
-    temporary = temporary_beside(path)
-    try:
-        with errors_about(path, temporary):
-            temporary.touch(exist_ok=False)
-            yield temporary
-            flush_to_disk(temporary)
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-    flush_to_disk(path.parent)
+    with temporary_beside(path) as temporary:
+        yield temporary
+        flush_to_disk(temporary)
+        os.replace(temporary, path)
+        flush_to_disk(path.parent)
 
 
 def flush_to_disk(path: Path) -> None:
@@ -150,34 +208,65 @@ def read_json(path: Path | str) -> Any:
         raise InputError(f"{path}: not JSON ({first_line(error)})") from None
 
 
+def read_json_lines(path: Path | str) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON value a line. A line that holds none, since a crash cut it short, is skipped.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    found = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                found.append(value)
+    return found
+
+
 @contextlib.contextmanager
 def atomic_directory(path: Path | str) -> Iterator[Path]:
     """Yield a temporary directory beside `path` that replaces what is at `path` when the block ends well.
 
-    After an error inside the block `path` is what it was before. No portable call swaps two directories: a machine that
-    stops between the two renames leaves the old one beside `path`, under the hidden name `.NAME.*.old`.
+    After a crash, or an error inside the block, `path` is what it was before: the two are swapped in one step. Where
+    the system or the file system can't do that, a process that is killed between two renames leaves the old one beside
+    `path` as `.NAME.*.old`, and the next that writes there puts it back first.
     """
     path = Path(path).resolve()  # a link stays, what it points to is replaced
-    temporary = temporary_beside(path)
-    old = temporary.with_suffix(".old")
+    with temporary_beside(path, directory=True) as temporary:
+        yield temporary
+        for file in [temporary, *temporary.rglob("*")]:
+            flush_to_disk(file)
+        if not path.exists() or not exchange(temporary, path):
+            replace_directory(temporary, path)
+        flush_to_disk(path.parent)  # before the old one goes
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step; False where the system or the file system has no call for it."""
+    library = ctypes.CDLL(None)
+    names = os.fsencode(one), os.fsencode(other)
     try:
-        with errors_about(path, temporary):
-            temporary.mkdir()
-            yield temporary
-            for file in [temporary, *temporary.rglob("*")]:
-                flush_to_disk(file)
-            if path.exists():
-                os.rename(path, old)
-            try:
-                os.rename(temporary, path)
-            except BaseException:
-                if old.exists():
-                    os.rename(old, path)
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    flush_to_disk(path.parent)
+        if sys.platform == "darwin":
+            return library.renamex_np(*names, 2) == 0  # RENAME_SWAP
+        return library.renameat2(-100, names[0], -100, names[1], 2) == 0  # AT_FDCWD, RENAME_EXCHANGE
+    except AttributeError:
+        return False
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Put a directory in place of the one at `path`, if there is one, by renames."""
+    old = new.with_suffix(".old")
+    if path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        if old.exists():
+            os.rename(old, path)
+        raise
+    if old.exists():
+        flush_to_disk(path.parent)
+        remove(old)
 
 
 @contextlib.contextmanager
@@ -191,7 +280,7 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
     Raises:
         InputError: `busy`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     try:
         with FileLock(path, timeout=-1 if busy is None else 0):
             yield
@@ -199,23 +288,26 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
         raise InputError(str(busy)) from None
 
 
-def remove_leftovers(directory: Path, older_than: float = 0.0) -> None:
-    """Remove the temporary files that killed processes left.
+def remove_leftovers(directory: Path, name: str | None = None) -> None:
+    """Remove the temporary files that killed processes left; those of processes at work stay.
 
     Args:
-        directory: where; unless the caller holds its lock, others may be at work in it.
-        older_than: seconds since a file was last written to, which keeps those of others safe.
+        directory: where.
+        name: of the file that they were to be; None for any.
     """
-    for path in directory.glob(".*"):
-        if not LEFTOVER.fullmatch(path.name):
+    for path in list(directory.iterdir()) if directory.exists() else []:
+        match = LEFTOVER.fullmatch(path.name)
+        if match is None or name not in (None, match["name"]):
             continue
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime < older_than:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink()
+        with contextlib.suppress(OSError):  # another user's, say
+            lock = path.with_suffix(".tmp") if path.suffix == ".old" else path
+            descriptor = lock_of(lock)
+            if descriptor >= 0 or not lock.exists():
+                if path.suffix == ".old" and not (place := directory / match["name"]).exists():
+                    os.rename(path, place)
+                remove(path)
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 def sha256_of_file(path: Path | str) -> str:

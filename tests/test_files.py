@@ -1,6 +1,7 @@
 """Nothing is ever half-written, damage is noticed, and errors end a command with one line."""
 
 import errno
+import io
 import json
 import os
 import resource
@@ -16,13 +17,16 @@ from processes import in_child
 from tiny import contents
 
 from shortstack.distillation.command_line import run_command
+from shortstack.model import files
 from shortstack.model.files import (
     InputError,
     RunError,
     atomic_directory,
     atomic_path,
     load_tensors,
+    printable,
     read_json,
+    read_json_lines,
     remove_leftovers,
     save_tensors,
     sha256_of_file,
@@ -108,7 +112,7 @@ def test_a_read_only_place_is_named(tmp_path: Path) -> None:
     assert contents(tmp_path / "place") == {}
 
 
-def killed_after(steps: int, action: Callable[[], None]) -> Callable[[], None]:
+def killed_after(steps: int, action: Callable[[], None], exchanges: bool = True) -> Callable[[], None]:
     """The action, killed before its n-th call to the system: each is one at which the machine may stop."""
     calls = iter(range(steps))
 
@@ -124,6 +128,7 @@ def killed_after(steps: int, action: Callable[[], None]) -> Callable[[], None]:
         for owner, names in ((os, "fsync replace rename unlink"), (Path, "touch mkdir write_text")):
             for name in names.split():
                 setattr(owner, name, dying(getattr(owner, name)))
+        files.exchange = dying(files.exchange) if exchanges else lambda one, other: False
         action()
 
     return run
@@ -139,9 +144,10 @@ def test_killed_while_writing_a_file(tmp_path: Path, steps: int) -> None:
     assert path.read_text() == ("new" if steps > 4 else "old") * 99
 
 
-@pytest.mark.parametrize("steps", range(13))
-def test_killed_while_writing_a_directory(tmp_path: Path, steps: int) -> None:
-    """The same for a directory, whose old form may be left beside it, whole, under its hidden name."""
+@pytest.mark.parametrize("exchanges", [True, False], ids=["one step", "two renames"])
+@pytest.mark.parametrize("steps", range(14))
+def test_killed_while_writing_a_directory(tmp_path: Path, steps: int, exchanges: bool) -> None:
+    """The same for a directory. Where no call swaps two, the next to write there puts the old one back."""
     path = tmp_path / "place" / "model"
     with atomic_directory(path) as temporary:
         (temporary / "a").write_text("old")
@@ -152,17 +158,41 @@ def test_killed_while_writing_a_directory(tmp_path: Path, steps: int) -> None:
             (temporary / "a").write_text("new")
             (temporary / "only new").write_text("new")
 
-    status, errors = in_child(killed_after(steps, write), tmp_path / "errors")
+    status, errors = in_child(killed_after(steps, write, exchanges), tmp_path / "errors")
     assert status in (-signal.SIGKILL, 0), errors
+    assert path.exists() or not exchanges
+    remove_leftovers(path.parent)
     old, new = {"a": b"old", "only old": b"old"}, {"a": b"new", "only new": b"new"}
-    if path.exists():
-        assert contents(path) in (old, new)
-    else:
-        [left] = path.parent.glob(".model.*.old")
-        assert contents(left) == old
+    assert contents(path) in (old, new)
+    assert [each.name for each in path.parent.iterdir()] == ["model"]
     if status == 0:
-        assert contents(path.parent) == {f"model/{name}": value for name, value in new.items()}
-        assert steps == 12
+        assert contents(path) == new
+
+
+@pytest.mark.parametrize("atomic", [atomic_path, atomic_directory])
+def test_what_another_process_is_writing_is_left_alone(tmp_path: Path, atomic: Callable) -> None:
+    with atomic(tmp_path / "a") as temporary:
+        file = temporary / "file" if temporary.is_dir() else temporary
+        file.write_text("first")
+        remove_leftovers(tmp_path)
+        with atomic(tmp_path / "a") as other:
+            (other / "file" if other.is_dir() else other).write_text("second")
+    path = tmp_path / "a" / "file" if atomic is atomic_directory else tmp_path / "a"
+    assert contents(tmp_path) == {str(path.relative_to(tmp_path)): b"first"}
+
+
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    (tmp_path / ".a.txt.0123abcd.tmp").write_text("half")
+    (tmp_path / ".b.txt.0123abcd.tmp").write_text("of another file")
+    write_text(tmp_path / "a.txt", "new")
+    assert contents(tmp_path) == {"a.txt": b"new", ".b.txt.0123abcd.tmp": b"of another file"}
+
+
+def test_new_directories_are_flushed_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = []
+    monkeypatch.setattr(files, "flush_to_disk", flushed.append)
+    write_text(tmp_path / "one" / "two" / "a.txt", "new")
+    assert {tmp_path, tmp_path / "one", tmp_path / "one" / "two"} <= set(flushed)
 
 
 def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path: Path) -> None:
@@ -213,6 +243,7 @@ def test_a_failed_rename_never_loses_the_old_directory(
         rename(*arguments)
 
     monkeypatch.setattr(os, "rename", fail)
+    monkeypatch.setattr(files, "exchange", lambda one, other: False)
     with pytest.raises(OSError, match="Input/output error"), atomic_directory(path) as temporary:
         (temporary / "a").write_text("new")
     assert list(contents(tmp_path).values()) == [b"old"]
@@ -253,6 +284,21 @@ def test_any_bytes_are_json_or_an_input_error(tmp_path_factory: pytest.TempPathF
             read_json(path)
     else:
         assert read_json(path) == wanted or wanted != wanted
+
+
+def test_lines_that_hold_no_object_are_skipped(tmp_path: Path) -> None:
+    lines = [
+        b'{"step": 1}',
+        b'{"step": 2, "text": "\xff"}',
+        b"[3]",
+        b'"4"',
+        b"",
+        b'{"step": 5',
+        b"[" * 9999,
+        b'{"a": 6}',
+    ]
+    (tmp_path / "log").write_bytes(b"\n".join(lines))
+    assert read_json_lines(tmp_path / "log") == [{"step": 1}, {"step": 2, "text": "\ufffd"}, {"a": 6}]
 
 
 # -- tensors ---------------------------------------------------------------------------------------------------------
@@ -345,8 +391,6 @@ def test_writing_tensors_takes_no_memory_of_their_size(tmp_path: Path) -> None:
 def test_leftovers_of_ours_and_of_older_versions_are_removed(tmp_path: Path) -> None:
     for name in (".a.txt.0123abcd.tmp", ".tmpAb3xY9", ".hidden", ".tmp", ".tmp-of-yours", "a.tmp"):
         (tmp_path / name).write_text("x")
-    remove_leftovers(tmp_path, older_than=3600)
-    assert len(contents(tmp_path)) == 6
     remove_leftovers(tmp_path)
     assert contents(tmp_path).keys() == {".hidden", ".tmp", ".tmp-of-yours", "a.tmp"}
 
@@ -405,6 +449,24 @@ def test_checksums_see_names_types_shapes_and_values() -> None:
 def test_sha256_of_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_no_text_of_others_reaches_the_terminal_raw(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printable("é 中 \x1b[2J a\r\n\tb\x07 \u202e \ud800") == r"é 中 \x1b[2J a b\x07 \u202e \ud800"
+
+    def main() -> None:
+        raise InputError("\x1b]0;title\x07.txt: no such file")
+
+    with pytest.raises(SystemExit):
+        run_command(main)
+    assert capsys.readouterr().err == "error: \\x1b]0;title\\x07.txt: no such file\n"
+
+
+def test_what_a_terminal_of_ascii_can_not_show_is_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    run_command(lambda: print("é"))
+    assert raw.getvalue() == b"\\xe9\n"
 
 
 # -- commands --------------------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks
     elif ranks.is_main:
         write_json(manifest, {"parts": parts, "rows": len(corpus)})
     if ranks.is_main:
-        remove_leftovers(directory, older_than=3600)  # a younger one may be another run's, which labels here too
+        remove_leftovers(directory)
 
     names: list[int | str] = [EVALUATION, *range(math.ceil(len(corpus) / recipe.shard_size))]
     counts = label_shards(teacher, corpus, directory, names[ranks.rank :: ranks.world], recipe, ranks.is_main)

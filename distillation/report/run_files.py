@@ -1,7 +1,6 @@
 """What a run left in its directory, read and checked: what the figure, the page and the model card are made from."""
 
 import dataclasses
-import json
 import math
 import tomllib
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shortstack.distillation.recipe import Recipe
-from shortstack.model.files import InputError, read_json
+from shortstack.model.files import InputError, read_json, read_json_lines
 
 ABOVE_ALL = (
     "More than 100% is no mistake: Spearman compares with people's judgement, not with the teacher, and on words "
@@ -312,13 +311,8 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of log.jsonl by step, one for each; where a step comes twice, its later figures replace the earlier."""
     steps: dict[int, dict[str, Any]] = {}
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a crash can cut a line short, and the run resumes behind it
-        if isinstance(value, dict) and isinstance(value.get("step"), int):
+    for value in read_json_lines(path) if path.is_file() else []:
+        if type(value.get("step")) is int:
             steps.setdefault(value["step"], {}).update(clean(value))
     return [steps[step] for step in sorted(steps)]
 
