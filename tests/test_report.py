@@ -23,7 +23,7 @@ from shortstack.distillation.command_line import run_command
 from shortstack.distillation.report.__main__ import main, summary, write_report
 from shortstack.distillation.report.card import model_card
 from shortstack.distillation.report.figure import figure, shown_set
-from shortstack.distillation.report.frontier import best_of, models_of
+from shortstack.distillation.report.frontier import Model, best_of, frontier_figure, models_of
 from shortstack.distillation.report.page import TEMPLATE, report_page, series
 from shortstack.distillation.report.run_files import ABOVE_ALL, RunFiles, clean
 from shortstack.model.files import InputError
@@ -569,3 +569,21 @@ def test_a_column_is_sorted_by_a_click_on_its_head(files: RunFiles, tmp_path: Pa
 def test_table_without_sets_has_its_header(files: RunFiles) -> None:
     files.evaluation, files.bench = {"student": {}}, {}
     assert summary(files).splitlines()[-1] == "2 layers"
+
+
+def test_no_name_in_the_frontier_lies_on_another_or_on_a_point() -> None:
+    models = [
+        Model(
+            f"student-{place}", "teacher", "3 of 6", None, None, 384, "fp32", 60.0 + place // 2, 500.0, 0.6, 0.9, 0.98
+        )
+        for place in range(8)
+    ]
+    models.append(Model("teacher", "teacher", "6", None, None, 384, "fp32", 90.0, 300.0, 1.0, 1.0, 1.0))
+    picture = frontier_figure(models)
+    canvas = FigureCanvasAgg(picture)
+    canvas.draw()
+    for axes in picture.axes:
+        names = [text.get_window_extent() for text in axes.texts]
+        assert names and all(box.count_overlaps(names) == 1 for box in names), "two names lie on each other"
+        points = axes.transData.transform(np.concatenate([np.asarray(each.get_offsets()) for each in axes.collections]))
+        assert not any(box.contains(x, y) for box in names for x, y in points), "a name lies on a point"

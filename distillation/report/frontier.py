@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
-from matplotlib.transforms import BboxBase
+from matplotlib.transforms import Bbox, BboxBase
 
 from shortstack.distillation.report.figure import FAINT, INK, STYLE, say, shorten
 from shortstack.distillation.report.run_files import RunFiles, read_object
@@ -178,12 +179,21 @@ def frontier_figure(models: Sequence[Model]) -> Figure:
 
 
 def spread(names: list[Annotation]) -> None:
-    """Move names down, from the highest on, until none covers another."""
-    placed: list[BboxBase] = []
+    """Move names, each to the nearest free place beside its point: right or left of it, up or down from there."""
+    taken: list[BboxBase] = []
+    for axes in {name.axes for name in names}:
+        points = axes.transData.transform(np.concatenate([each.get_offsets() for each in axes.collections]))
+        taken += [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in points]
     for name in sorted(names, key=lambda each: -each.get_window_extent().y0):
-        while any(name.get_window_extent().overlaps(other) for other in placed):
-            name.xyann = (name.xyann[0], name.xyann[1] - 1)
-        placed.append(name.get_window_extent())
+        places = [(side, step) for step in range(40) for side in ("left", "right")]
+        for side, step in places:
+            name.set_horizontalalignment(side)
+            below = -3 - 3 * (step + 1) // 2 if step % 2 else -3 + 3 * step // 2
+            name.xyann = (9 if side == "left" else -9, below)
+            box = name.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(name.get_window_extent())
 
 
 def draw(axes: Axes, models: Sequence[Model], x: str, y: str, colours: dict[str, str]) -> list[Annotation]:
@@ -212,14 +222,16 @@ def draw(axes: Axes, models: Sequence[Model], x: str, y: str, colours: dict[str,
         axes.scatter(place, share, s=90, color=colours[each.teacher], marker=marker, alpha=alpha, linewidths=0)
         if (chosen or x == "megabytes") and each.name not in named:
             named[each.name] = axes.annotate(
-                shorten(each.name, 28), (place, share), xytext=(9, 3 if x == "speed" else -10),  # beside the line
+                shorten(each.name, 28), (place, share), xytext=(9, -3),
                 textcoords="offset points", fontsize=9.5, color=INK if chosen else FAINT,
             )  # fmt: skip
     axes.set(xlabel=LABELS[x], ylabel=LABELS[y])
     axes.margins(0.14, 0.08)
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    )
     axes.xaxis.set_minor_formatter(NullFormatter())
     return list(named.values())
 
