@@ -123,10 +123,25 @@ def test_a_shard_that_is_damaged_during_the_run(recipe: Path, undisturbed: RunDi
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_refused(recipe: Path, undisturbed: RunDirectory, damage: str) -> None:
+def test_after_a_damaged_checkpoint_the_one_before_it_is_taken(
+    recipe: Path, undisturbed: RunDirectory, damage: str
+) -> None:
     last = stopped_at_12(recipe) / "last.safetensors"
     apply, reason = DAMAGES[damage]
     apply(last)
+    ended = train(recipe, "--resume")
+    assert ended.status == 0 and "going on after step 10 of 20" in ended.out
+    [line] = [line for line in ended.out.splitlines() if "taking the checkpoint before it" in line]
+    assert line.startswith(f"{last}: {reason}")
+    assert_same_run(run_of(recipe), undisturbed)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_two_damaged_checkpoints_are_refused(recipe: Path, undisturbed: RunDirectory, damage: str) -> None:
+    last = stopped_at_12(recipe) / "last.safetensors"
+    apply, reason = DAMAGES[damage]
+    for path in (last, last.with_stem("earlier")):
+        apply(path)
     left = last.read_bytes()
     ended = train(recipe, "--resume")
     assert ended.status == 2
@@ -144,7 +159,7 @@ def test_damaged_best_weights_are_looked_for_again(recipe: Path, undisturbed: Ru
     apply(best)
     ended = train(recipe, "--resume")
     assert ended.status == 0
-    [line] = [line for line in ended.out.splitlines() if "the best is looked for from here on" in line]
+    [line] = [line for line in ended.out.splitlines() if "the best step is chosen among those from here on" in line]
     assert line.startswith(f"{best}: {reason}")
     assert same_weights(run_of(recipe), undisturbed)  # whose best came after step 12
 

@@ -57,7 +57,7 @@ def test_the_run_directory(first: tuple[RunDirectory, str]) -> None:
     run, out = first
     names = {path.name for path in run.path.iterdir()}
     assert names >= {"recipe.toml", "log.jsonl", "checkpoints", "model", "evaluation.json", "evaluation_pairs.json"}
-    assert {path.name for path in (run.path / "checkpoints").iterdir()} == {"last.safetensors", "best.safetensors"}
+    assert {path.stem for path in (run.path / "checkpoints").iterdir()} == {"last", "earlier", "best"}
     assert run.leftovers() == []
     figures = run.json("evaluation.json")
     for who in ("student", "teacher"):

@@ -8,6 +8,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,32 +46,59 @@ class Progress:
 
 
 class Checkpoints:
-    """A run's two files: the last checkpoint, to resume from, and the weights of the best step so far.
+    """A run's three files: the last two checkpoints, to resume from, and the weights of the best step so far.
 
     Attributes:
-        last, best: the files.
+        last, earlier, best: the files. A damaged or lost last checkpoint costs the steps since the earlier one.
     """
 
     def __init__(self, student: nn.Module, optimizer: StudentOptimizer, settings: str, run: Run) -> None:
-        self.last = run.directory / "checkpoints/last.safetensors"
-        self.best = run.directory / "checkpoints/best.safetensors"
+        self.last, self.earlier, self.best = (
+            run.directory / "checkpoints" / f"{name}.safetensors" for name in ("last", "earlier", "best")
+        )
         self._student, self._optimizer, self._settings, self._ranks = student, optimizer, settings, run.ranks
+        self._last_is_whole = True
 
     def resume(self, total: int) -> Progress:
-        """Load the last checkpoint, if there is one; returns how far the run of `total` steps is.
+        """Load the last checkpoint that is whole, if there is one; returns how far the run of `total` steps is.
 
         Raises:
-            InputError: it is corrupt or of a run with other settings; some ranks see it, others don't.
+            InputError: none is whole, it is of a run with other settings, or some ranks see it and others don't.
         """
-        found = self.last.exists()
+        damage = ""
+        for path in (self.last, self.earlier):
+            if not self._all_see(path):
+                continue
+            try:
+                tensors, state = load_tensors(path)
+            except InputError as error:
+                tensors, state, damage = {}, None, damage or str(error).partition("; ")[0]
+            if self._ranks.all(state is not None):
+                self._last_is_whole = path == self.last
+                return self._go_on(path, tensors, state, total)
+            if self._ranks.is_main and path == self.last:
+                print(f"{damage or f'{path}: damaged for another rank'}; taking the checkpoint before it", flush=True)
+        if damage:
+            raise InputError(f"{damage}; start again without --resume")
+        return Progress(total=total)
+
+    def _all_see(self, path: Path) -> bool:
+        """Whether the file is there, for all ranks alike.
+
+        Raises:
+            InputError: for some only.
+        """
+        found = path.exists()
         if self._ranks.any(found) and not self._ranks.all(found):
             sees = "sees it, another does not" if found else "does not see it, another does"
             raise InputError(
-                f"{self.last}: rank {self._ranks.rank} {sees}; --output must be on a file system that all hosts share"
+                f"{path}: rank {self._ranks.rank} {sees}; --output must be on a file system that all hosts share"
             )
-        if not found:
-            return Progress(total=total)
-        progress = load_checkpoint(self.last, self._student, self._optimizer, self._settings)
+        return found
+
+    def _go_on(self, path: Path, tensors: dict[str, torch.Tensor], state: Any, total: int) -> Progress:
+        """Take over a checkpoint's content."""
+        progress = restore(path, (tensors, state), self._student, self._optimizer, self._settings)
         progress.total = total
         self._optimizer.skips.copy_(torch.tensor([progress.skipped, progress.skipped_in_a_row]))
         if self._ranks.is_main:
@@ -85,7 +113,7 @@ class Checkpoints:
             read_weights(self.best)
         except InputError as error:
             if self._ranks.is_main:
-                print(f"{str(error).partition('; ')[0]}; the best is looked for from here on")
+                print(f"{str(error).partition('; ')[0]}; the best step is chosen among those from here on")
             return self._ranks.all(False)
         return self._ranks.all(True)
 
@@ -94,7 +122,10 @@ class Checkpoints:
         progress.loss_sum, progress.losses = meter.losses()
         progress.skipped, progress.skipped_in_a_row = self._optimizer.skips.tolist()
         if self._ranks.is_main:
+            if self._last_is_whole and self.last.exists():
+                self.last.replace(self.earlier)
             save_checkpoint(self.last, self._student, self._optimizer, progress, self._settings)
+        self._last_is_whole = True
 
     def keep_best(self, progress: Progress, metric: float) -> None:
         """Keep the student's weights if `metric` is the highest so far."""
@@ -137,10 +168,18 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: StudentOptimizer, s
     Raises:
         InputError: the file is corrupt, or of a run with other settings.
     """
-    try:
-        tensors, state = load_tensors(path)
-    except InputError as error:
-        raise InputError(f"{str(error).partition('; ')[0]}; start again without --resume") from None
+    return restore(path, load_tensors(path), model, optimizer, settings)
+
+
+def restore(
+    path: Path,
+    content: tuple[dict[str, torch.Tensor], Any],
+    model: nn.Module,
+    optimizer: StudentOptimizer,
+    settings: str,
+) -> Progress:
+    """`load_checkpoint` of content that was read already: tensors and state."""
+    tensors, state = content
     if not isinstance(state, dict) or state.get("recipe") != settings:
         raise InputError(f"{path}: is of a run with other settings; give another --name, or run without --resume")
     model.load_state_dict(part(tensors, "model."))
