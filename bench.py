@@ -39,7 +39,7 @@ from shortstack.model.directory import best_device
 from shortstack.model.embedder import CPU_BATCH
 from shortstack.model.files import InputError, write_json
 from shortstack.model.pooling import Pooling
-from shortstack.model.products import cpu_has_bf16, cpu_has_int8, resolve_precision
+from shortstack.model.precision import cpu_has_bf16, cpu_has_int8, resolve_precision
 
 GPU_BATCH = 4096  # sentences to encode at a time at most; their tokens are bounded as well
 ASSETS = Path(__file__).parent / "assets" / "sentences"

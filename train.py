@@ -272,8 +272,8 @@ def end_early(progress: Progress, checkpoints: Checkpoints, meter: Meter, run: R
 
 
 def in_parallel(student: Embedder) -> DistributedDataParallel:
-    """The student on one of several ranks. It has no buffers that would be sent in each step."""
-    return DistributedDataParallel(student, gradient_as_bucket_view=True)
+    """The student on one of several ranks. Its buffers are position numbers, the same everywhere."""
+    return DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def seed_dropout(recipe: Recipe, step: int, ranks: Ranks) -> None:

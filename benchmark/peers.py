@@ -34,7 +34,7 @@ from shortstack.distillation.export import (
 from shortstack.distillation.training.optimizer import training_precision
 from shortstack.model import Embedder
 from shortstack.model.files import RunError
-from shortstack.model.products import cpu_has_bf16
+from shortstack.model.precision import cpu_has_bf16
 
 INSTALL = "pip install -e '.[peers]'"
 TURNS = 3  # of training; each takes many steps

@@ -48,7 +48,7 @@ def random_embedder(shape: str | BertConfig, layers: int, device: torch.device |
     config.num_hidden_layers = layers
     torch.manual_seed(0)
     with torch.device(device):  # a GPU draws a large model's weights at once, a CPU in seconds
-        bert = DistilledBert(config)
+        bert = DistilledBert(config, add_pooling_layer=False)
     words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])}
     words |= {str(number): number for number in range(4, config.vocab_size)}
     rust = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))

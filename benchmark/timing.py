@@ -18,10 +18,10 @@ from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.optimizer import StudentOptimizer
 from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
-from shortstack.model.bert import Linear
-from shortstack.model.families import FAMILIES
-from shortstack.model.int8 import Rounding, quantised_product, to_bytes
-from shortstack.model.products import dtype_of, layout_for
+from shortstack.model.bert import ARCHITECTURES
+from shortstack.model.engine.int8 import ByteProduct, Rounding, to_bytes
+from shortstack.model.engine.products import Linear, Product, product_for
+from shortstack.model.precision import dtype_of
 
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")  # those that decide the rate
 
@@ -88,7 +88,7 @@ def memory_after(work: Callable[[], Any], device: torch.device) -> float | None:
 
 def inner_size(config: PretrainedConfig) -> int:
     """Units between the two products of a layer's MLP."""
-    return getattr(config, FAMILIES[config.model_type].inner_size)
+    return getattr(config, ARCHITECTURES[config.model_type].inner_size)
 
 
 def encoder_flops(config: PretrainedConfig, lengths: np.ndarray, first_token_only: bool = False) -> float:
@@ -125,10 +125,10 @@ def products_of(config: PretrainedConfig, precision: str, device: torch.device) 
             linear = Linear(torch.randn(outputs, inputs, device=device), torch.zeros(outputs, device=device))
             x_NI = torch.randn(rows, inputs, device=device, dtype=dtype_of(precision))
             if precision == "int8":
-                product = quantised_product(linear, Rounding(torch.ones(inputs), 0.02, 128), torch.bfloat16)
+                product: Product = ByteProduct(linear, Rounding(torch.ones(inputs), 0.02, 128), torch.bfloat16)
                 x_NI = to_bytes(x_NI, 0.02, 128)  # after a product, which keeps torch from warning here
             else:
-                product = layout_for(precision, device)(linear)
+                product = product_for(linear, precision, device)
             flops = 2 * rows * inputs * outputs
             calls = max(1, int((2e12 if device.type == "cuda" else 2e10) / flops))  # enough for the clock
             found.append(Products(precision, calls * flops, partial(repeat, product, x_NI, calls)))

@@ -22,6 +22,7 @@ optimum-onnx 0.1 and optimum-intel 2.2, which are for transformers 4.
 
 import argparse
 import contextlib
+import copy
 import importlib.util
 import io
 import logging
@@ -42,8 +43,8 @@ from shortstack.distillation.command_line import OneLineParser, run_command
 from shortstack.distillation.host import in_a_process_of_its_own
 from shortstack.distillation.router import export_router
 from shortstack.model import Embedder
+from shortstack.model.engine.calibration import TEXT
 from shortstack.model.files import InputError, RunError, atomic_path, first_line, flush_to_disk, temporary_beside
-from shortstack.model.int8 import TEXT
 from shortstack.model.pooling import Pooling
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -72,7 +73,7 @@ class PaddedEmbedder(nn.Module):
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
         self.embedder = embedder
-        self.encoder: Any = embedder.bert.published()
+        self.encoder: Any = copy.deepcopy(embedder.bert)
         self.encoder.set_attn_implementation("eager")  # the plainest graph
 
     def forward(
@@ -93,7 +94,7 @@ def padded(embedder: Embedder, sentences: list[str]) -> dict[str, np.ndarray]:
     """Sentences as the graph's inputs."""
     tokenized = embedder.tokenize(sentences)
     shape = len(tokenized), max(map(len, tokenized))
-    names = ("input_ids", "attention_mask", *(["token_type_ids"] if embedder.bert.family.segments else []))
+    names = ("input_ids", "attention_mask", *(["token_type_ids"] if embedder.bert.segments else []))
     inputs = {name: np.zeros(shape, np.int64) for name in names}
     inputs["input_ids"][:] = embedder.bert.config.pad_token_id or 0
     for row, tokens in enumerate(tokenized):

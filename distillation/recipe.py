@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 
 from shortstack.distillation.losses import LOSSES
 from shortstack.model.files import InputError
-from shortstack.model.products import PRECISIONS
+from shortstack.model.precision import PRECISIONS
 
 RESERVED = (
     "negative_mse",

@@ -1,279 +1,108 @@
-"""DistilledBert: one of transformers' BERT-like encoders with some of its layers and a forward of our own.
+"""DistilledBert and its kin: transformers' encoders, each with a forward over packed tokens.
 
-The forward never computes padding. A batch's tokens lie end to end in one (N, D) matrix, so every matrix product, layer
-norm and activation runs on real tokens only; attention, which must not cross sentences, runs once per run of equally
-long sentences (or once for all, with variable-length flash attention on a GPU) and needs no mask.
-
-Shapes: B sentences, T tokens a sentence, N tokens of the whole batch, D hidden dimensions, H heads, E = D / H.
+They are transformers' own classes in everything else: `from_pretrained`, `save_pretrained`, tensor names, `isinstance`.
+All are BERT's encoder; they differ in the names of their modules, in the number of the first position, in whether they
+have segments, and MPNet in a bias that is added to the attention scores. A new architecture is one class more, and its
+line in ARCHITECTURES.
 """
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers import BertModel, DistilBertConfig, DistilBertModel, MPNetModel, RobertaModel, XLMRobertaModel
 
-from shortstack.model.attention import attention
-from shortstack.model.families import FAMILIES, Family, position_buckets
+from shortstack.model.network import Layer, PackedForward
 from shortstack.model.tokens import PackedTokens
 
-# (N, inputs) -> (N, outputs). A product may take a residual (N, outputs) as well, to which it is added, and the
-# probability of dropping a number of the product before.
-Part = Callable[..., torch.Tensor]
+LARGEST_DISTANCE = 128  # in tokens, from which on all share a bucket of MPNet's bias
 
 
-@dataclass(frozen=True)
-class Linear:
-    """A matrix product with its bias and activation, as training computes it: autograd and autocast see it."""
-
-    weight: torch.Tensor  # (outputs, inputs)
-    bias: torch.Tensor | None  # (outputs,)
-    activation: str = ""  # the name of one of transformers'; "" for none
-
-    def __call__(self, x_NI: torch.Tensor, residual_NO: torch.Tensor | None = None, dropout: float = 0) -> torch.Tensor:
-        product = F.linear(x_NI, self.weight, self.bias)
-        if self.activation:
-            product = ACT2FN[self.activation](product)
-        return product if residual_NO is None else residual_NO + F.dropout(product, dropout, training=dropout > 0)
-
-    def detached_as(self, dtype: torch.dtype) -> "Linear":
-        """The same in another type, out of autograd's sight."""
-        bias = None if self.bias is None else self.bias.detach().to(dtype)
-        return Linear(self.weight.detach().to(dtype), bias, self.activation)
+class DistilledBert(PackedForward, BertModel):
+    segments = True
 
 
-@dataclass(frozen=True)
-class Norm:
-    """A layer norm over the last dimension."""
-
-    weight: torch.Tensor  # (D,)
-    bias: torch.Tensor  # (D,)
-    eps: float
-
-    def __call__(self, x_ND: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x_ND, self.weight.shape, self.weight, self.bias, self.eps)
-
-    def detached_as(self, dtype: torch.dtype) -> "Norm":
-        """The same in another type, out of autograd's sight."""
-        return Norm(self.weight.detach().to(dtype), self.bias.detach().to(dtype), self.eps)
+class DistilledRoberta(PackedForward, RobertaModel):
+    pass
 
 
-class Layer(NamedTuple):
-    """What one layer computes with: four matrix products and two layer norms."""
-
-    qkv: Part  # (N, D) -> (N, 3D): queries, keys and values in one
-    attention_output: Part  # (N, D) and a residual -> (N, D)
-    attention_norm: Part  # (N, D) -> (N, D)
-    intermediate: Part  # (N, D) -> (N, 4D), its activation applied
-    output: Part  # (N, 4D) and a residual -> (N, D)
-    output_norm: Part  # (N, D) -> (N, D)
+class DistilledXLMRoberta(PackedForward, XLMRobertaModel):
+    pass
 
 
-class Network(NamedTuple):
-    """What the encoder computes with. `model.products.prepare` makes one for inference of it."""
+class DistilledMPNet(PackedForward, MPNetModel):
+    """Its layers share a bias of attention by relative position."""
 
-    embed: Callable[[PackedTokens], torch.Tensor]  # a batch's embedding vectors, (N, D)
-    bias: Callable[[PackedTokens], torch.Tensor | None]  # added to attention scores, (H, longest, longest), or None
-    layers: list[Layer]
-    heads: int
-    dropout: float  # probability
-    alike: bool = False  # whether attention rounds a sentence's numbers alike in any company, which costs a query time
+    def layer_of(self, module: Any) -> Layer:
+        attend = module.attention.attn
+        return Layer(
+            query=attend.q,
+            key=attend.k,
+            value=attend.v,
+            attention_output=attend.o,
+            attention_norm=module.attention.LayerNorm,
+            intermediate=module.intermediate.dense,
+            output=module.output.dense,
+            output_norm=module.output.LayerNorm,
+            heads=self.config.num_attention_heads,
+            activation=self.config.hidden_act,
+        )
 
-
-def layer_of(module: nn.Module, family: Family, activation: str) -> Layer:
-    """The parts of a layer of transformers', its query, key and value weights joined into one.
-
-    Args:
-        module: one layer.
-        family: says where the parts are.
-        activation: the name of the one after the intermediate product.
-    """
-
-    def linear(name: str, activation: str = "") -> Linear:
-        part: Any = module.get_submodule(name)
-        return Linear(part.weight, part.bias, activation)
-
-    def norm(name: str) -> Norm:
-        part: Any = module.get_submodule(name)
-        return Norm(part.weight, part.bias, part.eps)
-
-    qkv: list[Any] = [module.get_submodule(name) for name in family.qkv]
-    return Layer(
-        qkv=Linear(torch.cat([each.weight for each in qkv]), torch.cat([each.bias for each in qkv])),
-        attention_output=linear(family.attention_output),
-        attention_norm=norm(family.attention_norm),
-        intermediate=linear(family.intermediate, activation),
-        output=linear(family.output),
-        output_norm=norm(family.output_norm),
-    )
+    def position_bias(self, tokens: PackedTokens) -> torch.Tensor:
+        table = self.encoder.relative_attention_bias  # (buckets, H)
+        return table(position_buckets(tokens.longest, len(table.weight), table.weight.device)).permute(2, 0, 1)
 
 
-# -- the forward -----------------------------------------------------------------------------------------------------
+class DistilledDistilBert(PackedForward, DistilBertModel):
+    """Has other names for almost everything, and no pooler."""
 
+    inner_size, activation = "hidden_dim", "activation"
 
-def encode(network: Network, tokens: PackedTokens, first_token_only: bool = False) -> torch.Tensor:
-    """Run the encoder on a packed batch.
-
-    Args:
-        network: what to compute with.
-        tokens: the batch.
-        first_token_only: return only each sentence's first row, (B, D). The last layer then computes its output
-            for these rows alone, which spares most of that layer: exact, and what cls pooling needs.
-
-    Returns:
-        The last layer's output, (N, D) or (B, D).
-    """
-    hidden, bias_HTT = network.embed(tokens), network.bias(tokens)
-    for number, layer in enumerate(network.layers, start=1):
-        rows = tokens.of_first_tokens if first_token_only and number == len(network.layers) else tokens
-        hidden = run_layer(layer, hidden, bias_HTT, tokens, rows, network)
-    return hidden
-
-
-def run_layer(
-    layer: Layer,
-    hidden: torch.Tensor,
-    bias_HTT: torch.Tensor | None,
-    tokens: PackedTokens,
-    rows: PackedTokens,
-    network: Network,
-) -> torch.Tensor:
-    """One post-norm transformer layer (Devlin et al., 2018, https://arxiv.org/abs/1810.04805): attention, then MLP.
-
-    Returns the rows of `rows` only: (N, D) or (B, D).
-    """
-    qkv_N3HE = layer.qkv(hidden).view(-1, 3, network.heads, hidden.shape[1] // network.heads)
-    context = attention(qkv_N3HE, tokens, rows, network.dropout, bias_HTT, network.alike)
-    if rows is not tokens:
-        hidden = hidden.index_select(0, tokens.first_rows)
-    hidden = layer.attention_norm(layer.attention_output(context.flatten(1), hidden, network.dropout))
-    return layer.output_norm(layer.output(layer.intermediate(hidden), hidden, network.dropout))
-
-
-class DistilledBert(nn.Module):
-    """An encoder with our own forward; the modules, their tensor names and the config are transformers'.
-
-    The pooler is kept where the teacher has one, unused and untrained, so that what is saved loads everywhere without a
-    missing tensor.
-
-    Args:
-        config: of one of FAMILIES; the weights are random.
-        add_pooling_layer: whether there is a pooler, where the family has one.
-    """
-
-    def __init__(self, config: PretrainedConfig, add_pooling_layer: bool = False) -> None:
-        super().__init__()
-        self.config: Any = config
-        self.family = FAMILIES[config.model_type]
-        published = self.family.build(config, add_pooling_layer)
-        for name, module in published.named_children():
-            self.add_module(name, module)
-        self.embeddings: Any
-        for name, _ in list(self.embeddings.named_buffers()):  # what its own forward needs
-            delattr(self.embeddings, name)
-        self.pooler: Any = getattr(published, "pooler", None)
-        if self.pooler is not None:
-            self.pooler.requires_grad_(False)
-        padding = self.embeddings.position_embeddings.padding_idx
-        self.first_position = 0 if padding is None else padding + 1  # RoBERTa and its kin keep a place for padding
-        self.dropout = 0.0  # probability, of attention weights too; acts in training mode only
-
-    def published(self) -> PreTrainedModel:
-        """transformers' own model with the same weights, in evaluation mode."""
-        model = self.family.build(self.config, self.pooler is not None)
-        model.load_state_dict(self.state_dict())
-        return model.eval()
-
-    def keep_layers(self, layers: Sequence[int]) -> "DistilledBert":
-        """A new DistilledBert with copies of these layers (counted from 0) and of all that is around them."""
-        config = copy.deepcopy(self.config)
-        config.num_hidden_layers = len(layers)
-        student = DistilledBert(config, add_pooling_layer=self.pooler is not None)
-        weights, prefix = self.state_dict(), f"{self.family.layers}."
-        kept = {name: tensor for name, tensor in weights.items() if not name.startswith(prefix)}
-        for new, old in enumerate(layers):
-            old_prefix = f"{prefix}{old}."
-            kept |= {
-                f"{prefix}{new}.{name.removeprefix(old_prefix)}": tensor
-                for name, tensor in weights.items()
-                if name.startswith(old_prefix)
-            }
-        student.load_state_dict(kept)
-        return student.to(self.device)
+    def __init__(self, config: DistilBertConfig, add_pooling_layer: bool = False) -> None:
+        super().__init__(config)
 
     @property
-    def device(self) -> torch.device:
-        return self.embeddings.word_embeddings.weight.device
+    def encoder(self) -> Any:  # type: ignore[override]
+        return self.transformer
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sentence that there are positions for."""
-        return self.config.max_position_embeddings - self.first_position
+    def layer_of(self, module: Any) -> Layer:
+        return Layer(
+            query=module.attention.q_lin,
+            key=module.attention.k_lin,
+            value=module.attention.v_lin,
+            attention_output=module.attention.out_lin,
+            attention_norm=module.sa_layer_norm,
+            intermediate=module.ffn.lin1,
+            output=module.ffn.lin2,
+            output_norm=module.output_layer_norm,
+            heads=self.config.n_heads,
+            activation=self.config.activation,
+        )
 
-    @property
-    def activation(self) -> str:
-        """The name of what follows the intermediate product."""
-        return getattr(self.config, self.family.activation)
 
-    def network(self) -> Network:
-        """What the forward computes with, made of the weights as they are now."""
-        modules: Any = self.get_submodule(self.family.layers)
-        layers = [layer_of(module, self.family, self.activation) for module in modules]
-        dropout = self.dropout if self.training else 0.0
-        return Network(self.embed_tokens, self.position_bias, layers, self.config.num_attention_heads, dropout)
+ARCHITECTURES: dict[str, Any] = {  # by the model_type of config.json
+    "bert": DistilledBert,
+    "roberta": DistilledRoberta,
+    "xlm-roberta": DistilledXLMRoberta,
+    "mpnet": DistilledMPNet,
+    "distilbert": DistilledDistilBert,
+}
 
-    def embed_tokens(self, tokens: PackedTokens) -> torch.Tensor:
-        """Word, position and, where there are any, segment embeddings, summed and normalised: (N, D)."""
-        tables = self.embeddings
-        words_ND = tokens.word_vectors
-        if words_ND is None:
-            words_ND = tables.word_embeddings(tokens.input_ids)
-        if hasattr(tables, "token_type_embeddings"):
-            segments = tables.token_type_embeddings.weight
-            words_ND = words_ND + (segments[0] if tokens.token_type_ids is None else segments[tokens.token_type_ids])
-        summed_ND = words_ND + tables.position_embeddings(tokens.positions + self.first_position)
-        return F.dropout(tables.LayerNorm(summed_ND), self.dropout, self.training)
 
-    def position_bias(self, tokens: PackedTokens) -> torch.Tensor | None:
-        """What the family adds to the scores of all layers' attention, by query and key: (H, longest, longest)."""
-        if not self.family.position_bias:
-            return None
-        table: Any = self.get_submodule(self.family.position_bias)  # (buckets, H)
-        buckets_TT = position_buckets(int(tokens.lengths[-1]), len(table.weight), self.device)
-        return table(buckets_TT).permute(2, 0, 1)
+def position_buckets(longest: int, buckets: int, device: torch.device) -> torch.Tensor:
+    """The bucket of MPNet's bias for each pair of query and key positions: (longest, longest).
 
-    def encode_packed(self, tokens: PackedTokens, first_token_only: bool = False) -> torch.Tensor:
-        """The last layer's output for a packed batch; see `encode`."""
-        return encode(self.network(), tokens, first_token_only)
+    Half of the buckets are for keys before the query and half for those behind it; near distances have one each, far
+    ones share some on a logarithmic scale.
 
-    def forward(  # type: ignore[override]
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
-        """The field's usual face: a padded batch in, `last_hidden_state` (B, T, D) and `pooler_output` (B, D) out.
-
-        Rows of padding (attention_mask 0) are 0 in the result, and cost nothing.
-        """
-        B, T = input_ids.shape
-        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        order = mask.sum(dim=1).argsort(stable=True)
-        kept = mask[order]
-        lengths = kept.sum(dim=1).cpu()
-        columns = torch.arange(T, device=input_ids.device).expand(B, T)[kept]
-        segments = None if token_type_ids is None else token_type_ids[order][kept]
-        packed = PackedTokens(input_ids[order][kept], columns, lengths, segments)
-        hidden_ND = self.encode_packed(packed)
-
-        padded = hidden_ND.new_zeros(B, T, hidden_ND.shape[1])
-        padded[kept] = hidden_ND
-        last_hidden_state = padded[order.argsort()]
-        pooled = self.pooler(last_hidden_state.float()) if self.pooler is not None else None
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=last_hidden_state, pooler_output=pooled)
+    Source: Raffel et al., 2020 (https://arxiv.org/abs/1910.10683), as MPNet has it (Song et al., 2020,
+    https://arxiv.org/abs/2004.09297).
+    """
+    positions = torch.arange(longest, device=device)
+    distances = positions[:, None] - positions[None, :]
+    half = buckets // 2
+    near = half // 2
+    far = near + (
+        (distances.abs().float() / near).log() / math.log(LARGEST_DISTANCE / near) * (half - near)
+    ).long().clamp(max=half - 1 - near)  # fmt: skip
+    return (distances < 0) * half + torch.where(distances.abs() < near, distances.abs(), far)

@@ -4,6 +4,8 @@
 """
 
 import json
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +15,11 @@ import transformers
 from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
+from transformers.initialization import no_init_weights
 
-from shortstack.model.bert import DistilledBert
-from shortstack.model.families import FAMILIES, PREFIXES
+from shortstack.model.bert import ARCHITECTURES
+from shortstack.model.engine.calibration import calibration_of, tensors_of
+from shortstack.model.engine.int8 import Calibration
 from shortstack.model.files import (
     InputError,
     atomic_directory,
@@ -27,12 +31,13 @@ from shortstack.model.files import (
     write_json,
     write_text,
 )
-from shortstack.model.int8 import Calibration, calibration_of, tensors_of
+from shortstack.model.network import PackedForward
 from shortstack.model.pooling import Pooling
 
 CALIBRATION_FILE = "int8_calibration.safetensors"  # read by us alone
 # What is downloaded beside the weights; no ONNX and the like.
 HUB_FILES = ["*.json", "*.txt", "*/config.json", "*/model.safetensors", "*/pytorch_model.bin", CALIBRATION_FILE]
+PREFIXES = sorted({f"{each.base_model_prefix}." for each in ARCHITECTURES.values()})  # of names in weight files
 MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # each at most once, in this order
 HISTORY = "shortstack"  # our own key in config_sentence_transformers.json
 DENSE_ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU")
@@ -73,7 +78,7 @@ class Settings:
 class Parts(NamedTuple):
     """What a model directory holds, ready to build an Embedder from."""
 
-    bert: DistilledBert
+    bert: Any  # a PackedForward that is one of transformers' models
     tokenizer: PreTrainedTokenizerFast
     settings: Settings
     dense: nn.Linear | None
@@ -164,7 +169,7 @@ def read_modules(directory: Path) -> dict[str, Path]:
     return dict(modules)
 
 
-def read_bert(folder: Path) -> DistilledBert:
+def read_bert(folder: Path) -> PackedForward:
     """The encoder: config.json and the weights that go with it, in fp32.
 
     Raises:
@@ -172,48 +177,55 @@ def read_bert(folder: Path) -> DistilledBert:
     """
     config = read_config(folder / "config.json")
     weights = read_weights(folder)
-    family = FAMILIES[config.model_type]
-    if f"{family.layers}.{config.num_hidden_layers - 1}.{family.output}.weight" not in weights:
+    layers = {match[1] for name in weights if (match := re.match(r"(?:encoder|transformer)\.layer\.(\d+)\.", name))}
+    if len(layers) < config.num_hidden_layers:
         raise InputError(f"{folder}: config.json asks for {config.num_hidden_layers} layers, the weights hold fewer")
+    architecture = ARCHITECTURES[config.model_type]
+    has_pooler = "pooler.dense.weight" in weights
     try:
         with torch.device("meta"):  # shapes without memory, which a corrupt config could ask too much of
-            bert = DistilledBert(config, add_pooling_layer="pooler.dense.weight" in weights)
+            empty = architecture(config, add_pooling_layer=has_pooler)
     except Exception as error:
         raise InputError(
             f"{folder}/config.json: no {config.model_type} can be built from it ({first_line(error)})"
         ) from None
-    shapes = {name: tuple(tensor.shape) for name, tensor in bert.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     check_weights(shapes, weights, folder)
-    bert.to_empty(device="cpu").load_state_dict({name: weights[name] for name in shapes})
-    return bert
+    with no_init_weights():  # not at random: all are loaded
+        bert = architecture(config, add_pooling_layer=has_pooler)
+    bert.load_state_dict({name: weights[name] for name in shapes})
+    return bert.eval()
 
 
 def read_config(path: Path) -> PretrainedConfig:
-    """config.json, if it is one of an encoder that DistilledBert computes.
+    """config.json, if it is one of ARCHITECTURES.
 
     Raises:
         InputError: missing, corrupt, or another architecture.
     """
     values = read_object(path)
     kind = values.get("model_type", "unknown")
-    if kind not in FAMILIES:
-        raise InputError(f"{path}: the architecture is {kind!r}; only {', '.join(FAMILIES)} are supported")
+    if kind not in ARCHITECTURES:
+        raise InputError(f"{path}: the architecture is {kind!r}; only {', '.join(ARCHITECTURES)} are supported")
     if values.get("is_decoder") or values.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(f"{path}: only encoders with absolute positions are supported, no decoders")
-    family = FAMILIES[kind]
+    architecture = ARCHITECTURES[kind]
     try:
-        config_class: Any = family.model.config_class
-        config = config_class.from_dict(values | {"dtype": "float32"})
+        config = architecture.config_class.from_dict(values | {"dtype": "float32"})
     except Exception as error:  # transformers validates with its own and huggingface_hub's exceptions
         raise InputError(f"{path}: not a config of {kind} ({first_line(error)})") from None
-    names = ["hidden_size", "num_hidden_layers", "num_attention_heads", family.inner_size, "vocab_size"]
+    names = ["hidden_size", "num_hidden_layers", "num_attention_heads", architecture.inner_size, "vocab_size"]
     names += ["max_position_embeddings"] + (["type_vocab_size"] if hasattr(config, "type_vocab_size") else [])
     for name in names:
         size = getattr(config, name)
         if not isinstance(size, int) or size < 1:
             raise InputError(f"{path}: {name} must be a whole number of at least 1, got {size!r}")
-    if getattr(config, family.activation) not in transformers.activations.ACT2FN:
-        raise InputError(f"{path}: unknown {family.activation} {getattr(config, family.activation)!r}")
+    activation = getattr(config, architecture.activation)
+    if activation not in transformers.activations.ACT2FN:
+        raise InputError(f"{path}: unknown {architecture.activation} {activation!r}")
+    epsilon = getattr(config, "layer_norm_eps", 1e-12)  # DistilBERT's can't be chosen
+    if not isinstance(epsilon, int | float) or not 0 <= epsilon < math.inf:
+        raise InputError(f"{path}: layer_norm_eps must be a number of at least 0, got {epsilon!r}")
     return config
 
 
@@ -253,10 +265,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def check_weights(shapes: dict[str, tuple[int, ...]], found: dict[str, torch.Tensor], folder: Path) -> None:
-    """Make sure that every tensor of `shapes` was found, in its shape, as floating-point numbers.
+    """Make sure that every tensor of `shapes` was found, in its shape, as finite floating-point numbers.
 
     Raises:
-        InputError: one is missing or of another shape or type.
+        InputError: one is missing, of another shape or type, or holds NaN or infinity.
     """
     missing = [name for name in shapes if name not in found]
     if missing:
@@ -266,6 +278,8 @@ def check_weights(shapes: dict[str, tuple[int, ...]], found: dict[str, torch.Ten
             raise InputError(f"{folder}: {name} has shape {tuple(found[name].shape)}, config.json asks for {shape}")
         if not found[name].is_floating_point():
             raise InputError(f"{folder}: {name} is {found[name].dtype}; quantised weights are not supported")
+        if not found[name].isfinite().all():
+            raise InputError(f"{folder}: {name} holds numbers that are not finite (NaN or infinity); fetch it again")
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -414,9 +428,7 @@ def write_model(parts: Parts, path: Path, model_card: str | None) -> None:
     bert, tokenizer, settings, dense, activation, calibration = parts
     with atomic_directory(path) as directory:
         config: dict[str, Any] = json.loads(bert.config.to_json_string(use_diff=False))
-        write_json(
-            directory / "config.json", config | {"architectures": [bert.family.model.__name__], "dtype": "float32"}
-        )
+        write_json(directory / "config.json", config | {"architectures": [bert.published], "dtype": "float32"})
         save_tensors(directory / "model.safetensors", bert.state_dict())
         if calibration is not None:
             save_tensors(directory / CALIBRATION_FILE, tensors_of(calibration))

@@ -5,10 +5,12 @@ embeddings = embedder.encode(["one sentence", "another"])   # (2, dimensions) fl
 similarities = embedder.similarity(embeddings, embeddings)  # (2, 2) cosine
 """
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from shortstack.model.bert import DistilledBert, Network, encode
 from shortstack.model.directory import Parts, Settings, best_device, read_model, write_model
+from shortstack.model.engine.calibration import TEXT, calibrate
+from shortstack.model.engine.encoder import Engine, lay_out
+from shortstack.model.engine.int8 import Calibration
 from shortstack.model.files import InputError, first_line, is_out_of_memory
-from shortstack.model.int8 import TEXT, Calibration, calibrate
-from shortstack.model.pooling import Pooling, pool
-from shortstack.model.products import prepare, resolve_precision
+from shortstack.model.network import PackedForward
+from shortstack.model.pooling import Pooling
+from shortstack.model.precision import resolve_precision
 from shortstack.model.tokens import PackedTokens, Tokenized, to_device
 
 CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every batch with equal lengths, little memory
@@ -37,11 +41,18 @@ CPU_BATCH = 256  # sentences computed at a time on a CPU: longer batches start f
 
 
 class Embedder(nn.Module):
-    """A sentence embedder: DistilledBert, pooling, an optional dense layer, optional normalisation."""
+    """A sentence embedder: DistilledBert or its kin, pooling, an optional dense layer, optional normalisation.
+
+    Texts go into `encode`, their tokens into `embed`, and one packed batch into the module itself, `forward`. In
+    training mode `forward` computes with the network; in evaluation mode with an engine, the same weights laid out for
+    encoding. It can be pickled, engine apart, so that other processes may be given one.
+    """
+
+    bert: Any  # a PackedForward that is one of transformers' models
 
     def __init__(
         self,
-        bert: DistilledBert,
+        bert: PackedForward,
         tokenizer: PreTrainedTokenizerFast,
         settings: Settings,
         dense: nn.Linear | None = None,
@@ -54,9 +65,11 @@ class Embedder(nn.Module):
         self.settings = settings
         self.dense = dense
         self.dense_activation = dense_activation
+        if getattr(bert, "pooler", None) is not None:
+            self.bert.pooler.requires_grad_(False)  # no embedding depends on it
         self.precision = "fp32"
         self.calibration = calibration  # what int8 rounds by
-        self.prepared: Network | None = None  # the weights laid out for encoding; None where they may have changed
+        self._engine: Engine | None = None
         self.tokens_per_batch: int | None = None  # computed at a time at most; None is what suits the device
         # A copy: encoding must not truncate or pad as other users of the tokenizer please.
         self._rust_tokenizer = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
@@ -114,11 +127,38 @@ class Embedder(nn.Module):
 
     def use_precision(self, precision: str) -> "Embedder":
         """Lay out the weights, as they are now, for encoding in this precision; see `load`. Returns self."""
-        self.precision = resolve_precision(precision, self.device)
-        if self.precision == "int8" and self.calibration is None:
-            self.calibrate([])
-        self.prepared = prepare(self.bert.network(), self.precision, self.device, self.calibration)
+        self.precision, self._engine = resolve_precision(precision, self.device), None
+        self._engine = self.engine
         return self
+
+    @property
+    def engine(self) -> Engine:
+        """The weights laid out for encoding, and again where they have changed or moved to another device.
+
+        Raises:
+            InputError: the new device has no use for the precision.
+        """
+        if self._engine is not None and self._engine.is_outdated():
+            self._engine = self.calibration = None
+        if self._engine is None or self._engine.device != self.device:
+            precision = resolve_precision(self.precision, self.device)
+            if precision == "int8" and self.calibration is None:
+                self.calibrate([])
+            self._engine = lay_out(self.bert, precision, self.calibration)
+        return self._engine
+
+    @contextlib.contextmanager
+    def with_layers(self, layers: Sequence[int]) -> Iterator[None]:
+        """While the block runs, encode with these of the layers only, counted from 0; nothing is copied."""
+        whole = self.engine
+        self._engine = whole.with_layers(layers)
+        try:
+            yield
+        finally:
+            self._engine = whole
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_engine": None}  # repacked weights can't be pickled
 
     def calibrate(self, sentences: Sequence[str]) -> None:
         """Find what int8 encoding rounds by, which `use_precision` then takes and `save` keeps.
@@ -133,18 +173,7 @@ class Embedder(nn.Module):
         order = np.argsort(tokenized.lengths[:count], kind="stable")
         batches = [order[start : start + CPU_BATCH] for start in range(0, count, CPU_BATCH)]
         packed = [PackedTokens.pack(tokenized.take(rows), self.device) for rows in batches]
-        self.calibration = calibrate(self.bert.network(), packed)
-
-    def train(self, mode: bool = True) -> "Embedder":
-        """Switch between training and evaluation mode. Training computes with the weights themselves."""
-        if mode:
-            self.prepared = self.calibration = None
-        return super().train(mode)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights; encoding then computes with these, in fp32 until `use_precision`."""
-        self.prepared = self.calibration = None
-        return super().load_state_dict(*args, **kwargs)
+        self.calibration = calibrate(self.bert, packed)
 
     def set_max_length(self, max_length: int) -> None:
         """Read this many tokens of a sentence, [CLS] and [SEP] included.
@@ -157,19 +186,10 @@ class Embedder(nn.Module):
         self.settings.max_length = max_length
         self._rust_tokenizer.enable_truncation(max_length, direction=self.tokenizer.truncation_side)
 
-    def _apply(self, *args: Any, **kwargs: Any) -> "Embedder":  # what .to() and the like call
-        super()._apply(*args, **kwargs)
-        return self.use_precision(self.precision) if self.prepared is not None else self
-
     def keep_layers(self, layers: Sequence[int]) -> "Embedder":
         """A new Embedder with copies of these of the encoder's layers, counted from 0, in fp32."""
-        dense = None
-        if self.dense is not None:
-            dense = nn.Linear(self.dense.in_features, self.dense.out_features, bias=self.dense.bias is not None)
-            dense.load_state_dict(self.dense.state_dict())
-        settings = copy.deepcopy(self.settings)
-        kept = Embedder(self.bert.keep_layers(layers), self.tokenizer, settings, dense, self.dense_activation)
-        return kept.eval().to(self.device)
+        bert, settings, dense = self.bert.keep_layers(layers), copy.deepcopy(self.settings), copy.deepcopy(self.dense)
+        return Embedder(bert, self.tokenizer, settings, dense, self.dense_activation).eval()
 
     @property
     def device(self) -> torch.device:
@@ -199,10 +219,10 @@ class Embedder(nn.Module):
 
     def forward(self, tokens: PackedTokens) -> torch.Tensor:
         """Embed a packed batch: (B, dimensions), fp32, in the batch's order."""
-        cls_only = self.settings.pooling is Pooling.CLS
-        hidden = encode(self.prepared or self.bert.network(), tokens, first_token_only=cls_only)
-        rows = tokens.of_first_tokens if cls_only else tokens
-        return self.finish(pool(hidden, rows.groups, self.settings.pooling))
+        if self.training:
+            self._engine = self.calibration = None  # the weights that they were made of are about to change
+            return self.finish(self.bert.forward_packed(tokens, self.settings.pooling))
+        return self.finish(self.engine(tokens, self.settings.pooling))
 
     def finish(self, pooled_BD: torch.Tensor) -> torch.Tensor:
         """Pooled vectors (B, D) to embeddings (B, dimensions): dense layer, norm and truncation, where there are."""
@@ -222,11 +242,12 @@ class Embedder(nn.Module):
         batch_size: int | None = None,
         show_progress_bar: bool = False,
         *,
+        convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
-    ) -> np.ndarray | torch.Tensor:
-        """Embed sentences.
+    ) -> np.ndarray | torch.Tensor | list[torch.Tensor]:
+        """Embed sentences. Names and meaning of the arguments are those of sentence-transformers.
 
         Args:
             sentences: one sentence, or many.
@@ -234,6 +255,7 @@ class Embedder(nn.Module):
             prompt: the text itself to put before each; wins over `prompt_name`.
             batch_size: sentences computed at a time at most; None takes what suits the device.
             show_progress_bar: show progress on stderr.
+            convert_to_numpy: return a numpy array; without this and the next, a list of torch tensors.
             convert_to_tensor: return a torch tensor on the model's device rather than numpy.
             normalize_embeddings: divide by the L2 norm, also where the model itself does not.
             truncate_dim: keep the leading dimensions only.
@@ -245,12 +267,12 @@ class Embedder(nn.Module):
             InputError: not strings, a prompt the model does not have, or a number that makes no sense.
         """
         single = isinstance(sentences, str)
-        texts: Sequence[str] = [sentences] if isinstance(sentences, str) else list(sentences)
+        texts: Sequence[str] = [sentences] if isinstance(sentences, str) else as_list(sentences)
         if not all(isinstance(text, str) for text in texts):
             raise InputError("encode: takes a string or a list of strings")
         for name, value in (("batch_size", batch_size), ("truncate_dim", truncate_dim)):
-            if value is not None and value < 1:
-                raise InputError(f"{name}: {value} must be at least 1")
+            if value is not None and not (isinstance(value, Integral) and value >= 1):
+                raise InputError(f"{name}: {value!r} must be a whole number of at least 1")
         before = self.prompt_text(prompt_name, prompt)
         where = self.device if convert_to_tensor else "cpu"  # many embeddings may not fit beside the model on a GPU
         result = torch.empty(len(texts), min(self.dimensions, truncate_dim or self.dimensions), device=where)
@@ -262,11 +284,34 @@ class Embedder(nn.Module):
         if normalize_embeddings:
             result = F.normalize(result, dim=-1)
         result = result[0] if single else result
-        return result if convert_to_tensor else result.cpu().numpy()
+        if convert_to_tensor:
+            return result
+        return result.cpu().numpy() if convert_to_numpy or single else list(result.cpu())
+
+    def encode_query(self, sentences: str | Sequence[str], *arguments: Any, **options: Any) -> Any:
+        """`encode`, with the model's prompt for queries before each sentence unless another is given."""
+        return self._encode_as("query", sentences, *arguments, **options)
+
+    def encode_document(self, sentences: str | Sequence[str], *arguments: Any, **options: Any) -> Any:
+        """`encode`, with the model's prompt for documents before each sentence unless another is given."""
+        return self._encode_as("document", sentences, *arguments, **options)
+
+    def _encode_as(
+        self,
+        role: str,
+        sentences: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
+        if prompt_name is None and prompt is None:
+            prompt = self.role_prompt(role)
+        return self.encode(sentences, prompt_name, prompt, *arguments, **options)
 
     def embed(
         self,
-        tokenized: Tokenized | Sequence[np.ndarray],
+        tokenized: Tokenized,
         batch_size: int | None = None,
         progress: Callable[[int], Any] = lambda n: None,
         check: bool = False,
@@ -283,23 +328,21 @@ class Embedder(nn.Module):
         if len(tokenized) == 1:  # a query: nothing to sort and to cut
             assert not self.training, "encode in evaluation mode: call .eval() first"
             with torch.no_grad():
-                embedding = self(PackedTokens.pack(tokenized, self.device))
+                result = self(PackedTokens.pack(tokenized, self.device))
             progress(1)
-            return embedding
-        result = torch.empty(len(tokenized), self.dimensions, device=self.device)
-        for rows, embeddings in self.encode_tokens(tokenized, batch_size):
-            (indices,) = to_device([rows], self.device)
-            result.index_copy_(0, indices.long(), embeddings)
-            progress(len(rows))
+        else:
+            result = torch.empty(len(tokenized), self.dimensions, device=self.device)
+            for rows, embeddings in self._batches(tokenized, batch_size):
+                (indices,) = to_device([rows], self.device)
+                result.index_copy_(0, indices.long(), embeddings)
+                progress(len(rows))
         if check and self.precision == "fp16" and not result.isfinite().all():
             warnings.warn("a number is beyond fp16's range: embeddings are computed in fp32 from here on", stacklevel=2)
             return self.use_precision("fp32").embed(tokenized, batch_size)
         return result
 
     @torch.inference_mode()
-    def encode_tokens(
-        self, tokenized: Tokenized | Sequence[np.ndarray], batch_size: int | None = None
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    def _batches(self, tokenized: Tokenized, batch_size: int | None) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Embed tokenised sentences in batches of equal length where possible, without a token of padding.
 
         Where memory runs out, the batch is tried again in halves, and the later ones are no larger.
@@ -308,7 +351,6 @@ class Embedder(nn.Module):
             (b,) indices in `tokenized`, and (b, dimensions) fp32 embeddings, until each was given once.
         """
         assert not self.training, "encode in evaluation mode: call .eval() first"
-        tokenized = Tokenized.of(tokenized)
         lengths = tokenized.lengths
         order = np.argsort(-lengths, kind="stable")  # longest first: what does not fit in memory fails at once
         if batch_size is None:
@@ -379,6 +421,18 @@ def tokens_that_suit(device: torch.device, hidden_size: int) -> int:
     which take 1 GB in half precision, and 131,072 at 384. On a CPU fewer: long sentences must stay within memory.
     """
     return 16_384 if device.type == "cpu" else min(131_072, 2**35 // hidden_size**2)
+
+
+def as_list(sentences: Any) -> list[Any]:
+    """Whatever can be listed.
+
+    Raises:
+        InputError: it can't.
+    """
+    try:
+        return list(sentences)
+    except TypeError:
+        raise InputError(f"encode: takes a string or a list of strings, got {type(sentences).__name__}") from None
 
 
 def unit_rows(vectors: np.ndarray | torch.Tensor) -> torch.Tensor:

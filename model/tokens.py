@@ -68,16 +68,16 @@ class PackedTokens:
     word_vectors: torch.Tensor | None = None
 
     @classmethod
-    def pack(cls, sentences: Sequence[np.ndarray] | Tokenized, device: torch.device | str = "cpu") -> "PackedTokens":
-        """Lay token lists end to end; they must come in ascending order of length.
+    def pack(cls, sentences: Tokenized, device: torch.device | str = "cpu") -> "PackedTokens":
+        """Lay sentences end to end; they must come in ascending order of length.
 
         Everything that the forward pass reads of a batch is made here, on the host, and goes to the device in one copy:
         nothing later has to wait for the device.
         """
-        sentences = Tokenized.of(sentences)
         if len(sentences) == 1 and torch.device(device).type == "cpu":
             return cls.of_one(sentences.ids)
         ids, lengths, starts = sentences.ids, sentences.lengths, sentences.starts
+        assert (lengths[1:] >= lengths[:-1]).all(), "sentences must come in ascending order of length"
         positions = np.arange(len(ids)) - np.repeat(starts, lengths)
         first = np.arange(len(lengths) + 1)
         parts = (ids, positions, np.append(starts, len(ids)), ids[starts], positions[starts], first)

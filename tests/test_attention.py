@@ -7,14 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shortstack.model.attention import LONGEST_FOR_PRODUCTS, attention, attention_by_products, products_are_faster
-from shortstack.model.tokens import PackedTokens
+from shortstack.model.attention import attention
+from shortstack.model.attention_on_cpu import LONGEST_FOR_PRODUCTS, attention_by_products, products_are_faster
+from shortstack.model.tokens import PackedTokens, Tokenized
 
 LENGTHS = [1, 3, 3, 3, 20, 70]
 
 
 def packed(lengths: list[int]) -> PackedTokens:
-    return PackedTokens.pack([np.full(length, 7, dtype=np.int32) for length in lengths])
+    return PackedTokens.pack(Tokenized(np.full(sum(lengths), 7, dtype=np.int32), np.array(lengths)))
 
 
 def values_and_gradient(
@@ -55,11 +56,10 @@ def test_products_equal_the_kernel_in_value_and_gradient(dtype: torch.dtype, len
 def test_bf16_attends_within_each_sentence_as_fp32_does(gradient: bool, first_only: bool) -> None:
     """Short and long sentences, so that every form that a CPU uses takes part."""
     tokens = packed(LENGTHS)
-    queries = tokens.of_first_tokens if first_only else tokens
     exact = torch.randn(sum(LENGTHS), 3, 2, 8, generator=torch.Generator().manual_seed(1)).bfloat16().float()
     exact.requires_grad_(gradient)
     half = exact.detach().bfloat16().requires_grad_(gradient)
-    wanted, found = (attention(qkv, tokens, queries, 0.0) for qkv in (exact, half))
+    wanted, found = (attention(qkv, tokens, first_only) for qkv in (exact, half))
     assert found.dtype == torch.bfloat16 and found.requires_grad is gradient
     torch.testing.assert_close(found.float(), wanted, atol=0.03, rtol=0.02)
     if gradient:
@@ -70,9 +70,20 @@ def test_bf16_attends_within_each_sentence_as_fp32_does(gradient: bool, first_on
 
 
 def test_the_form_follows_type_gradient_and_length() -> None:
-    long = torch.zeros(2, LONGEST_FOR_PRODUCTS, dtype=torch.bfloat16)
-    short = long[:, 1:]
+    long = torch.zeros(2, 1, LONGEST_FOR_PRODUCTS, 8, dtype=torch.bfloat16)
+    short = long[:, :, 1:]
     assert products_are_faster(short) and products_are_faster(short.float()) and products_are_faster(short[:1])
     assert not products_are_faster(long) and products_are_faster(long.requires_grad_())
-    assert products_are_faster(torch.zeros(1, 16)) and not products_are_faster(torch.zeros(1, 16).bfloat16())
+    one = torch.zeros(1, 1, 16, 8)
+    assert products_are_faster(one) and not products_are_faster(one.bfloat16())
+    assert products_are_faster(one.bfloat16(), one_rounding=True)
     assert not products_are_faster(short.to("meta"))
+
+
+def test_dropout_keeps_the_mean() -> None:
+    """Averaged over many draws, attention is what it is without dropout: the weights that stay are scaled up."""
+    qkv = torch.randn(6, 3, 4, 8, generator=torch.Generator().manual_seed(0))
+    tokens = packed([6])
+    torch.manual_seed(0)
+    mean = torch.stack([attention(qkv, tokens, dropout=0.2) for _ in range(2000)]).mean(dim=0)
+    torch.testing.assert_close(mean, attention(qkv, tokens), atol=0.06, rtol=0)

@@ -16,8 +16,9 @@ from shortstack import bench
 from shortstack.benchmark import latency, peers, timing
 from shortstack.benchmark.random_models import random_embedder, random_sentences, shape_config
 from shortstack.benchmark.timing import encoder_flops
-from shortstack.model import Embedder
+from shortstack.model import Embedder, PackedTokens
 from shortstack.model.files import InputError
+from shortstack.model.tokens import Tokenized
 
 
 def test_bench_json_has_the_agreed_keys(
@@ -65,10 +66,9 @@ def test_flops_of_one_layer_by_hand(tiny_model_dir: Path) -> None:
 @pytest.mark.parametrize("first_token_only", [False, True])
 def test_flops_are_those_that_torch_counts(tiny_cls_dir: Path, first_token_only: bool) -> None:
     embedder = Embedder.load(tiny_cls_dir, "cpu", "fp32", pooling="cls" if first_token_only else "mean")
-    embedder.prepared = None  # plain products, which torch's counter knows
-    tokens = [np.arange(4, 4 + length, dtype=np.int32) for length in (4, 9, 30)]
+    tokens = PackedTokens.pack(Tokenized.of([np.arange(4, 4 + length, dtype=np.int32) for length in (4, 9, 30)]))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        list(embedder.encode_tokens(tokens))
+        embedder.bert.forward_packed(tokens, embedder.settings.pooling)  # plain products, which torch's counter knows
     ours = encoder_flops(embedder.bert.config, np.array([4, 9, 30]), first_token_only)
     assert counter.get_total_flops() == pytest.approx(ours, rel=1e-6)
 

@@ -296,6 +296,10 @@ DAMAGES: dict[str, tuple[Callable[[str, torch.Tensor], tuple[str, torch.Tensor] 
         lambda name, t: (name, t.to(torch.int8) if t.ndim == 2 else t),
         "is torch.int8; quantised weights are not supported",
     ),
+    "not a number": (
+        lambda name, t: (name, t * torch.nan if name == BIAS else t),
+        f"{BIAS} holds numbers that are not finite (NaN or infinity)",
+    ),
 }
 
 
@@ -376,6 +380,7 @@ WRONG: dict[str, list[tuple[Any, str]]] = {  # by file: fields that are set, or 
         ({"pad_token_id": 99999}, "no bert can be built from it"),
         ({"hidden_act": "swishy"}, "unknown hidden_act 'swishy'"),
         ({"hidden_act": ["gelu"]}, "not a config of bert"),
+        ({"layer_norm_eps": -1e-12}, "layer_norm_eps must be a number of at least 0, got -1e-12"),
         # what does not fit the weights: told without asking for the memory that it would need
         ({"num_hidden_layers": 7}, "config.json asks for 7 layers, the weights hold fewer"),
         ({"num_hidden_layers": 10**9}, "the weights hold fewer"),

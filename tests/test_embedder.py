@@ -1,6 +1,10 @@
 """Embedder gives the embeddings of sentence-transformers, whichever of the two wrote the model directory."""
 
+import copy
 import csv
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from transformers import AutoModel, AutoTokenizer
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
 from shortstack.model.pooling import Pooling
-from shortstack.model.tokens import PackedTokens
+from shortstack.model.tokens import PackedTokens, Tokenized
 
 SENTENCES = AWKWARD + english_sentences(60)
 
@@ -267,6 +271,16 @@ def test_unknown_prompt_is_named(tiny: Embedder, tiny_cls: Embedder) -> None:
         tiny.encode("x", prompt_name="query")
 
 
+@pytest.mark.parametrize("verb", ["encode_query", "encode_document"])
+def test_queries_and_documents_equal_sentence_transformers(tmp_path: Path, tiny_cls_dir: Path, verb: str) -> None:
+    """With both prompts, with other prompts only, and where another is asked for."""
+    other = make_bert_dir(tmp_path, layers=2, prompts={"else": "find "}, default_prompt="else")
+    for directory in (tiny_cls_dir, other):
+        ours, theirs = getattr(load(directory), verb), getattr(peer(directory), verb)
+        assert_same(ours(SENTENCES), theirs(SENTENCES))
+        assert_same(ours(SENTENCES, prompt="x: "), theirs(SENTENCES, prompt="x: "))
+
+
 # -- what encode takes and gives -------------------------------------------------------------------------------------
 
 
@@ -282,6 +296,9 @@ def test_shapes_and_types(tiny: Embedder) -> None:
     tensor = tiny.encode(["a", "the dog"], convert_to_tensor=True)
     assert isinstance(tensor, torch.Tensor) and not tensor.is_inference()
     assert_same(tensor, many)
+    parts = tiny.encode(["a", "the dog"], convert_to_numpy=False)
+    assert isinstance(parts, list)
+    assert_same(torch.stack(parts), many)
     for kind in (tuple, np.array, iter):
         assert_same(tiny.encode(kind(["a", "the dog"])), many)
 
@@ -303,9 +320,11 @@ def test_truncated_and_normalised(
         ({"sentences": ["a", 3]}, "a string or a list of strings"),
         ({"sentences": [None]}, "a string or a list of strings"),
         ({"sentences": ["good", "half \ud83d of a pair"]}, r"half \\ud83d of a pair' holds half a surrogate pair"),
-        ({"sentences": "a", "batch_size": 0}, "batch_size: 0 must be at least 1"),
-        ({"sentences": "a", "truncate_dim": 0}, "truncate_dim: 0 must be at least 1"),
-        ({"sentences": "a", "truncate_dim": -3}, "at least 1"),
+        ({"sentences": None}, "a string or a list of strings, got NoneType"),
+        ({"sentences": 5}, "a string or a list of strings, got int"),
+        ({"sentences": "a", "batch_size": 0}, "batch_size: 0 must be a whole number of at least 1"),
+        ({"sentences": "a", "batch_size": 1.5}, "batch_size: 1.5 must be a whole number of at least 1"),
+        ({"sentences": "a", "truncate_dim": -3}, "truncate_dim: -3 must be a whole number of at least 1"),
     ],
 )
 def test_wrong_arguments_get_one_clear_line(tiny: Embedder, arguments: dict, message: str) -> None:
@@ -348,12 +367,12 @@ def alone(tiny: Embedder) -> dict[str, np.ndarray]:
     return {text: tiny.encode(text) for text in SENTENCES}
 
 
-def test_encode_tokens_gives_each_place_once(tiny: Embedder) -> None:
-    tokenized = tiny.tokenize(SENTENCES)
-    places = [int(row) for rows, _ in tiny.encode_tokens(tokenized, batch_size=5) for row in rows]
-    assert sorted(places) == list(range(len(SENTENCES)))
-    lengths = [len(tokenized[place]) for place in places[:5]]
-    assert max(lengths) == 64  # the longest come first
+def test_the_longest_sentences_are_computed_first(tiny: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what does not fit in memory fails at once."""
+    real, longest = tiny.forward, []
+    monkeypatch.setattr(tiny, "forward", lambda tokens: longest.append(tokens.longest) or real(tokens))
+    tiny.embed(tiny.tokenize(SENTENCES), batch_size=5)
+    assert longest[0] == 64 and longest == sorted(longest, reverse=True)
 
 
 def test_tokens_end_in_sep_and_stop_at_max_length(tiny: Embedder) -> None:
@@ -380,7 +399,7 @@ def test_bf16_is_close(minilm_dir: Path) -> None:
 def test_moving_keeps_the_precision(tiny_model_dir: Path) -> None:
     embedder = Embedder.load(tiny_model_dir, device="cpu", precision="bf16")
     wanted = embedder.encode(SENTENCES)
-    assert embedder.to("cpu").prepared is not None
+    embedder.to("cpu")
     np.testing.assert_array_equal(embedder.encode(SENTENCES), wanted)
 
 
@@ -389,9 +408,9 @@ def test_encoding_follows_weights_that_were_loaded_or_trained(tiny_model_dir: Pa
     other = load(make_bert_dir(tmp_path, seed=5))
     embedder.load_state_dict(other.state_dict())
     assert_same(embedder.encode(SENTENCES), other.encode(SENTENCES))
-    embedder.use_precision("bf16").train()
+    embedder.train()
     optimizer = torch.optim.SGD(embedder.parameters(), lr=0.5)
-    batch = PackedTokens.pack(sorted(embedder.tokenize(SENTENCES[:8]), key=len))
+    batch = PackedTokens.pack(Tokenized.of(sorted(embedder.tokenize(SENTENCES[:8]), key=len)))
     embedder(batch).square()[:, 0].sum().backward()
     optimizer.step()
     trained = embedder.eval().encode(SENTENCES)
@@ -433,3 +452,20 @@ def test_similarity(tiny_cls_dir: Path, tiny_cls: Embedder) -> None:
     assert_same(Embedder.similarity_pairwise(a, b[:5]), theirs.similarity_pairwise(a, b[:5]))
     assert_same(Embedder.similarity(a, a).diagonal(), torch.ones(5))
     assert (Embedder.similarity(np.zeros((1, 48)), b) == 0).all()
+
+
+# -- other processes -------------------------------------------------------------------------------------------------
+
+
+def test_an_embedder_can_be_pickled_and_copied(tiny_cls: Embedder) -> None:
+    wanted = tiny_cls.encode(SENTENCES)
+    for again in (pickle.loads(pickle.dumps(tiny_cls)), copy.deepcopy(tiny_cls)):
+        np.testing.assert_array_equal(again.encode(SENTENCES), wanted)
+        assert again.precision == tiny_cls.precision and again.settings == tiny_cls.settings
+
+
+def test_a_spawned_process_may_be_given_an_embedder(tiny_model_dir: Path) -> None:
+    embedder = Embedder.load(tiny_model_dir, device="cpu", precision="bf16")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        found = process.submit(embedder.encode, SENTENCES[:20]).result()
+    np.testing.assert_array_equal(found, embedder.encode(SENTENCES[:20]))

@@ -27,7 +27,9 @@ from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.meter import Meter
 from shortstack.distillation.training.optimizer import StudentOptimizer, encoding_precision, training_precision
 from shortstack.model import Embedder, PackedTokens, attention
-from shortstack.model.products import prepare, resolve_precision
+from shortstack.model.engine import products
+from shortstack.model.pooling import Pooling
+from shortstack.model.precision import resolve_precision
 from shortstack.model.tokens import Tokenized
 
 LENGTHS = [1, 2, 2, 3, 7, 7, 30, 64]
@@ -111,7 +113,8 @@ def test_the_variable_length_kernel_gives_the_values_and_gradients_of_attention_
     def outcome() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         bert.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            out = bert.encode_packed(PackedTokens.pack(sentences(LENGTHS)), first_token_only=first_only).float()
+            tokens = PackedTokens.pack(sentences(LENGTHS))
+            out = bert.forward_packed(tokens, Pooling.CLS if first_only else None).float()
         generator = torch.Generator().manual_seed(0)
         (out * torch.randn(out.shape, generator=generator)).sum().backward()
         return out.detach(), {name: p.grad.clone() for name, p in bert.named_parameters() if p.grad is not None}
@@ -127,11 +130,13 @@ def test_the_variable_length_kernel_gives_the_values_and_gradients_of_attention_
     assert float(difference / whole) < 0.03
 
 
-def test_encoding_by_the_variable_length_kernel(tiny_cls_dir: Path, flash: FlashOnCpu) -> None:
+def test_encoding_by_the_variable_length_kernel(
+    tiny_cls_dir: Path, flash: FlashOnCpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
     embedder = Embedder.load(tiny_cls_dir, device="cpu", precision="fp32")
     wanted = embedder.embed(sentences(LENGTHS))
-    embedder.prepared = prepare(embedder.bert.network(), "bf16", META)  # laid out as for a GPU
-    found = embedder.embed(sentences(LENGTHS))
+    monkeypatch.setattr(products, "repacking_pays", lambda precision: False)  # as on a GPU
+    found = embedder.use_precision("bf16").embed(sentences(LENGTHS))
     assert flash.forwards == 8
     assert float(torch.cosine_similarity(found, wanted).min()) > 0.999
 
@@ -334,18 +339,24 @@ def test_auto_precision_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert encoding_precision("fp32", gpu) == "fp32" and encoding_precision("bf16", torch.device("cpu")) == "bf16"
 
 
-def test_beyond_fp16_embeddings_are_computed_in_fp32(tiny_model_dir: Path) -> None:
+@pytest.mark.parametrize("lengths", [LENGTHS, [9]], ids=["many", "one"])
+def test_beyond_fp16_embeddings_are_computed_in_fp32(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, lengths: list[int]
+) -> None:
     """Also what is embedded later; and without a check, what overflowed is never a number that could be believed."""
     embedder = Embedder.load(tiny_model_dir, device="cpu", precision="fp32")
     with torch.no_grad():
         for layer in embedder.bert.encoder.layer:
             layer.intermediate.dense.weight.mul_(3000)
             layer.output.dense.weight.mul_(3000)
-    wanted = embedder.use_precision("fp32").embed(sentences(LENGTHS))
-    embedder.precision, embedder.prepared = "fp16", prepare(embedder.bert.network(), "fp16", META)  # as on a GPU
-    assert not embedder.embed(sentences(LENGTHS)).isfinite().any()
+    wanted = embedder.embed(sentences(lengths))
+    monkeypatch.setattr("shortstack.model.embedder.resolve_precision", lambda precision, device: precision)
+    monkeypatch.setattr(products, "repacking_pays", lambda precision: False)  # as on a GPU
+    embedder.use_precision("fp16")
+    assert not embedder.embed(sentences(lengths)).isfinite().any()
+    monkeypatch.undo()
     with pytest.warns(UserWarning, match="beyond fp16's range"):
-        found = embedder.embed(sentences(LENGTHS), check=True)
+        found = embedder.embed(sentences(lengths), check=True)
     assert torch.equal(found, wanted) and embedder.precision == "fp32"
     assert np.isfinite(embedder.encode(["a b c"])).all()
 

@@ -227,13 +227,14 @@ def test_a_damaged_shard_is_labelled_anew(
 def test_embeddings_that_are_no_numbers_stop_with_the_sentence(
     tmp_path: Path, teacher: Embedder, corpus: Corpus
 ) -> None:
-    real = teacher.encode_tokens
+    real = teacher.embed
 
-    def broken(tokens: Tokenized, batch_size: int | None) -> object:
-        for rows, embeddings in real(tokens, batch_size):
-            yield rows, torch.where(torch.from_numpy(rows == 2)[:, None], torch.nan, embeddings)
+    def broken(tokens: Tokenized, **options: object) -> torch.Tensor:
+        embeddings = real(tokens, **options)  # type: ignore[arg-type]
+        embeddings[2] = torch.nan
+        return embeddings
 
-    teacher.encode_tokens = broken  # type: ignore[method-assign, assignment]
+    teacher.embed = broken  # type: ignore[method-assign, assignment]
     with pytest.raises(RunError) as caught:
         label(teacher, corpus, tmp_path / "labels")
     assert corpus.evaluation().sentences[2][:60] in str(caught.value) and "not finite" in str(caught.value)

@@ -118,10 +118,5 @@ def linear_cka(a_nd: torch.Tensor, b_nd: torch.Tensor) -> float:
 
 def _embed_with(teacher: Embedder, layers: Sequence[int], tokens: Tokenized) -> torch.Tensor:
     """Embed with some of the teacher's layers, without copying them: (n, d)."""
-    prepared = teacher.prepared
-    whole = prepared or teacher.bert.network()
-    try:
-        teacher.prepared = whole._replace(layers=[whole.layers[layer] for layer in layers])
+    with teacher.with_layers(layers):
         return teacher.embed(tokens)
-    finally:
-        teacher.prepared = prepared

@@ -21,7 +21,7 @@ def check_width(teacher: Embedder, units: int) -> None:
     Raises:
         InputError: they have no more.
     """
-    has = getattr(teacher.bert.config, teacher.bert.family.inner_size)
+    has = getattr(teacher.bert.config, teacher.bert.inner_size)
     if units >= has:
         raise InputError(f"intermediate_size: {units} must be below the teacher's {has}")
 
@@ -62,10 +62,9 @@ def keep_units(student: Embedder, units: list[list[int]]) -> None:
         inner.weight, inner.bias = (nn.Parameter(each.detach()[kept]) for each in (inner.weight, inner.bias))
         output.weight = nn.Parameter(output.weight.detach()[:, kept].contiguous())
         inner.out_features = output.in_features = len(kept)
-    setattr(student.bert.config, student.bert.family.inner_size, len(units[0]))
+    setattr(student.bert.config, student.bert.inner_size, len(units[0]))
 
 
 def products(student: Embedder) -> list[tuple[Any, Any]]:
     """Each layer's two products of the MLP."""
-    family, layers = student.bert.family, student.bert.get_submodule(student.bert.family.layers)
-    return [(each.get_submodule(family.intermediate), each.get_submodule(family.output)) for each in layers.children()]
+    return [(layer.intermediate, layer.output) for layer in student.bert.layers()]

@@ -17,7 +17,7 @@ from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.rows import BatchRows
 from shortstack.model import Embedder
-from shortstack.model.products import resolve_precision
+from shortstack.model.precision import resolve_precision
 from shortstack.model.tokens import Tokenized
 
 

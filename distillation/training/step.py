@@ -8,7 +8,7 @@ from shortstack.distillation.losses import LOSSES
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.optimizer import StudentOptimizer, micro_batches
-from shortstack.model.products import dtype_of
+from shortstack.model.precision import dtype_of
 from shortstack.model.tokens import send
 
 

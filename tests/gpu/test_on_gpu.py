@@ -154,7 +154,7 @@ def test_attention_of_1_to_512_tokens(
     def outcome(where: torch.device, kind: torch.dtype) -> list[torch.Tensor]:
         tokens = PackedTokens.pack(host, where)
         qkv = exact.to(where, kind).requires_grad_()
-        out = attention(qkv, tokens, tokens.of_first_tokens if first_only else tokens, 0.0)
+        out = attention(qkv, tokens, first_only)
         weights = torch.arange(out.numel(), device=where).remainder(7).view(out.shape) - 3
         (out.float() * weights).sum().backward()
         assert qkv.grad is not None

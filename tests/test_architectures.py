@@ -12,21 +12,25 @@ from processes import RunDirectory, assert_same_run, forked_ranks, train, write_
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny import AWKWARD, edit, english_sentences, make_family_dir
-from transformers import AutoModel
 
 from shortstack.distillation.report.__main__ import write_report
-from shortstack.model import Embedder
-from shortstack.model.bert import DistilledBert
-from shortstack.model.families import FAMILIES, position_buckets
+from shortstack.model import Embedder, PackedTokens
+from shortstack.model.bert import ARCHITECTURES, position_buckets
 from shortstack.model.files import InputError
+from shortstack.model.tokens import Tokenized
 
 TEXT = [*english_sentences(40), *AWKWARD]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-@pytest.fixture(scope="module", params=[kind for kind in FAMILIES if kind != "bert"])
-def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_family_dir(tmp_path_factory.mktemp(request.param) / "teacher", request.param)
+@pytest.fixture(scope="module", params=[kind for kind in ARCHITECTURES if kind != "bert"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def directory(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_family_dir(tmp_path_factory.mktemp(kind) / "teacher", kind)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
@@ -37,29 +41,27 @@ def test_embeds_as_sentence_transformers_does(directory: Path, pooling: str) -> 
     np.testing.assert_allclose(ours.encode(TEXT), theirs.encode(TEXT), atol=1e-5)
 
 
-@pytest.mark.parametrize("padding", [0, 3])
-def test_gradients_equal_transformers(directory: Path, padding: int) -> None:
-    theirs = AutoModel.from_pretrained(directory, attn_implementation="eager").eval()
-    ours = DistilledBert(theirs.config, add_pooling_layer=hasattr(theirs, "pooler"))
-    ours.load_state_dict(theirs.state_dict())
+@pytest.mark.parametrize("lengths", [[40] * 4, [5, 37, 40, 40]], ids=["equal", "unequal"])
+def test_gradients_equal_transformers(directory: Path, kind: str, lengths: list[int]) -> None:
+    """With the same weights, by transformers' own forward and by the packed one."""
+    bert = ARCHITECTURES[kind].from_pretrained(directory, attn_implementation="eager")
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, 200, (4, 40), generator=generator)
-    mask = torch.ones_like(ids)
-    if padding:
-        ids[1:3, -padding:], mask[1:3, -padding:] = 1, 0
-    kept = mask.bool()
-    weight = torch.randn(int(kept.sum()), 32, generator=generator)
-    outputs = []
-    for bert in (ours.eval(), theirs):
-        outputs.append(bert(input_ids=ids, attention_mask=mask).last_hidden_state[kept])
-        (outputs[-1] * weight).sum().backward()
-    torch.testing.assert_close(*outputs, **CLOSE)
-    wanted = dict(theirs.named_parameters())
-    trained = [name for name in wanted if not name.startswith("pooler")]
-    for name in trained:
-        scale = max(float(wanted[name].grad.abs().max()), 1)
-        found = dict(ours.named_parameters())[name].grad
-        torch.testing.assert_close(found, wanted[name].grad, rtol=1e-4, atol=1e-5 * scale, msg=name)
+    rows = [torch.randint(5, 200, (length,), generator=generator) for length in lengths]
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=1)
+    mask = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
+    tokens = PackedTokens.pack(Tokenized.of([row.numpy() for row in rows]))
+    weight = torch.randn(sum(lengths), 32, generator=generator)
+    gradients = []
+    wanted = bert(input_ids=ids, attention_mask=mask.long()).last_hidden_state[mask]
+    for outputs in (wanted, bert.forward_packed(tokens)):
+        torch.testing.assert_close(outputs, wanted, **CLOSE)
+        bert.zero_grad()
+        (outputs * weight).sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in bert.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        scale = max(float(gradient.abs().max()), 1)
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5 * scale, msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def run(directory: Path) -> RunDirectory:
 def test_students_are_trained_and_saved_in_the_teachers_own_kind(run: RunDirectory, directory: Path) -> None:
     assert run.logged("negative_mse")[10] > run.logged("negative_mse")[0]
     teacher, kind = load_file(directory / "model.safetensors"), run.json("model/config.json")["model_type"]
-    layers = FAMILIES[kind].layers
+    layers = "transformer.layer" if kind == "distilbert" else "encoder.layer"
     assert {name.replace(f"{layers}.1.", f"{layers}.2.") for name in run.weights} == {
         name for name in teacher if f"{layers}.1." not in name
     }

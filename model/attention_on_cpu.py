@@ -1,0 +1,67 @@
+"""Attention as two batched products: on a CPU faster than torch's flash kernel, for all but long sentences.
+
+Shapes: B equally long sentences, T tokens each, H heads, E dimensions a head.
+"""
+
+import torch
+import torch.nn.functional as F
+
+# By the tables of docs/speed.md: the tokens of a sentence from which on torch's flash kernel is as fast as two batched
+# products, without a gradient and with one; and those of a single one from which on it is slower in bf16.
+LONGEST_FOR_PRODUCTS, LONGEST_WITH_GRADIENT, LONGEST_ALONE = 192, 256, 32
+VECTOR = 16  # numbers that a CPU computes at once
+
+
+def attention_by_products(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What scaled_dot_product_attention computes, as two batched products with a softmax between them.
+
+    Args:
+        q, k, v: (B, H, T, E) each; q may have fewer tokens. Where a gradient is wanted, all is computed in fp32: bf16
+            has six products then, and for each the kernel of a new shape is compiled, which takes longer than they do.
+        bias: (H, tokens of q, T), added to the scores.
+
+    Returns:
+        (B, H, tokens of q, E).
+    """
+    if q.requires_grad and q.dtype == torch.bfloat16:
+        with torch.autocast(q.device.type, enabled=False):
+            exact = None if bias is None else bias.float()
+            return attention_by_products(q.float(), k.float(), v.float(), exact).to(q.dtype)
+    B, H, _, E = q.shape
+    q, k, v = (each.reshape(B * H, -1, E) for each in (q, k, v))  # contiguous: the products read them fastest
+    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=E**-0.5)
+    if bias is not None:
+        scores = (scores.view(B, H, *bias.shape[1:]) + bias).view_as(scores)
+    return torch.bmm(softmax(scores).to(v.dtype), v).view(B, H, -1, E)
+
+
+def softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Softmax over the last dimension, summed in fp32.
+
+    torch's kernel takes ten times as long for rows of 15 numbers as of 16, which fill its vectors, and in bf16 three
+    times as long for 31 as for 32: so rows are filled up with scores of no weight. Up to one vector bf16 is slower.
+    """
+    length = scores.shape[-1]
+    if length < VECTOR or scores.dtype == torch.bfloat16:
+        scores = F.pad(scores, (0, -length % VECTOR), value=float("-inf"))
+    return scores.softmax(dim=-1, dtype=torch.float32 if length <= VECTOR else None)[..., :length]
+
+
+def products_are_faster(k: torch.Tensor, one_rounding: bool = False) -> bool:
+    """Whether `attention_by_products` beats torch's flash kernel for sentences with these keys, (B, H, T, E).
+
+    For all but long sentences, and for longer ones where a gradient is wanted, since the kernel's backward pass is
+    slow. For a single short one in bf16, starting the operations costs more than computing.
+
+    Args:
+        k: the keys.
+        one_rounding: whether a single sentence must be rounded as it would be among others.
+    """
+    count, _, length, _ = k.shape
+    if k.device.type != "cpu":
+        return False
+    if count == 1 and length < LONGEST_ALONE and k.dtype == torch.bfloat16 and not one_rounding:
+        return False
+    return length < (LONGEST_WITH_GRADIENT if k.requires_grad else LONGEST_FOR_PRODUCTS)

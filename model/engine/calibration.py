@@ -1,0 +1,63 @@
+"""Calibration: the range of every product's inputs, on text, which int8 rounds by."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from shortstack.model.engine.encoder import Engine, EngineLayer
+from shortstack.model.engine.int8 import Calibration, Range
+from shortstack.model.engine.products import Norm, Product, linears_of
+from shortstack.model.network import PackedForward
+from shortstack.model.tokens import PackedTokens
+
+TEXT = Path(__file__).parent / "calibration.txt"  # a sentence a line, part of every calibration
+PRODUCTS = ("qkv", "attention_output", "intermediate", "output")
+
+
+class WatchedProduct(Product):
+    """A product in fp32 that notes the range of what it is given."""
+
+    inputs: Range | None = None
+
+    def __call__(self, x_NI: torch.Tensor, residual_NO: torch.Tensor | None = None) -> torch.Tensor:
+        low, high = x_NI.aminmax(dim=0)
+        seen = self.inputs or Range(low, high)
+        self.inputs = Range(torch.minimum(seen.low, low), torch.maximum(seen.high, high))
+        return super().__call__(x_NI, residual_NO)
+
+
+@torch.no_grad()
+def calibrate(bert: PackedForward, batches: Iterable[PackedTokens]) -> Calibration:
+    """Find the range of every product's inputs.
+
+    Args:
+        bert: the network, in evaluation mode.
+        batches: the tokens of a few hundred sentences like those to encode.
+    """
+    watched: dict[str, WatchedProduct] = {}
+    layers = []
+    for number, layer in enumerate(bert.layers()):
+        products = {name: WatchedProduct(linear, torch.float32) for name, linear in linears_of(layer).items()}
+        watched |= {f"{number}.{name}": product for name, product in products.items()}
+        norms = Norm(layer.attention_norm, torch.float32), Norm(layer.output_norm, torch.float32)
+        layers.append(EngineLayer(**products, attention_norm=norms[0], output_norm=norms[1]))
+    engine = Engine(bert, layers, torch.float32, is_int8=False)
+    for tokens in batches:
+        engine(tokens)
+    return {name: Range(*(end.cpu() for end in product.inputs)) for name, product in watched.items() if product.inputs}
+
+
+def tensors_of(calibration: Calibration) -> dict[str, torch.Tensor]:
+    """A calibration as tensors by name, to keep in a file."""
+    return {f"{name}.{end}": tensor for name, ends in calibration.items() for end, tensor in ends._asdict().items()}
+
+
+def calibration_of(tensors: dict[str, torch.Tensor], layers: int) -> Calibration:
+    """What `tensors_of` made tensors of.
+
+    Raises:
+        KeyError: a layer's part is missing.
+    """
+    names = [f"{number}.{name}" for number in range(layers) for name in PRODUCTS]
+    return {name: Range(tensors[f"{name}.low"], tensors[f"{name}.high"]) for name in names}

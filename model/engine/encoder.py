@@ -1,0 +1,110 @@
+"""The engine: the network's forward once more, with weights that are laid out for encoding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from shortstack.model.attention import attention, joined, runs
+from shortstack.model.attention_on_cpu import attention_by_products, products_are_faster
+from shortstack.model.engine.int8 import Calibration, quantise
+from shortstack.model.engine.products import Norm, Product, linears_of, product_for
+from shortstack.model.network import PackedForward
+from shortstack.model.pooling import Pooling, pool
+from shortstack.model.precision import cpu_has_bf16, dtype_of
+from shortstack.model.tokens import PackedTokens
+
+
+@dataclass
+class EngineLayer:
+    """What one layer computes with."""
+
+    qkv: Product  # (N, D) -> (N, 3 D): queries, keys and values in one
+    attention_output: Product  # (N, D) and a residual -> (N, D)
+    attention_norm: Norm
+    intermediate: Product  # (N, D) -> (N, 4 D), its activation applied
+    output: Product  # (N, 4 D) and a residual -> (N, D)
+    output_norm: Norm
+
+
+class Engine:
+    """A network laid out for encoding in one precision.
+
+    Attributes:
+        layers: of the encoder.
+        device: that the weights were on.
+    """
+
+    def __init__(self, bert: PackedForward, layers: list[EngineLayer], dtype: torch.dtype, is_int8: bool) -> None:
+        self.bert, self.layers, self.dtype, self.is_int8 = bert, layers, dtype, is_int8
+        weights = bert.parameters()  # type: ignore[attr-defined]
+        self.weights = [weight for weight in weights if not weight.is_inference()]
+        self.versions = [weight._version for weight in self.weights]
+        self.device = bert.embeddings.LayerNorm.weight.device
+
+    def __call__(self, tokens: PackedTokens, pooling: Pooling | None = None) -> torch.Tensor:
+        """What the network's `forward_packed` gives, within what the precision rounds."""
+        hidden, bias_HTT = self.bert.embed_packed(tokens).to(self.dtype), self.bert.position_bias(tokens)
+        attend, heads = (attention_alike if self.is_int8 else attention), self.bert.config.num_attention_heads
+        for number, layer in enumerate(self.layers, start=1):
+            first_only = pooling is Pooling.CLS and number == len(self.layers)
+            qkv_N3HE = layer.qkv(hidden).view(len(hidden), 3, heads, -1)
+            context_ND = attend(qkv_N3HE, tokens, first_only, bias_HTT=bias_HTT).flatten(1)
+            if first_only:
+                hidden = hidden.index_select(0, tokens.first_rows)
+            hidden = layer.attention_norm(layer.attention_output(context_ND, hidden))
+            hidden = layer.output_norm(layer.output(layer.intermediate(hidden), hidden))
+        if pooling is None:
+            return hidden
+        return pool(hidden, (tokens.of_first_tokens if pooling is Pooling.CLS else tokens).groups, pooling)
+
+    def is_outdated(self) -> bool:
+        """Whether a weight has changed in place since. A fused optimizer's step goes unnoticed."""
+        return [weight._version for weight in self.weights] != self.versions
+
+    def with_layers(self, layers: Sequence[int]) -> "Engine":
+        """The same with these of its layers only; nothing is copied."""
+        return Engine(self.bert, [self.layers[number] for number in layers], self.dtype, self.is_int8)
+
+
+@torch.no_grad()
+def lay_out(bert: PackedForward, precision: str, calibration: Calibration | None = None) -> Engine:
+    """Make an engine of a network's weights as they are now.
+
+    Args:
+        bert: the network.
+        precision: one of PRECISIONS but auto.
+        calibration: what int8 rounds by.
+    """
+    device = bert.embeddings.LayerNorm.weight.device
+    dtype = dtype_of(precision)
+    layers = []
+    for number, layer in enumerate(bert.layers()):
+        products: dict[str, Product]
+        linears = linears_of(layer)
+        if precision == "int8":
+            assert calibration is not None
+            ranges = {name: calibration[f"{number}.{name}"] for name in linears}
+            products = quantise(linears, ranges, torch.bfloat16 if cpu_has_bf16() else torch.float32)
+        else:
+            products = {name: product_for(linear, precision, device) for name, linear in linears.items()}
+        norms = Norm(layer.attention_norm, dtype), Norm(layer.output_norm, dtype)
+        layers.append(EngineLayer(**products, attention_norm=norms[0], output_norm=norms[1]))
+    return Engine(bert, layers, dtype, precision == "int8")
+
+
+def attention_alike(
+    qkv_N3HE: torch.Tensor, tokens: PackedTokens, first_only: bool = False, *, bias_HTT: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`attention` on a CPU, by a form that does not depend on how many sentences of a length there are.
+
+    int8 rounds so coarsely that two forms, which differ in a last bit, could differ in a step of its scale.
+    """
+    return joined(
+        [
+            attention_by_products(q, k, v, bias)
+            if products_are_faster(k, one_rounding=True)
+            else torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            for q, k, v, bias in runs(qkv_N3HE, tokens, first_only, bias_HTT)
+        ]
+    )
