@@ -1,5 +1,6 @@
 """Students of several runs in one picture and one table: what each keeps, against how fast and how large it is."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,17 +182,14 @@ def frontier_figure(models: Sequence[Model]) -> Figure:
 def spread(names: list[Annotation]) -> None:
     """Move names, each to the nearest free place beside its point: right or left of it, up or down from there."""
     taken: list[BboxBase] = []
-    for axes in {name.axes for name in names}:
+    for axes in {name.axes for name in names if name.axes is not None}:
         points = axes.transData.transform(np.concatenate([each.get_offsets() for each in axes.collections]))
         taken += [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in points]
     for name in sorted(names, key=lambda each: -each.get_window_extent().y0):
-        places = [(side, step) for step in range(40) for side in ("left", "right")]
-        for side, step in places:
-            name.set_horizontalalignment(side)
-            below = -3 - 3 * (step + 1) // 2 if step % 2 else -3 + 3 * step // 2
-            name.xyann = (9 if side == "left" else -9, below)
-            box = name.get_window_extent()
-            if not any(box.overlaps(other) for other in taken):
+        for step, right in itertools.product(range(40), (True, False)):
+            name.set_horizontalalignment("left" if right else "right")
+            name.xyann = (9 if right else -9, -3 + 3 * (step // 2) * (1 if step % 2 else -1))
+            if not any(name.get_window_extent().overlaps(other) for other in taken):
                 break
         taken.append(name.get_window_extent())
 
