@@ -31,9 +31,9 @@ from shortstack.benchmark.random_models import SHAPES, random_embedder, random_s
 from shortstack.benchmark.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
 from shortstack.distillation.command_line import OneLineParser, run_command
 from shortstack.distillation.data.sentences import read_sentences
+from shortstack.distillation.evaluation.sets import read_held_out
 from shortstack.distillation.recipe import overrides_for, read_recipe
 from shortstack.distillation.run import run_directory
-from shortstack.evaluate import held_out_text
 from shortstack.model import Embedder
 from shortstack.model.directory import best_device
 from shortstack.model.embedder import CPU_BATCH
@@ -239,7 +239,7 @@ def sentences_to_encode(arguments: argparse.Namespace, run: Path | None, embedde
     if arguments.sentences:
         found = [sentence for source in arguments.sentences for sentence in read_sentences(source)]
     elif run is not None and (run / "held_out.json").exists():
-        found, _ = held_out_text(None, run, embedder)
+        found, _ = read_held_out(run)
     elif not arguments.shape:
         found = [sentence for path in sorted(ASSETS.glob("*.txt")) for sentence in read_sentences(str(path))]
     else:

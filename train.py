@@ -36,8 +36,10 @@ from shortstack.distillation.data.corpus import Corpus, open_corpus
 from shortstack.distillation.data.epochs import Epochs, check_batches
 from shortstack.distillation.data.labels import LabelledSentences, Labels, label_corpus
 from shortstack.distillation.data.passages import cutter_of
-from shortstack.distillation.data.sentences import Texts
-from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs, read_retrieval, read_sts
+from shortstack.distillation.evaluation.judge import Judge
+from shortstack.distillation.evaluation.results import write_results
+from shortstack.distillation.evaluation.sets import read_retrieval, read_sts
+from shortstack.distillation.evaluation.table import table
 from shortstack.distillation.host import overlaps, prefetch, release_freed_memory
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides, versions
@@ -47,7 +49,6 @@ from shortstack.distillation.training.checkpoint import Checkpoints, Progress
 from shortstack.distillation.training.meter import Meter
 from shortstack.distillation.training.optimizer import StudentOptimizer, encoding_precision, training_precision
 from shortstack.distillation.training.step import train_step
-from shortstack.evaluate import evaluate, evaluate_quickly, table
 from shortstack.model import Embedder
 from shortstack.model.files import write_json, write_text
 
@@ -56,23 +57,6 @@ DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "minilm-3.toml"
 FREE_TO_CHANGE = (
     "device", "output", "labels", "tokens_per_batch", "log_every", "save_every", "max_skipped_steps", "timeout", "name",
 )  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Judge:
-    """What students are judged by."""
-
-    sts: list[StsPairs]
-    retrieval: list[RetrievalSet]
-    held_out: Texts
-    ranks: Ranks
-
-    def quickly(self, student: Embedder, held_out: LabelledSentences) -> dict[str, Any]:
-        return evaluate_quickly(student, held_out, self.sts, self.ranks, self.retrieval)
-
-    def fully(self, student: Embedder, teacher: Embedder) -> tuple[dict[str, Any], dict[str, Any]]:
-        texts, roles = self.held_out
-        return evaluate(student, teacher, self.sts, texts, self.retrieval, roles)
 
 
 # -- the run ---------------------------------------------------------------------------------------------------------
@@ -99,7 +83,7 @@ def distil(run: Run) -> None:
     ranks.agree("labels", {"teacher": labels.fingerprint})
     student, labels = make_student(plan, labels, corpus, ranks)
     describe_run(teacher, student, labels, corpus, run)
-    judge = Judge(sts, retrieval, corpus.evaluation(), ranks)
+    judge = Judge(sts, retrieval, corpus.evaluation(), ranks, Path(recipe.output) / "labels").hear(teacher)
     progress = train(student, labels, judge, run)
     if ranks.is_main:
         student.calibrate(student.with_prompts(*corpus.evaluation()))
@@ -175,8 +159,7 @@ def hand_over(student: Embedder, teacher: Embedder, judge: Judge, findings: dict
     """
     figures, pairs = judge.fully(student.use_precision(teacher.precision), teacher)
     figures |= findings | {"sanity": figures.get("sanity", {}) | findings["sanity"]}
-    write_json(run.directory / "evaluation.json", figures)
-    write_json(run.directory / "evaluation_pairs.json", pairs)
+    write_results(run.directory, (figures, pairs))
     print(table(figures))
     for warning in findings["sanity"]["warnings"]:
         print(f"warning: {warning}")

@@ -208,6 +208,9 @@ class Ranks:
             dist.destroy_process_group()
 
 
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
 def refuse_shared_gpus(store: dist.Store, rank: int, world: int, device: torch.device) -> None:
     """Make sure that each rank has a GPU of its own, which NCCL requires.
 

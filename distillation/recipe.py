@@ -22,6 +22,7 @@ RESERVED = (
     "p5_cosine",
     "agreement",
     "overlap@10",
+    "mean_found@10",
 )  # beside the STS sets' figures
 SHARED = ("labels", "corpus")  # directories under `output` that belong to all runs
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy")
@@ -137,11 +138,12 @@ class Recipe:
             if keys[0] in metrics:
                 raise InputError(f"recipe: sts: two names that both give {keys[0]} in log.jsonl; rename {name!r}")
             metrics += keys
+        metrics += ["mean_found@10"] if self.retrieval else []
         for name in self.retrieval:
             check_set_name(name, "recipe: retrieval")
-            if metric_key(name, "ndcg@10") in metrics or name in self.sts:
+            if metric_key(name, "found@10") in metrics or name in self.sts:
                 raise InputError(f"recipe: retrieval: the name {name!r} is taken by another set; rename it")
-            metrics.append(metric_key(name, "ndcg@10"))
+            metrics += [metric_key(name, kind) for kind in ("found@10", "ndcg@10")]
         if self.metric_for_best_model == "overlap@10":
             require(self.evaluation_sentences >= 100, "evaluation_sentences", "at least 100 to judge by overlap@10")
         require(self.metric_for_best_model in metrics, "metric_for_best_model", f"one of {', '.join(metrics)}")

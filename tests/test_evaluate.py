@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,19 @@ from sentence_transformers.sentence_transformer.evaluation import (
 )
 from tiny import english_sentences, load, make_bert_dir, peer, put
 
-from shortstack import evaluate as module
+from shortstack import evaluate as command_module
 from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.data.sentences import Texts
+from shortstack.distillation.evaluation import retrieval, sts
+from shortstack.distillation.evaluation.bootstrap import RESAMPLES, bootstrap, interval, spearmans
+from shortstack.distillation.evaluation.embeddings import SetEmbeddings, embed_set
+from shortstack.distillation.evaluation.judge import Judge
+from shortstack.distillation.evaluation.neighbours import distance_to_teacher, found_neighbours
+from shortstack.distillation.evaluation.retrieval import MEASURES, evaluate_retrieval, quick_figures
 from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs
+from shortstack.distillation.evaluation.sts import correlations, sts_similarities
+from shortstack.distillation.evaluation.table import table
 from shortstack.distillation.recipe import Recipe, recipe_text
-from shortstack.evaluate import (
-    MEASURES,
-    RESAMPLES,
-    bootstrap,
-    correlations,
-    distance_to_teacher,
-    evaluate,
-    evaluate_quickly,
-    evaluate_retrieval,
-    found_neighbours,
-    interval,
-    retrieval_figures,
-    spearmans,
-    sts_similarities,
-    table,
-)
 from shortstack.model import Embedder
 from shortstack.model.files import read_json
 
@@ -56,6 +49,10 @@ def make_pairs(name: str = "sts-dev", count: int = 60, seed: int = 0) -> StsPair
 def pair_of_models(path: Path) -> tuple[Embedder, Embedder]:
     teacher = load(path)
     return teacher.keep_layers([0, 5]).use_precision("fp32"), teacher
+
+
+def without_roles(sentences: list[str]) -> Texts:
+    return Texts(sentences, [""] * len(sentences))
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -193,7 +190,7 @@ def test_negative_mse_is_sentence_transformers(path: Path, tmp_path: Path) -> No
     teacher = load(path)
     student = teacher.keep_layers([0, 1])
     student.save(tmp_path / "student")
-    figures, _ = evaluate(load(tmp_path / "student"), teacher, [], SENTENCES)
+    figures, _ = Judge(held_out=without_roles(SENTENCES)).fully(load(tmp_path / "student"), teacher)
     theirs = MSEEvaluator(SENTENCES, SENTENCES, teacher_model=peer(path), write_csv=False)(peer(tmp_path / "student"))
     assert figures["student"]["negative_mse"] == pytest.approx(theirs["negative_mse"], rel=1e-4)
 
@@ -206,26 +203,34 @@ def at_angles(*degrees: float) -> torch.Tensor:
     return 3 * torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
+def judged(
+    queries: torch.Tensor, documents: torch.Tensor, relevant: Sequence[set[int] | dict[int, float]]
+) -> dict[str, float]:
+    """Figures of embeddings, with a grade of 1 where only sets of documents are given."""
+    grades = [wanted if isinstance(wanted, dict) else dict.fromkeys(wanted, 1.0) for wanted in relevant]
+    return quick_figures(SetEmbeddings(queries, documents), grades)
+
+
 def test_retrieval_by_hand() -> None:
     documents = at_angles(*range(0, 150, 10))  # from the query at 0 degrees: document 0, then 1, 2, ...
-    found = retrieval_figures(at_angles(0), documents, [{2, 4, 12}])
+    found = judged(at_angles(0), documents, [{2, 4, 12}])
     assert found["mrr@10"] == pytest.approx(1 / 3)
     gains, ideal = 1 / np.log2([4, 6]), 1 / np.log2([2, 3, 4])
     assert found["ndcg@10"] == pytest.approx(gains.sum() / ideal.sum())
     assert found["recall@1"] == 0 and found["recall@10"] == pytest.approx(2 / 3)
-    both = retrieval_figures(at_angles(0, 140), documents, [{2, 4, 12}, {14}])
+    both = judged(at_angles(0, 140), documents, [{2, 4, 12}, {14}])
     assert both["mrr@10"] == pytest.approx((1 / 3 + 1) / 2) and both["recall@1"] == pytest.approx(0.5)
-    assert retrieval_figures(at_angles(0), documents, [{11}])["mrr@10"] == 0
+    assert judged(at_angles(0), documents, [{11}])["mrr@10"] == 0
 
 
 def test_fewer_documents_than_ten() -> None:
-    found = retrieval_figures(at_angles(0), at_angles(0, 10), [{0, 1}])
+    found = judged(at_angles(0), at_angles(0, 10), [{0, 1}])
     assert found == {"mrr@10": 1, "ndcg@10": 1, "recall@1": 0.5, "recall@10": 1}
 
 
 def make_retrieval(queries: int = 20) -> RetrievalSet:
-    relevant = [{number, (7 * number) % 50, 49 - number} for number in range(queries)]
-    return RetrievalSet("captions", SENTENCES[-queries:], SENTENCES[:50], relevant)
+    grades = [dict.fromkeys([number, (7 * number) % 50, 49 - number], 1.0) for number in range(queries)]
+    return RetrievalSet("captions", SENTENCES[-queries:], SENTENCES[:50], grades)
 
 
 def measures(figures: dict[str, Any]) -> dict[str, float]:
@@ -234,11 +239,11 @@ def measures(figures: dict[str, Any]) -> dict[str, float]:
 
 def test_retrieval_is_sentence_transformers(path: Path) -> None:
     data = make_retrieval()
-    found = evaluate_retrieval(load(path), None, data)["student"]
+    found = evaluate_retrieval(data, embed_set(load(path), data))["student"]
     theirs = InformationRetrievalEvaluator(
         queries={str(number): text for number, text in enumerate(data.queries)},
         corpus={str(number): text for number, text in enumerate(data.documents)},
-        relevant_docs={str(number): {str(place) for place in wanted} for number, wanted in enumerate(data.relevant)},
+        relevant_docs={str(number): {str(place) for place in wanted} for number, wanted in enumerate(data.grades)},
         write_csv=False,
     )(peer(path))
     for key in MEASURES:
@@ -254,17 +259,17 @@ def test_documents_take_a_passage_prompt_and_no_default_one(tiny_cls_dir: Path) 
     ):
         embedder.settings.prompts = prompts
         vectors = (embedder.encode(data.queries, prompt=query), embedder.encode(data.documents, prompt=document))
-        expected = retrieval_figures(*map(torch.as_tensor, vectors), data.relevant)
-        assert measures(evaluate_retrieval(embedder, None, data)["student"]) == expected
+        expected = judged(*map(torch.as_tensor, vectors), data.grades)
+        assert measures(evaluate_retrieval(data, embed_set(embedder, data))["student"]) == expected
 
 
 def test_asymmetric_is_the_students_queries_in_the_teachers_documents(tiny_model_dir: Path) -> None:
     student, teacher = pair_of_models(tiny_model_dir)
     data = make_retrieval()
-    found = evaluate_retrieval(student, teacher, data)
+    found = evaluate_retrieval(data, embed_set(student, data), embed_set(teacher, data))
     queries, documents = torch.as_tensor(student.encode(data.queries)), torch.as_tensor(teacher.encode(data.documents))
-    assert measures(found["asymmetric"]) == retrieval_figures(queries, documents, data.relevant)
-    assert measures(found["teacher"]) == measures(evaluate_retrieval(teacher, None, data)["student"])
+    assert measures(found["asymmetric"]) == judged(queries, documents, data.grades)
+    assert measures(found["teacher"]) == measures(evaluate_retrieval(data, embed_set(teacher, data))["student"])
     assert len({values["ndcg@10"] for values in found.values()}) == 3
     for who in ("student", "asymmetric"):
         kept, whole = found[who]["ndcg@10"], found["teacher"]["ndcg@10"]
@@ -274,22 +279,17 @@ def test_asymmetric_is_the_students_queries_in_the_teachers_documents(tiny_model
         assert found[who]["interval"][0] < kept < found[who]["interval"][1]
 
 
-def test_a_lost_search_is_clear_and_the_same_search_within_the_noise(
-    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    student, teacher = pair_of_models(tiny_model_dir)
+def test_a_lost_search_is_clear_and_the_same_search_within_the_noise(tiny_model_dir: Path) -> None:
+    teacher = load(tiny_model_dir)
     data = make_retrieval()
-    same, _ = evaluate(teacher, teacher, [], retrieval=[data])
+    same, _ = Judge(retrieval=[data]).fully(teacher, teacher)
     assert same["retrieval"]["captions"]["student"]["difference"]["clear"] is False
     assert "100.0% of the teacher's nDCG@10 kept, within the noise" in table(same)
-    units = torch.eye(60)
-
-    def embed(model: Embedder, texts: list[str], role: str) -> torch.Tensor:
-        return units[: len(texts)] if model is teacher else units[-len(texts) :]
-
-    monkeypatch.setattr(module, "embed_texts", embed)
-    data = RetrievalSet("captions", data.queries, data.documents, [{row} for row in range(len(data.queries))])
-    lost = evaluate_retrieval(student, teacher, data)
+    data = RetrievalSet("captions", data.queries, data.documents, [{row: 1.0} for row in range(len(data.queries))])
+    units, count = torch.eye(60), len(data.queries)
+    perfect = SetEmbeddings(units[:count], units[:50])
+    useless = SetEmbeddings(units[-count:], units[-50:])
+    lost = evaluate_retrieval(data, useless, perfect)
     assert lost["teacher"]["ndcg@10"] == 1 and lost["student"]["difference"]["clear"] is True
 
 
@@ -314,10 +314,11 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(40, 8, generator=generator), torch.randn(40, 8, generator=generator)
     relevant = [{number, (number + 5) % 40} for number in range(40)]
-    neighbours, found = found_neighbours(student, teacher), retrieval_figures(student, teacher, relevant)
+    neighbours, found = found_neighbours(student, teacher), judged(student, teacher, relevant)
     assert 0.1 < neighbours["student"].mean() < 0.5
-    monkeypatch.setattr(module, "SIMILARITIES", 100)
-    assert retrieval_figures(student, teacher, relevant) == pytest.approx(found)
+    monkeypatch.setattr(retrieval, "SIMILARITIES", 100)
+    monkeypatch.setattr("shortstack.distillation.evaluation.neighbours.SIMILARITIES", 100)
+    assert judged(student, teacher, relevant) == pytest.approx(found)
     for who, shares in found_neighbours(student, teacher).items():
         assert shares.tolist() == neighbours[who].tolist()
     assert found_neighbours(student[:4], teacher[:4])["student"].tolist() == [1.0] * 4
@@ -325,7 +326,7 @@ def test_blocks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_sentences_with_the_fewest_neighbours_found_are_shown(tiny_model_dir: Path) -> None:
     student, teacher = pair_of_models(tiny_model_dir)
-    figures, _ = evaluate(student, teacher, [], SENTENCES)
+    figures, _ = Judge(held_out=without_roles(SENTENCES)).fully(student, teacher)
     shares = found_neighbours(*(torch.as_tensor(model.encode(SENTENCES)) for model in (student, teacher)))
     overlap = figures["overlap"]
     assert overlap["student"]["overlap@10"] == pytest.approx(shares["student"].mean())
@@ -344,16 +345,17 @@ def test_labels_log_and_evaluation_agree_about_prompts(tmp_path: Path) -> None:
     teacher = load(make_bert_dir(tmp_path / "model", **KINDS["prompts"]))
     student = teacher.keep_layers([1]).use_precision("fp32")
     roles = ["query", "document", "", "query"] * 20
-    tokens = teacher.tokenize(teacher.with_prompts(SENTENCES, roles))
+    tokens = teacher.tokenize(teacher.with_promptsTexts(SENTENCES, roles))
     held_out = LabelledSentences(tokens, teacher.embed(tokens))
     for role, prompt_name in (("query", "query"), ("document", "document"), ("", None)):
         rows = [row for row, each in enumerate(roles) if each == role]
         expected = teacher.encode([SENTENCES[row] for row in rows], prompt_name)
         np.testing.assert_allclose(held_out.labels[rows], expected, atol=1e-6)
     sets = [make_pairs(), make_pairs("other", seed=1)]
-    quick = evaluate_quickly(student, held_out, sets, retrieval=[make_retrieval()])
-    whole, _ = evaluate(student, teacher, sets, SENTENCES, [make_retrieval()], roles)
-    without, _ = evaluate(student, teacher, [], SENTENCES)
+    judge = Judge(sets, [make_retrieval()], Texts(SENTENCES, roles)).hear(teacher)
+    quick = judge.quickly(student, held_out)
+    whole, _ = judge.fully(student, teacher)
+    without, _ = Judge(held_out=without_roles(SENTENCES)).fully(student, teacher)
     for pairs in sets:
         for key, value in quick[pairs.name].items():
             assert value == pytest.approx(whole["student"][pairs.name][key], abs=1e-6)
@@ -361,12 +363,14 @@ def test_labels_log_and_evaluation_agree_about_prompts(tmp_path: Path) -> None:
     assert quick["relative_error"] == pytest.approx(whole["sanity"]["relative_error"], rel=1e-4)
     assert quick["negative_mse"] != pytest.approx(without["student"]["negative_mse"], rel=1e-3)
     assert quick["overlap@10"] == pytest.approx(whole["overlap"]["student"]["overlap@10"])
-    assert quick["captions"] == pytest.approx(measures(whole["retrieval"]["captions"]["student"]))
+    searched = whole["retrieval"]["captions"]["student"]
+    assert quick["captions"] == pytest.approx(measures(searched) | {"found@10": searched["found@10"]})
+    assert quick["mean_found@10"] == quick["captions"]["found@10"]
 
 
 def test_models_of_other_dimensions_have_no_common_space(tiny_model_dir: Path, tiny_cls_dir: Path) -> None:
     student, teacher = load(tiny_model_dir), load(tiny_cls_dir)
-    figures, _ = evaluate(student, teacher, [make_pairs()], SENTENCES, [make_retrieval()])
+    figures, _ = Judge([make_pairs()], [make_retrieval()], without_roles(SENTENCES)).fully(student, teacher)
     assert set(figures["retrieval"]["captions"]) == {"student", "teacher"}
     assert "negative_mse" not in figures["student"] and "sanity" not in figures
     assert figures["retention"]["sts-dev"]
@@ -379,7 +383,8 @@ def test_models_of_other_dimensions_have_no_common_space(tiny_model_dir: Path, t
 @pytest.fixture(scope="module")
 def everything(tiny_model_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     student, teacher = pair_of_models(tiny_model_dir)
-    return evaluate(student, teacher, [make_pairs(), make_pairs("b", 40, 1)], SENTENCES, [make_retrieval()])
+    sets = [make_pairs(), make_pairs("b", 40, 1)]
+    return Judge(sets, [make_retrieval()], without_roles(SENTENCES)).fully(student, teacher)
 
 
 def test_figures_have_the_promised_keys(everything: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -409,7 +414,7 @@ def test_figures_have_the_promised_keys(everything: tuple[dict[str, Any], dict[s
 
 def test_a_student_that_is_the_teacher_loses_nothing(tiny_model_dir: Path) -> None:
     teacher = load(tiny_model_dir)
-    figures, _ = evaluate(teacher, teacher, [make_pairs()], SENTENCES, [make_retrieval()])
+    figures, _ = Judge([make_pairs()], [make_retrieval()], without_roles(SENTENCES)).fully(teacher, teacher)
     assert figures["retention"]["sts-dev"] == 1 and figures["difference"]["sts-dev"]["clear"] is False
     assert figures["student"]["negative_mse"] == 0 and figures["sanity"]["p5_cosine"] == pytest.approx(1)
     searched = figures["retrieval"]["captions"]
@@ -421,11 +426,9 @@ def test_a_clear_difference_is_called_clear(tiny_model_dir: Path, monkeypatch: p
     good, scores = related(300, noise=1)
     bad = np.random.default_rng(9).normal(size=300)
     models = {2: bad, 6: good}
-    monkeypatch.setattr(
-        module, "sts_similarities", lambda embedder, pairs: models[embedder.bert.config.num_hidden_layers]
-    )
+    monkeypatch.setattr(sts, "sts_similarities", lambda embedder, pairs: models[embedder.bert.config.num_hidden_layers])
     pairs = StsPairs("a", ["x"] * 300, ["y"] * 300, scores)
-    figures, _ = evaluate(*pair_of_models(tiny_model_dir), [pairs])
+    figures, _ = Judge([pairs]).fully(*pair_of_models(tiny_model_dir))
     assert figures["difference"]["a"]["clear"] is True and figures["difference"]["a"]["interval"][1] < 0
     assert ", clear" in table(figures)
 
@@ -433,9 +436,9 @@ def test_a_clear_difference_is_called_clear(tiny_model_dir: Path, monkeypatch: p
 def test_a_teacher_without_any_correlation_has_no_share_to_keep(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "sts_similarities", lambda *_: np.array([0.1, 0.2, 0.2, 0.1]))
+    monkeypatch.setattr(sts, "sts_similarities", lambda *_: np.array([0.1, 0.2, 0.2, 0.1]))
     pairs = StsPairs("a", ["x"] * 4, ["y"] * 4, np.array([1.0, 1.0, 2.0, 2.0]))
-    figures, _ = evaluate(*pair_of_models(tiny_model_dir), [pairs])
+    figures, _ = Judge([pairs]).fully(*pair_of_models(tiny_model_dir))
     assert np.isnan(figures["retention"]["a"]) and "nan" in table(figures)
 
 
@@ -448,7 +451,7 @@ def test_the_table_is_even(everything: tuple[dict[str, Any], dict[str, Any]]) ->
         assert line.startswith(name) and line[:end].endswith(f"{figures['teacher'][name]['spearman_cosine']:.4f}")
     assert lines[3].startswith("mean") and lines[3].endswith(f"{figures['mean']['teacher']['spearman_cosine']:.4f}")
     assert len(lines[3]) == end
-    assert any(line.split() == ["captions", *MEASURES] for line in lines)
+    assert any(line.split() == ["captions", "found@10", *MEASURES] for line in lines)
     assert sum(line.startswith("  asymmetric ") for line in lines) == 1
     assert lines[-4].startswith("negative MSE -") and lines[-3].startswith("cosine to the teacher: mean ")
     assert lines[-1].startswith("overlap@10: of the teacher's ten nearest neighbours the student finds ")
@@ -484,7 +487,7 @@ Call = Callable[..., None]
 
 
 def command(call: Call, *arguments: str | Path) -> None:
-    call(module.main, *arguments, "--precision", "fp32")
+    call(command_module.main, *arguments, "--precision", "fp32")
 
 
 def test_a_runs_own_teacher_sets_and_sentences(
@@ -493,7 +496,8 @@ def test_a_runs_own_teacher_sets_and_sentences(
     command(call, run / "model")
     figures = read_json(run / "evaluation.json")
     teacher = Embedder.load(tiny_model_dir, "cpu", "fp32", pooling="cls", max_length=40)  # as the recipe says
-    expected, pairs = evaluate(load(run / "model"), teacher, [make_pairs("dev")], SENTENCES[:30])
+    judge = Judge([make_pairs("dev")], held_out=without_roles(SENTENCES[:30]))
+    expected, pairs = judge.fully(load(run / "model"), teacher)
     assert figures["teacher"] == expected["teacher"] and figures["student"] == expected["student"]
     assert read_json(run / "evaluation_pairs.json") == pairs
     printed = capsys.readouterr().out
@@ -569,5 +573,5 @@ def test_a_wrong_argument_is_one_line_and_status_2(
     bad = put(tmp_path / "bad.csv", "sentence1,sentence2,score\na,b,1\nc,d,high\n")
     places = {"model": tiny_model_dir, "sts": write_sts(tmp_path / "sts.tsv"), "bad": bad}
     monkeypatch.chdir(tmp_path)
-    assert words in refusal(module.main, *(argument.format(**places) for argument in arguments))
+    assert words in refusal(command_module.main, *(argument.format(**places) for argument in arguments))
     assert not (tmp_path / "evaluation.json").exists()

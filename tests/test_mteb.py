@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from tiny import english_sentences
 
 from shortstack.distillation.evaluation.sets import StsPairs
-from shortstack.evaluate import correlations, sts_similarities
+from shortstack.distillation.evaluation.sts import correlations, sts_similarities
 from shortstack.model import Embedder
 
 mteb = pytest.importorskip("mteb", reason="mteb is not installed: pip install mteb")

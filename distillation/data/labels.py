@@ -251,19 +251,25 @@ def label_shards(
 
 def fingerprint_parts(teacher: Embedder, corpus: Corpus, recipe: Recipe) -> dict[str, Any]:
     """Everything that decides what the labels are, by the name a user knows it by."""
+    return teacher_parts(teacher) | {
+        "sentences": corpus.fingerprint,
+        "precision": f"computed in {teacher.precision}, stored in {recipe.label_precision}",
+        "shard size": recipe.shard_size,
+    }
+
+
+def teacher_parts(teacher: Embedder) -> dict[str, Any]:
+    """Everything of a teacher that decides what its embeddings are, but for its precision."""
     settings = teacher.settings
     bert = teacher.bert  # of its shape, the weights don't tell this:
     shape = f"{bert.config.num_attention_heads} {bert.activation} {bert.embeddings.LayerNorm.eps}"
     weights = sha256_of_tensors(teacher.state_dict(), shape + teacher.tokenizer.backend_tokenizer.to_str())
     return {
         "teacher": weights,
-        "sentences": corpus.fingerprint,
         "pooling": f"{settings.pooling}, normalize {settings.normalize}, dense {teacher.dense_activation}"
         + (f", cut to {settings.truncate_dim}" if settings.truncate_dim else ""),
         "max_length": f"{settings.max_length}, lowercase {settings.lowercase}",
         "prompts": [teacher.role_prompt(role) for role in ROLES],
-        "precision": f"computed in {teacher.precision}, stored in {recipe.label_precision}",
-        "shard size": recipe.shard_size,
     }
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from shortstack.distillation.data.sentences import Texts
 from shortstack.distillation.data.sources import parse_number, parse_source, read_lines, read_rows, read_source
-from shortstack.model.files import InputError
+from shortstack.model.embedder import ROLES
+from shortstack.model.files import InputError, read_json
 
 STS_COLUMNS = [("sentence1", "text1"), ("sentence2", "text2"), ("score", "similarity_score", "label")]
 
@@ -70,12 +72,12 @@ def read_sts(name: str, source: str) -> StsPairs:
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """Queries, documents, and for each query the indices of the documents that answer it (one or more)."""
+    """Queries, documents, and for each query the grades, above 0, of the documents that answer it (one or more)."""
 
     name: str
     queries: list[str]
     documents: list[str]
-    relevant: list[set[int]]
+    grades: list[dict[int, float]]  # by index in `documents`
 
 
 def read_retrieval(name: str, source: str) -> RetrievalSet:
@@ -88,8 +90,8 @@ def read_retrieval(name: str, source: str) -> RetrievalSet:
       queries, all the others' are the documents, and line i answers line i.
 
     JSON lines have text (title too, and _id, as in BEIR: Thakur et al. 2021, arXiv:2104.08663); in a text file a line's
-    id is its number from 0. A relevance line is query id, document id and, if any, a grade, of which 0 means not
-    relevant. Queries without a relevant document are left out.
+    id is its number from 0. A relevance line is query id, document id and, if any, a grade: 0 means not relevant, and
+    without one it is 1. Queries without a relevant document are left out.
 
     Raises:
         InputError: by file and line: a file missing or corrupt, an id twice or unknown, an empty query.
@@ -109,15 +111,15 @@ def read_retrieval(name: str, source: str) -> RetrievalSet:
             raise InputError(f"{paths[0]}: query {index + 1} is empty")
     query_index = {identity: index for index, identity in enumerate(queries)}
     document_index = {identity: index for index, identity in enumerate(documents)}
-    relevant: list[set[int]] = [set() for _ in queries]
-    for query, document in read_relevance(Path(paths[2]), query_index, document_index):
-        relevant[query].add(document)
+    grades: list[dict[int, float]] = [{} for _ in queries]
+    for query, document, grade in read_relevance(Path(paths[2]), query_index, document_index):
+        grades[query][document] = grade
     texts = list(queries.values())
-    kept = [index for index in range(len(texts)) if relevant[index]]
+    kept = [index for index in range(len(texts)) if grades[index]]
     if not kept:
         raise InputError(f"{paths[2]}: no query has a relevant document")
     return RetrievalSet(
-        name, [texts[index] for index in kept], list(documents.values()), [relevant[index] for index in kept]
+        name, [texts[index] for index in kept], list(documents.values()), [grades[index] for index in kept]
     )
 
 
@@ -135,8 +137,8 @@ def read_parallel(name: str, source: str) -> RetrievalSet:
     if not columns[0]:
         raise InputError(f"{paths[0]}: no lines in it")
     count = len(columns[0])
-    relevant = [{index + count * file for file in range(len(paths) - 1)} for index in range(count)]
-    return RetrievalSet(name, columns[0], list(itertools.chain(*columns[1:])), relevant)
+    grades = [{index + count * file: 1.0 for file in range(len(paths) - 1)} for index in range(count)]
+    return RetrievalSet(name, columns[0], list(itertools.chain(*columns[1:])), grades)
 
 
 def find_file(directory: str, names: list[str], suffixes: list[str]) -> str:
@@ -163,8 +165,8 @@ def read_texts(path: Path) -> dict[str, str]:
 
 def read_relevance(
     path: Path, query_index: dict[str, int], document_index: dict[str, int]
-) -> Iterator[tuple[int, int]]:  # fmt: skip
-    """The (query, document) indices that a relevance file calls relevant; a header is skipped."""
+) -> Iterator[tuple[int, int, float]]:  # fmt: skip
+    """(query, document, grade) of what a relevance file calls relevant, by index; a header is skipped."""
     try:
         for number, line in read_lines(path):
             fields = [field.strip() for field in line.split("\t")]
@@ -178,6 +180,27 @@ def read_relevance(
             if fields[1] not in document_index:
                 raise InputError(f"{path}:{number}: no document {fields[1]:.80}")
             if grade > 0:
-                yield query_index[fields[0]], document_index[fields[1]]
+                yield query_index[fields[0]], document_index[fields[1]], grade
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+
+
+# -- text that a run held out ----------------------------------------------------------------------------------------
+
+
+def read_held_out(run: Path | None) -> Texts:
+    """The sentences that a run held out from training; none where there is no run or no such file.
+
+    Raises:
+        InputError: held_out.json is not as a run writes it.
+    """
+    if run is None or not (run / "held_out.json").exists():
+        return Texts([], [])
+    kept = read_json(run / "held_out.json")
+    if isinstance(kept, list):  # written before there were roles
+        kept = {"sentences": kept, "roles": [""] * len(kept)}
+    sentences, roles = (kept.get("sentences"), kept.get("roles")) if isinstance(kept, dict) else (None, None)
+    if isinstance(sentences, list) and isinstance(roles, list) and len(sentences) == len(roles):  # noqa: SIM102
+        if all(isinstance(text, str) for text in sentences) and all(role in ROLES for role in roles):
+            return Texts(sentences, roles)
+    raise InputError(f"{run / 'held_out.json'}: not as train.py writes it; give --sentences instead")

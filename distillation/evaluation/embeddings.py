@@ -1,0 +1,84 @@
+"""Embeddings to judge by: shared among ranks, and the teacher's of a retrieval set, computed once and kept on disk."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from shortstack.distillation.data.labels import teacher_parts
+from shortstack.distillation.evaluation.sets import RetrievalSet
+from shortstack.distillation.ranks import ALONE, Ranks
+from shortstack.model import Embedder
+from shortstack.model.files import InputError, load_tensors, save_tensors
+from shortstack.model.tokens import Tokenized
+
+
+class SetEmbeddings(NamedTuple):
+    """A model's embeddings of a retrieval set: (Q, d) and (N, d), fp32."""
+
+    queries: torch.Tensor
+    documents: torch.Tensor
+
+
+def embed_shared(embedder: Embedder, tokens: Tokenized, ranks: Ranks = ALONE) -> torch.Tensor:
+    """Embed tokenised sentences, shared among the ranks: (n, d) fp32 on the embedder's device, on every rank."""
+    result = torch.zeros(len(tokens), embedder.dimensions, device=embedder.device)
+    mine = np.arange(ranks.rank, len(tokens), ranks.world)
+    result[mine] = embedder.embed(tokens.take(mine), check=True)
+    return ranks.sum(result)
+
+
+def embed_texts(embedder: Embedder, texts: Sequence[str], role: str, ranks: Ranks = ALONE) -> torch.Tensor:
+    """`embed_shared` of texts under the model's prompt for their role; the role "" stands for the default prompt."""
+    return embed_shared(embedder, embedder.tokenize(texts, embedder.role_prompt(role)), ranks)
+
+
+def embed_set(embedder: Embedder, data: RetrievalSet, ranks: Ranks = ALONE) -> SetEmbeddings:
+    """Embed a retrieval set's queries and documents, each under the model's prompt for its role."""
+    return SetEmbeddings(
+        embed_texts(embedder, data.queries, "query", ranks), embed_texts(embedder, data.documents, "document", ranks)
+    )
+
+
+def teacher_embeddings(
+    teacher: Embedder, data: RetrievalSet, directory: Path | None, ranks: Ranks = ALONE
+) -> SetEmbeddings:
+    """The teacher's embeddings of a retrieval set: those on disk, else computed now and kept.
+
+    Args:
+        teacher: in evaluation mode.
+        data: the set. Only its texts matter, neither its name nor its judgements.
+        directory: where they are kept, one file a set, under a name that tells the teacher, its prompts, its precision
+            and the texts. None keeps nothing.
+        ranks: who shares the work. All of them must come here.
+
+    A file that is damaged is made again, which is printed.
+    """
+    if directory is None:
+        return embed_set(teacher, data, ranks)
+    parts = teacher_parts(teacher) | {"precision": teacher.precision, "texts": [data.queries, data.documents]}
+    fingerprint = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
+    path = directory / f"retrieval-{fingerprint[:16]}.safetensors"
+    kept = read_kept(path, fingerprint)
+    if not ranks.any(kept is None):  # otherwise all ranks compute: they may not see the same files
+        assert kept is not None
+        return SetEmbeddings(*(each.to(teacher.device) for each in kept))
+    embeddings = embed_set(teacher, data, ranks)
+    if ranks.is_main and all(bool(each.isfinite().all()) for each in embeddings):
+        save_tensors(path, embeddings._asdict(), state=fingerprint)
+    return embeddings
+
+
+def read_kept(path: Path, fingerprint: str) -> SetEmbeddings | None:
+    """Embeddings that `teacher_embeddings` kept; None where there are none or the file is damaged."""
+    if not path.exists():
+        return None
+    try:
+        tensors, state = load_tensors(path)
+    except InputError as error:
+        print(f"{str(error).partition('; ')[0]}; embedding the set again", flush=True)
+        return None
+    return SetEmbeddings(tensors["queries"], tensors["documents"]) if state == fingerprint else None

@@ -1,0 +1,147 @@
+"""The judge of a student: quickly while it trains, fully when it is finished."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.data.sentences import Texts
+from shortstack.distillation.evaluation.embeddings import embed_set, embed_shared, teacher_embeddings
+from shortstack.distillation.evaluation.neighbours import distance_to_teacher, found_neighbours, overlap_figures
+from shortstack.distillation.evaluation.retrieval import (
+    evaluate_retrieval,
+    first_ten,
+    mean_over_sets,
+    quick_figures,
+)
+from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs
+from shortstack.distillation.evaluation.sts import correlations, evaluate_sts, mean_over_pairs, sts_similarities
+from shortstack.distillation.ranks import ALONE, Ranks
+from shortstack.model import Embedder
+from shortstack.model.files import sha256_of_tensors
+
+NO_TEXTS = Texts([], [])
+
+
+class Judge:
+    """What students are judged by.
+
+    Args:
+        sts: pairs of sentences, with people's scores.
+        retrieval: queries and documents, with people's grades.
+        held_out: texts that no student was trained on.
+        ranks: who shares the work of `quickly`.
+        kept: directory of the teacher's embeddings of the retrieval sets, such as OUTPUT/labels; None keeps none.
+    """
+
+    def __init__(
+        self,
+        sts: Sequence[StsPairs] = (),
+        retrieval: Sequence[RetrievalSet] = (),
+        held_out: Texts = NO_TEXTS,
+        ranks: Ranks = ALONE,
+        kept: Path | None = None,
+    ) -> None:
+        self.sts, self.retrieval, self.held_out = sts, retrieval, held_out
+        self.ranks, self.kept = ranks, kept
+        self._wanted: dict[str, np.ndarray] = {}
+
+    def hear(self, teacher: Embedder) -> "Judge":
+        """Rank each set's documents as the teacher does: `quickly` gives found@10 from then on. Returns self.
+
+        All ranks must come here together.
+        """
+        for data in self.retrieval:
+            self._wanted[data.name] = first_ten(*teacher_embeddings(teacher, data, self.kept, self.ranks))
+        return self
+
+    def quickly(self, student: Embedder, held_out: LabelledSentences) -> dict[str, Any]:
+        """The figures that a training run watches; all ranks must come here together.
+
+        Args:
+            student: in evaluation mode.
+            held_out: sentences with the teacher's labels.
+
+        Returns:
+            Distance to the labels and neighbours found, then the figures of each set under its name. After `hear` also
+            found@10 of each retrieval set, and mean_found@10.
+        """
+        embeddings = embed_shared(student, held_out.tokens, self.ranks)
+        labels = held_out.labels.to(embeddings)
+        figures: dict[str, Any] = distance_to_teacher(embeddings, labels)
+        figures["overlap@10"] = float("nan")
+        if len(labels) > 2:
+            figures["overlap@10"] = float(found_neighbours(embeddings, labels)["student"].mean())
+        for data in self.retrieval:
+            embedded = embed_set(student, data, self.ranks)
+            figures[data.name] = quick_figures(embedded, data.grades, self._wanted.get(data.name))
+        if self._wanted:
+            figures["mean_found@10"] = float(np.mean([figures[data.name]["found@10"] for data in self.retrieval]))
+        for pairs in self.sts:
+            figures[pairs.name] = correlations(sts_similarities(student, pairs, self.ranks), pairs.scores)
+        return figures
+
+    def fully(self, student: Embedder, teacher: Embedder | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All figures of a student and, where given, its teacher. This rank computes them alone.
+
+        Returns:
+            The content of evaluation.json, and of evaluation_pairs.json (each STS pair with its similarities).
+        """
+        models = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
+        figures: dict[str, Any] = {name: {} for name in models}
+        figures |= {
+            "retention": {},
+            "difference": {},
+            "models": {name: describe(each) for name, each in models.items()},
+        }
+        pairs_file: dict[str, Any] = {}
+        for pairs in self.sts:
+            found, pairs_file[pairs.name] = evaluate_sts(models, pairs)
+            for section, value in found.items():
+                figures[section][pairs.name] = value
+        if teacher is not None and self.held_out[0] and student.dimensions == teacher.dimensions:
+            self._compare(student, teacher, figures)
+        if self.retrieval:
+            figures["retrieval"] = {data.name: self._search(data, student, teacher) for data in self.retrieval}
+        return with_means(figures), pairs_file
+
+    def _compare(self, student: Embedder, teacher: Embedder, figures: dict[str, Any]) -> None:
+        """Add the distance to the teacher on the held-out texts, and the neighbours found."""
+        texts, roles = self.held_out
+        ours, theirs = (
+            torch.as_tensor(model.encode(model.with_prompts(texts, roles), prompt="")) for model in (student, teacher)
+        )
+        distance = distance_to_teacher(ours, theirs)
+        figures["student"]["negative_mse"] = distance.pop("negative_mse")
+        figures["sanity"] = distance
+        if len(texts) > 2:
+            figures["overlap"] = overlap_figures(ours, theirs, texts)
+
+    def _search(self, data: RetrievalSet, student: Embedder, teacher: Embedder | None) -> dict[str, dict[str, Any]]:
+        theirs = None if teacher is None else teacher_embeddings(teacher, data, self.kept)
+        return evaluate_retrieval(data, embed_set(student, data), theirs)
+
+
+def with_means(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures with the means over STS sets and over retrieval sets; the latter where there are several."""
+    means = mean_over_pairs(figures)
+    retrieval = figures.get("retrieval", {})
+    searched = mean_over_sets(retrieval) if len(retrieval) > 1 else {}
+    return figures | ({"mean": means} if means else {}) | ({"retrieval_mean": searched} if searched else {})
+
+
+def describe(embedder: Embedder) -> dict[str, Any]:
+    """Size and shape of a model, and the SHA-256 of its weights."""
+    config = embedder.bert.config
+    weights = {name: tensor for name, tensor in embedder.state_dict().items() if "pooler" not in name}
+    return {
+        "name": embedder.settings.origin,
+        "layers": config.num_hidden_layers,
+        "dimensions": embedder.dimensions,
+        "parameters": sum(p.numel() for name, p in embedder.named_parameters() if "pooler" not in name),
+        "precision": embedder.precision,
+        "weights": sha256_of_tensors(weights),
+    }

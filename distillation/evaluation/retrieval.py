@@ -1,0 +1,120 @@
+"""Retrieval: does search by the student find what people judged relevant, and what the teacher would find?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from shortstack.distillation.evaluation.bootstrap import bootstrap, interval, means, paired
+from shortstack.distillation.evaluation.embeddings import SetEmbeddings
+from shortstack.distillation.evaluation.sets import RetrievalSet
+from shortstack.distillation.evaluation.sts import mean_of
+
+MEASURES = ("mrr@10", "ndcg@10", "recall@1", "recall@10")
+SIMILARITIES = 2**25  # of queries and documents in memory at a time: 134 MB
+
+
+def first_ten(queries_Qd: torch.Tensor, documents_Nd: torch.Tensor) -> np.ndarray:
+    """The documents of the highest cosine similarity to each query, best first: (Q, 10), or (Q, N) of fewer."""
+    top = min(10, len(documents_Nd))
+    documents_Nd = F.normalize(documents_Nd, dim=-1)
+    block = max(1, SIMILARITIES // len(documents_Nd))
+    rankings = [
+        (F.normalize(queries_Qd[start : start + block], dim=-1) @ documents_Nd.T).topk(top).indices.cpu().numpy()
+        for start in range(0, len(queries_Qd), block)
+    ]
+    return np.concatenate(rankings)
+
+
+def judge_rankings(rankings_Qk: np.ndarray, grades: Sequence[Mapping[int, float]]) -> dict[str, np.ndarray]:
+    """How well rankings agree with people's judgements.
+
+    Args:
+        rankings_Qk: of `first_ten`.
+        grades: for each query, the grades, above 0, of the documents it should find; one or more.
+
+    Returns:
+        Of each query, (Q,):
+        mrr@10: 1 / rank of the first relevant document among the first 10, 0 where there is none.
+        ndcg@10: the sum of the grades found, each divided by log2(rank + 1), over the largest possible sum.
+        recall@1, recall@10: share of the relevant documents among the first 1 or 10.
+
+    Source: as in BEIR (Thakur et al., 2021, https://arxiv.org/abs/2104.08663), which takes trec_eval's figures. There
+    the gain is the grade itself, not 2 to its power.
+    """
+    figures: dict[str, list[float]] = {key: [] for key in MEASURES}
+    discounts = 1 / np.log2(np.arange(2, 12))
+    for wanted, ranking in zip(grades, rankings_Qk.tolist(), strict=True):
+        gains = np.array([wanted.get(document, 0.0) for document in ranking])
+        best = np.sort(np.array(list(wanted.values()), dtype=float))[::-1][:10]
+        hits = gains > 0
+        figures["mrr@10"].append(1 / (1 + int(hits.argmax())) if hits.any() else 0.0)
+        figures["ndcg@10"].append(
+            float((gains * discounts[: len(gains)]).sum() / (best * discounts[: len(best)]).sum())
+        )
+        figures["recall@1"].append(float(hits[0]) / len(wanted))
+        figures["recall@10"].append(float(hits.sum()) / len(wanted))
+    return {key: np.array(values) for key, values in figures.items()}
+
+
+def share_found(rankings_Qk: np.ndarray, wanted_Qk: np.ndarray) -> np.ndarray:
+    """found@10 of each query, (Q,): the share of the teacher's first ten documents that are among the student's."""
+    return (rankings_Qk[:, :, None] == wanted_Qk[:, None, :]).any(axis=1).mean(axis=1)
+
+
+def quick_figures(
+    student: SetEmbeddings, grades: Sequence[Mapping[int, float]], wanted_Qk: np.ndarray | None = None
+) -> dict[str, float]:
+    """The means of `judge_rankings` and, where the teacher's first ten are given, of found@10."""
+    rankings = first_ten(*student)
+    figures = judge_rankings(rankings, grades)
+    if wanted_Qk is not None:
+        figures["found@10"] = share_found(rankings, wanted_Qk)
+    return {key: float(values.mean()) for key, values in figures.items()}
+
+
+def evaluate_retrieval(
+    data: RetrievalSet, student: SetEmbeddings, teacher: SetEmbeddings | None = None
+) -> dict[str, dict[str, Any]]:
+    """Retrieval by the student, by the teacher, and asymmetric: the student's queries over the teacher's documents.
+
+    Args:
+        data: the set.
+        student, teacher: their embeddings of it. Where their dimensions differ, there is nothing asymmetric.
+
+    Returns:
+        For each: the means of `judge_rankings`, ndcg@10's interval, and beside a teacher for the student and asymmetric
+        `kept`, the share of the teacher's ndcg@10; `difference` to it, over the same resampled queries; found@10 and
+        its interval.
+    """
+    rankings = {"student": first_ten(*student)}
+    if teacher is not None:
+        rankings["teacher"] = first_ten(*teacher)
+        if student.queries.shape[1] == teacher.documents.shape[1]:
+            rankings["asymmetric"] = first_ten(student.queries, teacher.documents.to(student.queries))
+    judged = {who: judge_rankings(ranking, data.grades) for who, ranking in rankings.items()}
+    resampled = dict(zip(judged, bootstrap(means, [each["ndcg@10"] for each in judged.values()]), strict=True))
+    figures: dict[str, dict[str, Any]] = {}
+    for who, each in judged.items():
+        figures[who] = {key: float(values.mean()) for key, values in each.items()}
+        figures[who]["interval"] = interval(resampled[who])
+        if teacher is not None and who != "teacher":
+            kept, whole = (float(judged[name]["ndcg@10"].mean()) for name in (who, "teacher"))
+            figures[who]["kept"] = kept / whole if whole else float("nan")
+            figures[who]["difference"] = {"ndcg@10": kept - whole, **paired(resampled[who], resampled["teacher"])}
+            found = share_found(rankings[who], rankings["teacher"])
+            figures[who]["found@10"] = float(found.mean())
+            figures[who]["found@10_interval"] = interval(bootstrap(means, [found])[0])
+    return figures
+
+
+def mean_over_sets(retrieval: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Means of found@10 and kept over the sets that have them, for the student and asymmetric."""
+    result: dict[str, dict[str, float]] = {}
+    for who in ("student", "asymmetric"):
+        rows = [systems[who] for systems in retrieval.values() if "found@10" in systems.get(who, {})]
+        if rows:
+            result[who] = {key: mean_of([row.get(key) for row in rows]) for key in ("found@10", "kept")}
+    return result

@@ -1,0 +1,77 @@
+"""The figures of an evaluation as text."""
+
+from typing import Any
+
+from shortstack.distillation.evaluation.retrieval import MEASURES
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as text: a line per STS set, then retrieval and the distance to the teacher."""
+    sets = {name: figure for name, figure in figures["student"].items() if isinstance(figure, dict)}
+    width = max(map(len, [*sets, *figures.get("retrieval", {}), "STS set".ljust(16)]))
+    lines = sts_lines(figures, list(sets), width) + retrieval_lines(figures, width)
+    if "negative_mse" in figures["student"]:
+        lines += distance_lines(figures)
+    return "\n".join(lines)
+
+
+def sts_lines(figures: dict[str, Any], names: list[str], width: int) -> list[str]:
+    """A header, a line for each STS set, and their mean where there are several."""
+    if not names:
+        return []
+    columns = f" {'teacher':>8} {'kept':>7}   difference" if "teacher" in figures else ""
+    lines = [f"{'STS set':<{width}} {'pairs':>6} {'student Spearman':>29}{columns}"]
+    for name in names:
+        student = figures["student"][name]
+        low, high = student["spearman_interval"]
+        line = f"{name:<{width}} {student['pairs']:>6} {student['spearman_cosine']:>10.4f}"
+        line += f" {f'[{low:.4f}, {high:.4f}]':>18}"
+        if "teacher" in figures:
+            difference = figures["difference"][name]
+            line += f" {figures['teacher'][name]['spearman_cosine']:>8.4f} {figures['retention'][name]:>7.1%}"
+            line += f"   {difference['spearman']:+.4f}, {'clear' if difference['clear'] else 'within the noise'}"
+        lines.append(line)
+    if len(names) > 1:
+        mean = {name: f"{values['spearman_cosine']:.4f}" for name, values in figures["mean"].items()}
+        lines.append(f"{'mean':<{width}} {'':>6} {mean['student']:>10} {'':>18} {mean.get('teacher', ''):>8}".rstrip())
+    return lines
+
+
+def retrieval_lines(figures: dict[str, Any], width: int) -> list[str]:
+    """For each retrieval set a header and a line per system, found@10 first; then the means over several sets."""
+    lines = []
+    keys = (["found@10"] if "teacher" in figures else []) + list(MEASURES)
+    for name, systems in figures.get("retrieval", {}).items():
+        lines += ["", f"{name:<{width}} " + " ".join(f"{key:>10}" for key in keys)]
+        for who, row in systems.items():
+            cells = [f"{row[key]:.4f}" if key in row else "" for key in keys]
+            line = f"  {who:<{width - 2}} " + " ".join(f"{cell:>10}" for cell in cells)
+            if "kept" in row:
+                clear = "clear" if row["difference"]["clear"] else "within the noise"
+                line += f"   {row['kept']:.1%} of the teacher's nDCG@10 kept, {clear}"
+            lines.append(line)
+    means = figures.get("retrieval_mean", {})
+    if means:
+        lines += ["", f"mean of {len(figures['retrieval'])} retrieval sets"]
+    for who, row in means.items():
+        lines.append(f"  {who:<{width - 2}} {row['found@10']:>10.4f}   {row['kept']:.1%} of the teacher's nDCG@10 kept")
+    return lines
+
+
+def distance_lines(figures: dict[str, Any]) -> list[str]:
+    """The distance to the teacher, and the neighbours found."""
+    sanity, mse = figures["sanity"], figures["student"]["negative_mse"]
+    lines = [
+        "",
+        f"negative MSE {mse:.4f} (relative error {sanity['relative_error']:.4f})",
+        f"cosine to the teacher: mean {sanity['mean_cosine']:.4f}, 5th percentile {sanity['p5_cosine']:.4f}",
+        f"agreement with the teacher on which sentences are alike: {sanity['agreement']:.4f}",
+    ]
+    if "overlap" in figures:
+        alone, over = figures["overlap"]["student"], figures["overlap"]["asymmetric"]
+        low, high = alone["interval"]
+        lines.append(
+            f"overlap@10: of the teacher's ten nearest neighbours the student finds {alone['overlap@10']:.1%} "
+            f"[{low:.1%}, {high:.1%}], over the teacher's embeddings {over['overlap@10']:.1%}"
+        )
+    return lines
