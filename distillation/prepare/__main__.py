@@ -7,6 +7,8 @@ python -m distillation.prepare --text long                    # also text for lo
 """
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from shortstack.distillation.command_line import OneLineParser, run_command
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--teacher", choices=[NAME], help="a further teacher to fetch, 440 MB")
     parser.add_argument("--text", choices=["default", "long"], default="default", help="long: more text, 280 MB")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was begun is tidied up
     prepare(arguments.assets)
     if arguments.text == "long":
         from shortstack.distillation.prepare.long import prepare_long  # reads Parquet's kinds of compression, and YAML

