@@ -102,7 +102,7 @@ def numbered_labels(directory: Path, rows: int) -> Labels:
     directory.mkdir(exist_ok=True)
     for number, start in enumerate(range(0, rows, 16)):
         if not (directory / shard_name(number)).exists():
-            write_numbered(directory / shard_name(number), start, min(start + 16, rows))
+            write_numbered(directory, number, start, min(start + 16, rows))
     return Labels(directory, rows, 16, 2, 1, {}, np.zeros(0), "")
 
 
@@ -158,7 +158,7 @@ def test_one_window_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.M
     labels = numbered_labels(tmp_path / "labels", 90)
     sizes = []
     real = module.read_shards
-    monkeypatch.setattr(module, "read_shards", lambda paths: sizes.append(len(paths)) or real(paths))
+    monkeypatch.setattr(module, "read_shards", lambda paths, *of: sizes.append(len(paths)) or real(paths, *of))
     next(Epochs(labels, 8, 0, 1).batches())
     assert sizes == [2]
     assert len(steps_of(labels, 8, epoch=0, skip=4)) == 8 and sizes == [2, 2, 2]  # the skipped window is not read

@@ -104,7 +104,7 @@ def test_a_damaged_shard_is_labelled_anew(recipe: Path, undisturbed: RunDirector
     apply(shard)
     ended = train(recipe)
     assert ended.status == 0
-    [line] = [line for line in ended.out.splitlines() if "labelling it anew" in line]
+    [line] = [line for line in ended.out.splitlines() if "labelling it again" in line]
     assert line.startswith(f"{shard}: {reason}")
     assert all(torch.equal(tensor, whole[name]) for name, tensor in load_file(shard).items())
     assert same_weights(run_of(recipe), undisturbed)
@@ -117,7 +117,7 @@ def test_a_shard_that_is_damaged_during_the_run(recipe: Path, undisturbed: RunDi
     assert ended.status == 2
     assert ended.error == (
         f"error: {shard}: checksum does not match, the file is damaged; run again with --resume: the shard is then "
-        "labelled anew"
+        "labelled again"
     )
     assert_goes_on(recipe, undisturbed)
 

@@ -19,6 +19,7 @@ from shortstack.distillation.data.labels import (
     EVALUATION,
     LabelledSentences,
     Labels,
+    Store,
     fingerprint_parts,
     label_corpus,
     read_shards,
@@ -97,7 +98,7 @@ def test_labels_are_the_teachers_embeddings(
     found = label(teacher, corpus, tmp_path / "labels", storage)
     everything = [(found.evaluation(), corpus.evaluation().sentences)]
     for number in range(found.shards):
-        shard = read_shards([found.directory / shard_name(number)])
+        shard = read_shards([found.directory / shard_name(number)], found.fingerprint)
         everything.append((shard, corpus.training(16 * number, 16 * (number + 1)).sentences))
     assert found.shards == 5 and found.rows == 80 and found.dimensions == teacher.dimensions
     for shard, sentences in everything:
@@ -221,7 +222,54 @@ def test_a_damaged_shard_is_labelled_anew(
     computed = count_calls(monkeypatch)
     label(teacher, corpus, directory)
     assert computed() == 1 and shard_contents(directory) == before
-    assert "labelling it anew" in capsys.readouterr().out
+    assert "labelling it again" in capsys.readouterr().out
+
+
+def test_a_shard_in_anothers_place_is_found(
+    tmp_path: Path, teacher: Embedder, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, tiny_cls_dir: Path
+) -> None:
+    """A neighbour's, or that of the same number of another teacher: computed again, and refused while training."""
+    directory, theirs = tmp_path / "labels", tmp_path / "theirs"
+    labels = label(teacher, corpus, directory)
+    label(Embedder.load(tiny_cls_dir, device="cpu", precision="fp32"), corpus, theirs)
+    before = shard_contents(directory)
+    computed = count_calls(monkeypatch)
+    for count, other in enumerate([directory / shard_name(1), theirs / shard_name(3)], start=1):
+        shutil.copy(other, directory / shard_name(3))
+        with pytest.raises(InputError, match="00003.safetensors: not this shard of these labels; run again with"):
+            labels.read([2, 3])
+        label(teacher, corpus, directory)
+        assert computed() == count and shard_contents(directory) == before
+
+
+def test_labels_that_the_teacher_does_not_give_are_refused_before_training(
+    tmp_path: Path, teacher: Embedder, corpus: Corpus
+) -> None:
+    labels = label(teacher, corpus, tmp_path / "labels")
+    assert labels.difference < 1e-5
+    stale = labels.evaluation()
+    store = Store(labels.directory, labels.fingerprint, 16, "fp32")
+    write_shard(store, EVALUATION, LabelledSentences(stale.tokens, -stale.labels))
+    with pytest.raises(InputError, match="these labels differ from the teacher's embeddings by 200% of their length"):
+        label(teacher, corpus, tmp_path / "labels")
+
+
+def test_of_two_teachers_at_the_same_moment_one_gets_the_directory(
+    tmp_path: Path, teacher: Embedder, corpus: Corpus, tiny_cls_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one's manifest comes after this run has looked for one."""
+    other = Embedder.load(tiny_cls_dir, device="cpu", precision="fp32")
+    real = module.write_json
+
+    def late(path: Path, value: Any) -> None:
+        monkeypatch.setattr(module, "write_json", real)
+        label(other, corpus, tmp_path / "labels")
+        real(path, value)
+
+    monkeypatch.setattr(module, "write_json", late)
+    with pytest.raises(InputError, match="these labels are of another teacher"):
+        label(teacher, corpus, tmp_path / "labels")
+    assert label(other, corpus, tmp_path / "labels").difference < 1e-5
 
 
 def test_embeddings_that_are_no_numbers_stop_with_the_sentence(
@@ -245,8 +293,8 @@ def test_labels_beyond_fp16_stop_the_run(tmp_path: Path) -> None:
     tokens = Tokenized(np.array([1, 2], dtype=np.int32), np.array([2]))
     shard = LabelledSentences(tokens, torch.tensor([[1.0, 70_000.0]]))
     with pytest.raises(RunError, match="65504; run with --label-precision fp32"):
-        write_shard(tmp_path / "a.safetensors", shard, "fp16")
-    write_shard(tmp_path / "b.safetensors", shard, "fp32")
+        write_shard(Store(tmp_path, "", 1, "fp16"), "a", shard)
+    write_shard(Store(tmp_path, "", 1, "fp32"), "b", shard)
     assert [path.name for path in tmp_path.iterdir()] == ["b.safetensors"]
 
 
@@ -261,18 +309,19 @@ def test_a_damaged_manifest(tmp_path: Path, teacher: Embedder, corpus: Corpus) -
             label(teacher, corpus, tmp_path / "labels")
 
 
-def write_numbered(path: Path, start: int, stop: int) -> None:
+def write_numbered(directory: Path, number: int, start: int, stop: int) -> None:
     """A shard whose labels are the sentences' numbers."""
     lengths = np.random.default_rng(start).integers(1, 30, size=stop - start)
     tokens = Tokenized(np.repeat(np.arange(start, stop, dtype=np.int32), lengths), lengths)
-    write_shard(path, LabelledSentences(tokens, torch.arange(start, stop)[:, None].float()), "fp32")
+    shard = LabelledSentences(tokens, torch.arange(start, stop)[:, None].float())
+    write_shard(Store(directory, "", 16, "fp32"), number, shard)
 
 
 @pytest.fixture(scope="module")
 def one_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("shards") / "one.safetensors"
-    write_numbered(path, 0, 5)
-    return path
+    directory = tmp_path_factory.mktemp("shards")
+    write_numbered(directory, 0, 0, 5)
+    return directory / shard_name(0)
 
 
 @given(edits=st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=6)), max_size=4), cut=st.integers(0, 10**6))
@@ -284,9 +333,10 @@ def test_any_bytes_are_the_shard_or_are_labelled_anew(
         place %= len(content)
         content = content[:place] + written + content[place + len(written) :]
     content = content[: max(len(content) // 2, len(content) - cut % 200)]
-    path = one_shard.with_name("fuzzed.safetensors")
+    path = one_shard.parent / "fuzzed" / one_shard.name
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-    found = whole_shard(path)
+    found = whole_shard(path, "")
     if found is not None:
-        assert found.lengths.tolist() == read_shards([one_shard]).lengths.tolist()
-        assert torch.equal(read_shards([path]).labels, read_shards([one_shard]).labels)
+        assert found.lengths.tolist() == read_shards([one_shard], "").lengths.tolist()
+        assert torch.equal(read_shards([path], "").labels, read_shards([one_shard], "").labels)

@@ -1,16 +1,17 @@
 """Teacher embeddings, computed once: shards on disk, made, checked and read.
 
 A shard is one safetensors file of up to `shard_size` sentences: their tokens (int32, end to end), their lengths
-and their labels, with a checksum. epochs.py serves them to training, a window of shards at a time.
+and their labels, with a checksum, its own number and the fingerprint. epochs.py serves them to training.
 A directory of labels belongs to one fingerprint: teacher weights, tokenizer, pooling, prompts, precision and sentences.
 """
 
 import contextlib
 import hashlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,14 @@ from shortstack.model.files import (
     remove_leftovers,
     save_tensors,
     sha256_of_tensors,
+    temporary_beside,
     write_json,
 )
 from shortstack.model.tokens import Tokenized
 
 EVALUATION = "evaluation"  # name of the one shard that holds the evaluation sentences
+CHECKED = 100  # sentences that the teacher embeds again before labels are trusted
+TOLERANCE = 0.1  # bf16 is 0.01 from fp32, and may round differently among other sentences; another prompt gives 0.7
 
 Retokenize = Callable[[int | str, Tokenized], Tokenized]  # of a shard's name and the teacher's tokens
 
@@ -80,6 +84,7 @@ class Labels:
         pieces: how often each of the teacher's pieces occurs in the training sentences, (its vocabulary,).
         fingerprint: of everything that decides what the labels are.
         retokenize: gives the student's tokens where they are not the teacher's; None where they are.
+        difference: to what the teacher says of some sentences now, as a share of the labels' L2 norm.
     """
 
     directory: Path
@@ -91,6 +96,7 @@ class Labels:
     pieces: np.ndarray
     fingerprint: str
     retokenize: Retokenize | None = None
+    difference: float = 0.0
 
     @property
     def shards(self) -> int:
@@ -104,8 +110,8 @@ class Labels:
         """Some shards in memory, their tokens the student's."""
         paths = [self.directory / shard_name(name) for name in names]
         if self.retokenize is None:
-            return read_shards(paths)
-        shards = [read_shards([path]) for path in paths]
+            return read_shards(paths, self.fingerprint)
+        shards = [read_shards([path], self.fingerprint) for path in paths]
         tokens = [self.retokenize(name, shard.tokens) for name, shard in zip(names, shards, strict=True)]
         ids, lengths = (np.concatenate([getattr(each, key) for each in tokens]) for key in ("ids", "lengths"))
         return LabelledSentences(Tokenized(ids, lengths), torch.cat([shard.labels for shard in shards]))
@@ -115,32 +121,37 @@ def shard_name(number: int | str) -> str:
     return f"{number:05d}.safetensors" if not isinstance(number, str) else f"{number}.safetensors"
 
 
-def read_shards(paths: Sequence[Path]) -> LabelledSentences:
-    """Read shards into memory.
+def read_shards(paths: Sequence[Path], fingerprint: str) -> LabelledSentences:
+    """Read shards of the labels of this fingerprint into memory.
 
     Raises:
-        InputError: a shard is missing or corrupt.
+        InputError: a shard is missing or corrupt, or another shard lies in its place.
     """
-    shards = [read_shard(path) for path in paths]
+    shards = [read_shard(path, fingerprint) for path in paths]
     ids, lengths, labels = (torch.cat([shard[key] for shard in shards]) for key in ("input_ids", "lengths", "labels"))
     return LabelledSentences(Tokenized(ids.numpy(), lengths.numpy()), labels)
 
 
-def read_shard(path: Path) -> dict[str, torch.Tensor]:
+def read_shard(path: Path, fingerprint: str) -> dict[str, torch.Tensor]:
     """input_ids, lengths and labels of one shard.
 
     Raises:
-        InputError: it is missing or corrupt.
+        InputError: it is missing or corrupt, or another shard lies in its place.
     """
     try:
-        tensors, rows = load_tensors(path)
+        tensors, identity = load_tensors(path)
     except InputError as error:
         reason = str(error).partition("; ")[0]
     else:
-        if rows is not None:  # else it has no checksum, and is none of ours
+        if identity == identity_of(path, fingerprint):
             return tensors
-        reason = f"{path}: no shard of labels"
-    raise InputError(f"{reason}; run again with --resume: the shard is then labelled anew")
+        reason = f"{path}: not this shard of these labels"
+    raise InputError(f"{reason}; run again with --resume: the shard is then labelled again")
+
+
+def identity_of(path: Path, fingerprint: str) -> dict[str, str]:
+    """What a shard says of itself, so that one copied over another is found."""
+    return {"shard": path.stem, "labels": fingerprint}
 
 
 def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks) -> Labels:
@@ -154,13 +165,16 @@ def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks
         ranks: shard i is computed by rank i modulo their number.
 
     Raises:
-        InputError: the directory holds the labels of another teacher, corpus or setting, or not all ranks see it.
+        InputError: the directory holds the labels of another teacher, corpus or setting, or labels that are not what
+            the teacher says now, or not all ranks see it.
         RunError: the teacher gives NaN or infinite embeddings.
     """
     parts = fingerprint_parts(teacher, corpus, recipe)
     fingerprint = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
     directory = Path(recipe.labels or Path(recipe.output) / "labels" / fingerprint[:16])
     manifest = directory / "labels.json"
+    if ranks.is_main:
+        write_once(manifest, {"parts": parts, "rows": len(corpus)})
     if manifest.exists():
         found = read_json(manifest)
         found = found.get("parts", {}) if isinstance(found, dict) else {}
@@ -170,13 +184,12 @@ def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks
                 f"{directory}: these labels are of another {' and '.join(differing)}; "
                 "give another --labels directory, or delete this one"
             )
-    elif ranks.is_main:
-        write_json(manifest, {"parts": parts, "rows": len(corpus)})
     if ranks.is_main:
         remove_leftovers(directory)
 
     names: list[int | str] = [EVALUATION, *range(math.ceil(len(corpus) / recipe.shard_size))]
-    counts = label_shards(teacher, corpus, directory, names[ranks.rank :: ranks.world], recipe, ranks.is_main)
+    store = Store(directory, fingerprint, recipe.shard_size, recipe.label_precision)
+    counts = label_shards(teacher, corpus, store, names[ranks.rank :: ranks.world], ranks.is_main)
     # Summing also waits until every rank's shards are written.
     histogram, pieces = (ranks.sum(torch.from_numpy(each).to(ranks.device)).cpu() for each in counts)
     unseen = [path for path in (directory / shard_name(name) for name in names) if not path.exists()]
@@ -188,7 +201,7 @@ def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks
     occurring = histogram.nonzero().flatten()
     mean = float((histogram * torch.arange(len(histogram))).sum() / histogram.sum())
     tokens = {"min": int(occurring[0]), "mean": mean, "max": int(occurring[-1])}
-    return Labels(
+    labels = Labels(
         directory=directory,
         rows=len(corpus),
         shard_size=recipe.shard_size,
@@ -198,10 +211,55 @@ def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks
         pieces=pieces.numpy(),
         fingerprint=fingerprint,
     )
+    return replace(labels, difference=check_labels(labels, teacher, corpus))
+
+
+def check_labels(labels: Labels, teacher: Embedder, corpus: Corpus) -> float:
+    """The relative difference between labels on disk and what the teacher says now of the first held-out sentences.
+
+    Raises:
+        InputError: it is more than rounding explains.
+    """
+    name = EVALUATION if corpus.evaluation_size else 0
+    kept = labels.read([name]).labels[:CHECKED].float()
+    texts = sentences_of(name, corpus, teacher, labels.shard_size)[:CHECKED]
+    again = torch.as_tensor(teacher.encode(texts, prompt=""))
+    difference = float((again - kept).norm() / again.norm())
+    if not difference <= TOLERANCE:
+        raise InputError(
+            f"{labels.directory}: these labels differ from the teacher's embeddings by {difference:.0%} of their "
+            "length; give another --labels directory, or delete this one"
+        )
+    return difference
+
+
+def write_once(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all, unless the file is there: of two runs at the same moment one writes it."""
+    temporary = temporary_beside(path)
+    try:
+        write_json(temporary, value)
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            write_json(path, value)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where shards of labels are kept, and how: the directory, their fingerprint, their size, and fp16 or fp32."""
+
+    directory: Path
+    fingerprint: str
+    shard_size: int
+    precision: str
 
 
 def label_shards(
-    teacher: Embedder, corpus: Corpus, directory: Path, names: Sequence[int | str], recipe: Recipe, show_progress: bool
+    teacher: Embedder, corpus: Corpus, store: Store, names: Sequence[int | str], show_progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Write those of the named shards that are missing or corrupt.
 
@@ -219,13 +277,13 @@ def label_shards(
     pieces = np.zeros(teacher.bert.config.vocab_size, dtype=np.int64)
     missing = []
     for name in names:
-        shard = whole_shard(directory / shard_name(name))
+        shard = whole_shard(store.directory / shard_name(name), store.fingerprint)
         if shard is None:
             missing.append(name)
         else:
             count(shard.tokens, name)
-    total = sum(rows_of(name, corpus, recipe.shard_size) for name in missing)
-    texts = ((name, sentences_of(name, corpus, teacher, recipe.shard_size)) for name in missing)
+    total = sum(rows_of(name, corpus, store.shard_size) for name in missing)
+    texts = ((name, sentences_of(name, corpus, teacher, store.shard_size)) for name in missing)
     ahead = 1 if overlaps(teacher.device) else 0
     tokenised = prefetch(((name, text, teacher.tokenize(text)) for name, text in texts), ahead)
     with (
@@ -239,8 +297,7 @@ def label_shards(
             count(tokens, name)
             if written is not None:
                 written.result()
-            path, storage = directory / shard_name(name), recipe.label_precision
-            written = writer.submit(finish_shard, path, text, tokens, labels, storage)
+            written = writer.submit(finish_shard, store, name, text, LabelledSentences(tokens, labels))
             if not ahead:
                 written.result()
             release_freed_memory()
@@ -273,42 +330,44 @@ def teacher_parts(teacher: Embedder) -> dict[str, Any]:
     }
 
 
-def finish_shard(path: Path, sentences: Sequence[str], tokens: Tokenized, labels: torch.Tensor, storage: str) -> None:
+def finish_shard(store: Store, name: int | str, sentences: Sequence[str], shard: LabelledSentences) -> None:
     """Fetch a shard's labels from the device, which may still be at work on them, and write them.
 
     Raises:
         RunError: a label is not finite, or does not fit into fp16.
     """
-    labels = labels.cpu()
+    labels = shard.labels.cpu()
     is_finite = labels.isfinite().all(dim=1)
     if not is_finite.all():
         bad = sentences[int((~is_finite).nonzero()[0])]
         raise RunError(f"the teacher's embedding of {bad[:60]!r} is not finite; try --precision fp32")
-    write_shard(path, LabelledSentences(tokens, labels), storage)
+    write_shard(store, name, LabelledSentences(shard.tokens, labels))
 
 
-def write_shard(path: Path, shard: LabelledSentences, storage: str) -> None:
+def write_shard(store: Store, name: int | str, shard: LabelledSentences) -> None:
     """Write a shard, whole or not at all.
 
     Raises:
         RunError: a label does not fit into fp16.
     """
-    labels = shard.labels.to(torch.float16 if storage == "fp16" else torch.float32)
+    labels = shard.labels.to(torch.float16 if store.precision == "fp16" else torch.float32)
     if not labels.isfinite().all():
         raise RunError("a label is beyond fp16's largest number, 65504; run with --label-precision fp32")
     input_ids = torch.from_numpy(shard.tokens.ids)
     lengths = torch.from_numpy(shard.lengths.astype(np.int32))
-    save_tensors(path, {"input_ids": input_ids, "lengths": lengths, "labels": labels}, state=len(lengths))
+    path = store.directory / shard_name(name)
+    tensors = {"input_ids": input_ids, "lengths": lengths, "labels": labels}
+    save_tensors(path, tensors, state=identity_of(path, store.fingerprint))
 
 
-def whole_shard(path: Path) -> LabelledSentences | None:
-    """A shard; None where it is missing, or corrupt, which is said."""
+def whole_shard(path: Path, fingerprint: str) -> LabelledSentences | None:
+    """A shard; None where it is missing, or where it is corrupt or another one, which is printed."""
     if not path.exists():
         return None
     try:
-        return read_shards([path])
+        return read_shards([path], fingerprint)
     except InputError as error:
-        print(f"{str(error).partition('; ')[0]}; labelling it anew", flush=True)
+        print(f"{str(error).partition('; ')[0]}; labelling it again", flush=True)
         return None
 
 
