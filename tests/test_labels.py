@@ -259,14 +259,14 @@ def test_of_two_teachers_at_the_same_moment_one_gets_the_directory(
 ) -> None:
     """The other one's manifest comes after this run has looked for one."""
     other = Embedder.load(tiny_cls_dir, device="cpu", precision="fp32")
-    real = module.write_json
+    real = module.flush_to_disk
 
-    def late(path: Path, value: Any) -> None:
-        monkeypatch.setattr(module, "write_json", real)
+    def late(path: Path) -> None:
+        monkeypatch.setattr(module, "flush_to_disk", real)
         label(other, corpus, tmp_path / "labels")
-        real(path, value)
+        real(path)
 
-    monkeypatch.setattr(module, "write_json", late)
+    monkeypatch.setattr(module, "flush_to_disk", late)
     with pytest.raises(InputError, match="these labels are of another teacher"):
         label(teacher, corpus, tmp_path / "labels")
     assert label(other, corpus, tmp_path / "labels").difference < 1e-5

@@ -1,5 +1,6 @@
 """Passages: paragraphs of text and Markdown, whole or cut at sentence ends within what a model reads."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from shortstack.distillation.data.corpus import build_corpus
 from shortstack.distillation.data.passages import ESTIMATE, Cutter, cutter_of, paragraphs_of
 from shortstack.distillation.data.sentences import read_sentences
-from shortstack.distillation.data.sources import Marks, split_marks, with_reading
+from shortstack.distillation.data.sources import Marks, split_marks, what_is_read, with_reading
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
 
@@ -41,9 +42,89 @@ def test_markdown_is_read_as_its_prose(tmp_path: Path) -> None:
         "The first heading",
         "Some code and a link in a paragraph that goes on in the next line.",
         "an item with weight",
-        "another item",
         "A quotation ends here.",
     ]
+
+
+REST = """
+=====
+Title of all
+=====
+
+A paragraph with ``code``, :ref:`a link <x>` and *emphasis*
+that goes on. **Example**::
+
+    not_prose = True
+
+    more_code()
+
+.. note:: This note is prose
+   that continues.
+
+.. code-block:: python
+   :linenos:
+
+   x = 1
+
+- first item of it
+- second item is here
+
+>>> f(1)
+2
+
+=====  =====
+a      b
+=====  =====
+
+.. _label:
+
+See `the docs <http://example.org>`_ for more.
+"""
+HTML = """<html><head><title>not this</title></head><body><nav>nor <a href="x">this</a></nav><h1>A heading <em>here</em>
+</h1><p>Text &amp; <code>code</code>
+goes on.<pre>not_prose()</pre><ul><li>an item here<li>one</ul><table><tr><td>a cell of a table</table></body>"""
+
+
+def test_a_directory_of_documents_is_read_as_its_prose(tmp_path: Path) -> None:
+    """Without hidden files and what is no text, and without going round a loop of links."""
+    docs = tmp_path / "docs"
+    (docs / ".git").mkdir(parents=True)
+    (docs / "a.rst").write_text(REST)
+    (docs / "b.html").write_text(HTML)
+    (docs / "c.md").write_text(
+        "<!-- a comment\n\nof lines -->\n# One\n\nThe only text.\n\n    indented_code()\n\na | b\n--|--\n1 | 2\n"
+    )
+    (docs / "d.png").write_bytes(b"\x89PNG")
+    (docs / ".git" / "e.md").write_text("Not to be read.")
+    (docs / "loop").symlink_to(docs, target_is_directory=True)
+    assert list(read_sentences(str(docs))) == [
+        "Title of all",
+        "A paragraph with code, a link and emphasis that goes on. Example",
+        "This note is prose that continues.",
+        "first item of it",
+        "second item is here",
+        "See the docs for more.",
+        "A heading here",
+        "Text & code goes on.",
+        "an item here",
+        "The only text.",
+    ]
+    said = what_is_read(f"document@{docs}")
+    assert said == f"{docs}: 3 files read (1 .rst, 1 .html, 1 .md); left out: 1 .png"
+    (docs / "f.csv").write_text("text\nA table makes it a dataset.\n")
+    assert what_is_read(str(docs)) == ""
+
+
+def test_a_mistyped_document_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("docs/x.md", "docs/x.rst", "docs/x.html"):
+        with pytest.raises(InputError, match=f"{name}: no such file"):
+            list(read_sentences(name))
+
+
+def test_plain_text_is_streamed() -> None:
+    paragraphs = paragraphs_of((line for line in itertools.cycle(["a line", ""])), markdown=False)
+    assert next(paragraphs) == "a line"  # of text without end
 
 
 def test_plain_text_is_lines_unless_it_is_to_be_passages(tmp_path: Path) -> None:

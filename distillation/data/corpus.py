@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from shortstack.distillation.data.passages import ESTIMATE, Cutter
 from shortstack.distillation.data.sentences import Texts, in_passages, read_sentences
-from shortstack.distillation.data.sources import parse_source, split_marks, with_reading
+from shortstack.distillation.data.sources import parse_source, split_marks, what_is_read, with_reading
 from shortstack.distillation.host import release_freed_memory
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
@@ -85,9 +85,12 @@ def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks) -> Corpus:
     limits = (recipe.max_sentences or None, recipe.evaluation_sentences, recipe.seed, recipe.sampling)
     reading = "" if recipe.reading == "auto" else recipe.reading
     sources = [*(with_reading(source, reading) for source in recipe.sentences), *recipe.general]
-    key = hashlib.sha256(repr((sources, limits)).encode()).hexdigest()[:16]
+    cut_by = cutter.name if any(in_passages(source) for source in sources) else ""
+    key = hashlib.sha256(repr((sources, limits, cut_by)).encode()).hexdigest()[:16]
     directory = Path(recipe.output) / "corpus" / key
     if ranks.is_main:
+        for line in filter(None, map(what_is_read, sources)):
+            print(line, flush=True)
         with locked(directory.with_name(f".{key}.lock")), errors_about(directory, directory):
             remove_leftovers(directory)
             corpus = build_corpus(directory, sources, *limits, cutter=cutter)

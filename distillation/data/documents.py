@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import NamedTuple
 
 MARKDOWN = (".md", ".markdown")
@@ -13,12 +12,12 @@ DOCUMENTS = (*MARKDOWN, *REST, *HTML)
 
 FRONT_MATTER = re.compile(r"---\n.*?\n---\n", re.DOTALL)
 # Of HTML: what ends a paragraph, and what is no prose.
-BLOCKS = set("p div li dd dt h1 h2 h3 h4 h5 h6 section article blockquote br hr ul ol dl body figcaption".split())
-NO_PROSE = set("pre script style nav header footer table head svg form button template".split())
+BLOCKS = re.compile("p|div|li|dd|dt|h[1-6]|section|article|blockquote|br|hr|ul|ol|dl|body|figcaption")
+NO_PROSE = re.compile("pre|script|style|nav|header|footer|table|head|svg|form|button|template")
 # Of ReST: directives whose body is prose.
-PROSE_DIRECTIVES = set("note warning tip important caution attention hint danger seealso admonition topic".split()) | {
-    *"versionadded versionchanged deprecated".split()
-}
+PROSE_DIRECTIVES = re.compile(
+    "note|warning|tip|important|caution|attention|hint|danger|seealso|admonition|topic|version(added|changed)|deprecated"
+)
 UNDERLINE = re.compile(r"([=\-`:.'\"~^_*+#<>])\1{2,}\s*$")
 
 
@@ -36,11 +35,8 @@ def blocks_of(text: str, suffix: str) -> Iterator[Block]:
         text: the whole document.
         suffix: one of DOCUMENTS, in lower case.
     """
-    if suffix in MARKDOWN:
-        blocks = markdown_blocks(text)
-    else:
-        blocks = html_blocks(text) if suffix in HTML else rest_blocks(text)
-    for block in blocks:
+    read = markdown_blocks if suffix in MARKDOWN else html_blocks if suffix in HTML else rest_blocks
+    for block in read(text):
         line = " ".join(block.text.split())
         if any(character.isalpha() for character in line):
             yield Block(line, block.is_heading)
@@ -86,14 +82,14 @@ class ProseParser(HTMLParser):
         self._heading = False
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
-        if tag in NO_PROSE:
+        if NO_PROSE.fullmatch(tag):
             self._outside.append(tag)
-        if tag in BLOCKS | NO_PROSE:
+        if BLOCKS.fullmatch(tag) or NO_PROSE.fullmatch(tag):
             self.end_block()
         self._heading = bool(re.fullmatch(r"h[1-6]", tag)) or self._heading
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in BLOCKS | NO_PROSE:
+        if BLOCKS.fullmatch(tag) or NO_PROSE.fullmatch(tag):
             self.end_block()
         if tag in self._outside:  # also ends those inside it that were left open
             del self._outside[self._outside.index(tag) :]
@@ -133,7 +129,7 @@ def rest_blocks(text: str) -> Iterator[Block]:
         first = lines[0].strip()
         directive = re.match(r"\.\. ?(?:([\w:-]+)::\s*(.*))?", first)
         if directive:
-            if directive[1] not in PROSE_DIRECTIVES:
+            if not PROSE_DIRECTIVES.fullmatch(directive[1] or ""):
                 skip_deeper_than = indent
                 continue
             lines = [re.sub(r"^[\d.]+$", "", directive[2]), *lines[1:]]
@@ -172,9 +168,3 @@ def rest_inline(text: str) -> str:
     text = re.sub(r"``?([^`]+)``?_{0,2}", r"\1", text)
     text = re.sub(r"\|([^|\s][^|]*)\||\[[#\w]+\]_", r"\1", text)
     return re.sub(r"(?<!\w)\*{1,2}([^*\s](?:[^*]*[^*\s])?)\*{1,2}(?!\w)", r"\1", text)
-
-
-def suffixes_in(directory: Path) -> list[Path]:
-    """All files below a directory, links to directories not followed, hidden ones left out, by name."""
-    found = (path for path in directory.rglob("*") if path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(directory).parts))

@@ -7,6 +7,7 @@ A directory of labels belongs to one fingerprint: teacher weights, tokenizer, po
 
 import contextlib
 import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from shortstack.model.embedder import ROLES
 from shortstack.model.files import (
     InputError,
     RunError,
+    flush_to_disk,
     load_tensors,
     read_json,
     remove_leftovers,
@@ -235,17 +237,16 @@ def check_labels(labels: Labels, teacher: Embedder, corpus: Corpus) -> float:
 
 def write_once(path: Path, value: Any) -> None:
     """Write JSON, whole or not at all, unless the file is there: of two runs at the same moment one writes it."""
-    temporary = temporary_beside(path)
-    try:
-        write_json(temporary, value)
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
-        if not path.exists():
-            write_json(path, value)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with temporary_beside(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        flush_to_disk(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            if not path.exists():
+                write_json(path, value)
 
 
 @dataclass(frozen=True)

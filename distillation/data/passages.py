@@ -1,19 +1,21 @@
 """Passages: long text cut at sentence ends, so that every part of it is within what the teacher reads.
 
 A plain text file read as lines gives one sentence a line. Read as passages it is prose: its paragraphs, whole where
-they fit, else cut into parts of about equal length. Markdown is always read in this way, without its markup and code.
+they fit, else cut into parts of about equal length. Markdown, ReST and HTML are always read in this way, without
+their markup and code; see documents.py.
 """
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shortstack.distillation.data.documents import DOCUMENTS, blocks_of, passages_of
 from shortstack.distillation.data.sources import suffix_of
 from shortstack.model import Embedder
 
-MARKDOWN = (".md", ".markdown")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 WRAPPED = 120  # characters; a longer line is a paragraph of its own, shorter ones may be parts of one
 
@@ -101,7 +103,7 @@ def cutter_of(embedder: Embedder) -> Cutter:
 
 def is_cut(reading: str, file: Path | None) -> bool:
     """Whether a file, or a dataset (None), is cut to passages; `reading` is its source's mark, "" for none."""
-    return reading == "passages" or (not reading and file is not None and suffix_of(file) in MARKDOWN)
+    return reading == "passages" or (not reading and file is not None and suffix_of(file) in DOCUMENTS)
 
 
 # -- paragraphs ------------------------------------------------------------------------------------------------------
@@ -109,8 +111,11 @@ def is_cut(reading: str, file: Path | None) -> bool:
 
 def text_paragraphs(texts: Iterable[str], file: Path | None) -> Iterator[str]:
     """The paragraphs of a file's texts: of lines that belong together, or of each cell of a table for itself."""
+    if file is not None and suffix_of(file) in DOCUMENTS:
+        yield from passages_of(blocks_of("\n".join(texts), suffix_of(file)))
+        return
     if file is not None and suffix_of(file) not in TABLES:
-        yield from paragraphs_of(texts, markdown=suffix_of(file) in MARKDOWN)
+        yield from paragraphs_of(texts, markdown=False)
         return
     for text in texts:
         yield from paragraphs_of(text.splitlines(), markdown=False)
@@ -119,7 +124,7 @@ def text_paragraphs(texts: Iterable[str], file: Path | None) -> Iterator[str]:
 def paragraphs_of(lines: Iterable[str], markdown: bool) -> Iterator[str]:
     """Lines joined to paragraphs: a blank line ends one, and a line of more than WRAPPED characters is one."""
     paragraph: list[str] = []
-    for line in [*(markdown_lines(lines) if markdown else lines), ""]:
+    for line in itertools.chain(markdown_lines(lines) if markdown else lines, [""]):
         line = " ".join(line.split())
         if len(line) > WRAPPED or not line:
             yield from joined(paragraph)

@@ -24,6 +24,7 @@ import re
 import shutil
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,13 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from shortstack.distillation.data.documents import DOCUMENTS
 from shortstack.model.files import InputError
 
 Row = dict[str, Any]
 LINE_LIMIT = 2**24  # bytes; a longer line is no text, and this bounds the memory that a corrupt file can ask for
-DATA_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".gz")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
+DATA_SUFFIXES = (".txt", *TABLES, *DOCUMENTS, ".gz")
 STS_BENCHMARK_COLUMNS = ["genre", "file", "year", "id", "score", "sentence1", "sentence2"]
 
 
@@ -117,6 +120,9 @@ def parse_source(source: str, default_split: str) -> Source:
                 raise InputError(f"{source}: a file takes column names only, as in {path}:sentence1,sentence2")
             return Source([Path(file) for file in files], "", "", "", split_columns(rest[0] if rest else ""))
         if os.path.isdir(path):
+            documents, _ = documents_in(Path(path))
+            if documents and not rest:
+                return Source(documents, "", "", "", [])
             parts = [path, *rest]
             break
     name = parts[0]
@@ -128,6 +134,29 @@ def parse_source(source: str, default_split: str) -> Source:
         raise InputError(f"{source}: a dataset takes NAME:CONFIG:SPLIT:COLUMN,COLUMN at most")
     config, split, columns = (*parts[1:], "", "", "")[:3]
     return Source([], name, config, split or default_split, split_columns(columns))
+
+
+def documents_in(directory: Path) -> tuple[list[Path], list[Path]]:
+    """The documents and plain text files below a directory, by name, and all its other files.
+
+    Hidden files are passed over, and links to directories are not followed. A directory with tables is a dataset, in
+    which there are no documents.
+    """
+    found = sorted(path for path in directory.rglob("[!.]*") if path.is_file())
+    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
+    if any(suffix_of(path) in TABLES for path in found):
+        return [], found
+    read = [path for path in found if suffix_of(path) in (*DOCUMENTS, ".txt")]
+    return read, [path for path in found if path not in set(read)]
+
+
+def what_is_read(source: str) -> str:
+    """What a directory of documents gives, in words; "" for any other source."""
+    directory = split_marks(source)[1]
+    read, others = documents_in(Path(directory)) if os.path.isdir(directory) else ([], [])
+    counts = [Counter(suffix_of(path) or "no ending" for path in paths).most_common() for paths in (read, others)]
+    kinds, left_out = (", ".join(f"{count} {suffix}" for suffix, count in each) for each in counts)
+    return f"{directory}: {len(read)} files read ({kinds}); left out: {left_out or 'none'}" if read else ""
 
 
 def split_columns(text: str) -> list[str]:
