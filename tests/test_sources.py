@@ -1,6 +1,7 @@
 """Sentence sources: every format is read, every bad input named with its file and line."""
 
 import gzip
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tiny import STS_BENCHMARK, parquet_bytes, put
 
 from shortstack.distillation.data import sources as module
 from shortstack.distillation.data.sentences import read_sentences
+from shortstack.distillation.data.sources import parse_source, read_source
 from shortstack.model.files import InputError
 
 FORMATS: dict[str, str | bytes] = {
@@ -164,3 +166,27 @@ def test_an_endless_line_or_field_is_refused(tmp_path: Path, monkeypatch: pytest
     put(tmp_path / "a.csv", 'sentence\nfine\n"' + "open\n" * 1000)
     with pytest.raises(InputError, match=r"a\.csv:3: not CSV .*limit"):
         list(read_sentences(str(tmp_path / "a.csv")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "one\rtwo\rthree", "lines end in carriage returns alone"),
+        ("a.csv", "text,text\na,b\n", "a.csv:1: the column 'text' is there twice"),
+        ("a.json", '[{"text": "a"}, {"text": "b"}]\n', "a.json:1: an array of objects"),
+    ],
+)
+def test_text_that_would_be_lost_in_silence_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_bytes(content.encode())
+    with pytest.raises(InputError, match=message):
+        list(read_source(parse_source(str(tmp_path / name), "train")))
+
+
+def test_a_pipe_is_named_and_a_loop_of_links_read_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(InputError, match="pipe.txt: a pipe or device"):
+        parse_source(str(tmp_path / "pipe.txt"), "train")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("once")
+    (tmp_path / "docs" / "loop").symlink_to(tmp_path / "docs", target_is_directory=True)
+    assert parse_source(f"{tmp_path}/docs/**/*.txt", "train").files == [tmp_path / "docs" / "a.txt"]

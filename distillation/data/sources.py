@@ -114,7 +114,8 @@ def parse_source(source: str, default_split: str) -> Source:
         path, rest = ":".join(parts[:count]), parts[count:]
         files = [path] if os.path.isfile(path) else []
         if not files and re.search(r"[*?\[]", path) and "\0" not in path:
-            files = sorted(match for match in glob.glob(path, recursive=True) if os.path.isfile(match))
+            found = {os.path.realpath(match): match for match in sorted(glob.glob(path, recursive=True), reverse=True)}
+            files = sorted(match for match in found.values() if os.path.isfile(match))  # each once, links or not
         if files:
             if len(rest) > 1:
                 raise InputError(f"{source}: a file takes column names only, as in {path}:sentence1,sentence2")
@@ -126,6 +127,8 @@ def parse_source(source: str, default_split: str) -> Source:
             parts = [path, *rest]
             break
     name = parts[0]
+    if os.path.exists(name) and not os.path.isdir(name):
+        raise InputError(f"{source}: a pipe or device, which can't be read twice; write its text to a file first")
     if re.search(r"[*?\[]", name):
         raise InputError(f"{source}: no file matches")
     if not os.path.isdir(name) and (name.endswith(DATA_SUFFIXES) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
@@ -245,6 +248,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 return
             if len(raw) == LINE_LIMIT:
                 raise InputError(f"{path}:{number}: a line of more than {LINE_LIMIT:,} bytes; is this a text file?")
+            if number == 1 and b"\r" in raw.rstrip(b"\r") and not raw.endswith(b"\n"):
+                raise InputError(f"{path}: lines end in carriage returns alone; convert them to line feeds first")
             if b"\0" in raw:
                 raise InputError(f"{path}:{number}: a NUL byte, so no UTF-8 text; convert it (from UTF-16?) first")
             try:
@@ -276,6 +281,9 @@ def table_rows(path: Path, suffix: str) -> Iterator[tuple[int, Row]]:
     for number, fields in split_fields(path, lines, suffix):
         if not header:
             header = [name.strip() for name in fields]
+            if len(set(header)) < len(header):
+                twice = next(name for name in header if header.count(name) > 1)
+                raise InputError(f"{path}:{number}: the column {twice!r} is there twice; rename one")
         elif len(fields) != len(header):
             raise InputError(f"{path}:{number}: {len(fields)} columns, but the header has {len(header)}")
         else:
@@ -320,6 +328,8 @@ def json_rows(path: Path) -> Iterator[tuple[int, Row]]:
             row = {"text": row}
         elif isinstance(row, list) and len(row) == 3 and not isinstance(row[2], str):
             row = {"sentence1": row[0], "sentence2": row[1], "score": row[2]}
+        elif isinstance(row, list) and any(isinstance(value, dict) for value in row):
+            raise InputError(f"{path}:{number}: an array of objects; write each object on a line of its own")
         elif isinstance(row, list):
             row = {f"sentence{index}": value for index, value in enumerate(row, start=1)}
         if not isinstance(row, dict):
@@ -340,8 +350,12 @@ def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple
             wanted = [name for name in names if not columns or name in columns]
             for batch in table.iter_batches(batch_size=1024, columns=wanted, use_threads=False):
                 for row in batch.to_pylist():
+                    if any(isinstance(cell, str) and len(cell) >= LINE_LIMIT for cell in row.values()):
+                        raise InputError(f"{path}: row {number} has a text of more than {LINE_LIMIT:,} letters")
                     yield number, row
                     number += 1
+        except InputError:
+            raise
         except (pa.ArrowException, OSError, EOFError, ValueError, zlib.error) as error:
             raise InputError(f"{path}: not a Parquet file, or damaged after row {number - 1} ({error})") from None
 

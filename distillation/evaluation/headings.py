@@ -1,0 +1,40 @@
+"""Queries made of a user's own documents: each heading asks for the paragraphs below it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from shortstack.distillation.data.documents import DOCUMENTS, blocks_of
+from shortstack.distillation.data.passages import ESTIMATE, Cutter
+from shortstack.distillation.data.sources import read_lines, suffix_of
+from shortstack.distillation.evaluation.sets import RetrievalSet
+from shortstack.model.files import InputError
+
+
+def heading_queries(name: str, files: Sequence[Path], cutter: Cutter = ESTIMATE) -> RetrievalSet:
+    """Headings as queries, all paragraphs as documents; those between a heading and the next one answer it.
+
+    Args:
+        name: of the set.
+        files: documents that are not trained on; those of another kind than Markdown, ReST and HTML are passed over.
+        cutter: makes the same passages of long paragraphs as those to train on.
+
+    Raises:
+        InputError: no heading with a paragraph below it, or a file that cannot be read.
+    """
+    answers: dict[str, dict[int, float]] = {}  # a heading that occurs again, as "Example" does, has them all
+    documents: dict[str, int] = {}
+    for file in files:
+        if suffix_of(file) not in DOCUMENTS:
+            continue
+        heading = ""
+        for block in blocks_of("\n".join(line for _, line in read_lines(file)), suffix_of(file)):
+            if block.is_heading:
+                heading = block.text
+                continue
+            for passage in cutter.cut([block.text]):
+                index = documents.setdefault(passage, len(documents))
+                if heading:
+                    answers.setdefault(heading, {})[index] = 1.0
+    if not answers:
+        raise InputError(f"{name}: no heading with a paragraph below it in {len(files)} files")
+    return RetrievalSet(name, list(answers), list(documents), list(answers.values()))
