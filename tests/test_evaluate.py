@@ -25,9 +25,10 @@ from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.data.sentences import Texts
 from shortstack.distillation.evaluation import retrieval, sts
 from shortstack.distillation.evaluation.bootstrap import RESAMPLES, bootstrap, interval, spearmans
-from shortstack.distillation.evaluation.embeddings import SetEmbeddings, embed_set
+from shortstack.distillation.evaluation.embeddings import SetEmbeddings, embed_set, teacher_embeddings
 from shortstack.distillation.evaluation.judge import Judge
 from shortstack.distillation.evaluation.neighbours import distance_to_teacher, found_neighbours
+from shortstack.distillation.evaluation.results import finite
 from shortstack.distillation.evaluation.retrieval import MEASURES, evaluate_retrieval, quick_figures
 from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs
 from shortstack.distillation.evaluation.sts import correlations, sts_similarities
@@ -576,3 +577,53 @@ def test_a_wrong_argument_is_one_line_and_status_2(
     monkeypatch.chdir(tmp_path)
     assert words in refusal(command_module.main, *(argument.format(**places) for argument in arguments))
     assert not (tmp_path / "evaluation.json").exists()
+
+
+# -- what evaluation.json keeps --------------------------------------------------------------------------------------
+
+
+def test_grades_are_the_gains_of_ndcg() -> None:
+    found = judged(at_angles(0), at_angles(*range(0, 150, 10)), [{2: 1.0, 4: 3.0}])
+    best = 3 / np.log2(2) + 1 / np.log2(3)
+    assert found["ndcg@10"] == pytest.approx((1 / np.log2(4) + 3 / np.log2(6)) / best)
+
+
+def test_found_at_ten_is_the_share_of_the_teachers_first_ten() -> None:
+    data = RetrievalSet("a", ["q"], [str(number) for number in range(15)], [{0: 1.0}])
+    teacher = SetEmbeddings(at_angles(0), at_angles(*range(0, 150, 10)))
+    student = SetEmbeddings(at_angles(0), at_angles(*range(140, -10, -10)))  # finds documents 5 to 14, not 0 to 9
+    found = evaluate_retrieval(data, student, teacher)
+    assert found["student"]["found@10"] == 0.5 and found["student"]["found@10_interval"] == [0.5, 0.5]
+    assert found["asymmetric"]["found@10"] == 1 and "found@10" not in found["teacher"]
+
+
+def test_an_evaluation_joins_what_is_there(run: Path, tmp_path: Path, call: Call) -> None:
+    command(call, run / "model")
+    figures = read_json(run / "evaluation.json")
+    figures["best_step"] = 7
+    (run / "evaluation.json").write_text(json.dumps(figures))
+    command(call, run / "model", "--sts", f"a={write_sts(tmp_path / 'a.tsv', 1)}")
+    joined = read_json(run / "evaluation.json")
+    assert joined["best_step"] == 7 and set(joined["retention"]) == {"dev", "a"}
+    assert joined["student"]["dev"] == figures["student"]["dev"]
+    assert set(read_json(run / "evaluation_pairs.json")) == {"dev", "a"}
+
+
+def test_a_damaged_evaluation_is_one_line(run: Path, refusal: Callable[..., str]) -> None:
+    (run / "evaluation.json").write_text('{"student": []}')
+    assert "evaluation.json: not as evaluate.py writes it" in refusal(command_module.main, run / "model")
+
+
+def test_numbers_that_json_does_not_have_become_null() -> None:
+    assert finite({"a": [math.nan, 1.0, math.inf]}) == {"a": [None, 1.0, None]}
+
+
+def test_the_teachers_embeddings_are_kept(tiny_model_dir: Path, tmp_path: Path) -> None:
+    teacher, data = load(tiny_model_dir), make_retrieval()
+    first = teacher_embeddings(teacher, data, tmp_path)
+    (file,) = tmp_path.glob("retrieval-*.safetensors")
+    written = file.stat().st_mtime_ns
+    again = teacher_embeddings(teacher, data, tmp_path)
+    assert torch.equal(first.documents, again.documents) and file.stat().st_mtime_ns == written
+    file.write_bytes(file.read_bytes()[:-8])
+    assert torch.equal(teacher_embeddings(teacher, data, tmp_path).queries, first.queries)
