@@ -1,17 +1,25 @@
 # make distill   install, fetch teacher and text, then train, evaluate, bench and report the default recipe
+# make best      the same with the best student of that teacher: more text, longer training
 # make test      install, then the tests; test-long and test-gpu have the others
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 RUN := runs/minilm-3
+BEST := runs/minilm-long
 
-.PHONY: install distill test test-long test-gpu lint fix clean
+.PHONY: install distill best test test-long test-gpu lint fix clean
 
 distill: $(VENV)/installed
 	$(PY) -m distillation.prepare
 	$(PY) train.py
 	$(PY) bench.py $(RUN)/model
 	$(PY) -m distillation.report $(RUN)
+
+best: $(VENV)/installed
+	$(PY) -m distillation.prepare --text long
+	$(PY) train.py recipes/minilm-long.toml
+	$(PY) bench.py $(BEST)/model
+	$(PY) -m distillation.report $(BEST)
 
 test: $(VENV)/installed-test
 	$(PY) -m pytest --cov --cov-config=setup.cfg
