@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 RUN := runs/minilm-3
 BEST := runs/minilm-long
 
-.PHONY: install distill best test test-long test-gpu lint fix clean
+.PHONY: install lock distill best test test-long test-gpu lint fix clean
 
 distill: $(VENV)/installed
 	$(PY) -m distillation.prepare
@@ -44,8 +44,9 @@ fix: $(VENV)/installed-test
 install: $(VENV)/installed
 
 # A torch of 2.11 or newer that is there already (with CUDA, say) is kept: the environment sees it, and the pin on torch
-# is left out.
-$(VENV)/installed: setup.cfg constraints.txt
+# is left out. All other packages are taken only with the SHA-256 of the lock files. torch, whose builds differ from index
+# to index, is the exception: its version is pinned, its bytes are not.
+$(VENV)/installed: setup.cfg constraints.txt requirements-train.lock
 	@if $(PYTHON) -c "import torch" 2>/dev/null; then \
 		test -x $(PY) || $(PYTHON) -m venv --system-site-packages $(VENV); \
 		grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
@@ -53,12 +54,25 @@ $(VENV)/installed: setup.cfg constraints.txt
 		test -x $(PY) || $(PYTHON) -m venv $(VENV); \
 		cp constraints.txt $(VENV)/constraints.txt; \
 	fi
-	$(PY) -m pip install --quiet -c $(VENV)/constraints.txt -e '.[train]'
+	$(PY) -m pip install --quiet --no-deps --require-hashes -r requirements-train.lock
+	$(PY) -m pip install --quiet -c $(VENV)/constraints.txt --no-build-isolation -e '.[train]'
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
-	$(PY) -m pip install --quiet -c $(VENV)/constraints.txt -e '.[train,test]'
+$(VENV)/installed-test: $(VENV)/installed requirements-test.lock
+	$(PY) -m pip install --quiet --no-deps --require-hashes -r requirements-test.lock
+	$(PY) -m pip install --quiet -c $(VENV)/constraints.txt --no-build-isolation -e '.[train,test]'
 	@touch $@
+
+# after a change of setup.cfg or constraints.txt: what they ask for, with the SHA-256 of every file that PyPI has of it,
+# for all systems and Pythons from 3.11; needs uv (pip install uv)
+COMPILE := uv pip compile setup.cfg -c constraints.txt --no-config --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --no-header --default-index https://pypi.org/simple
+WITHOUT_TORCH := awk '/^[a-z]/ {skip = /^(torch|triton|nvidia-.*|cuda-.*)==/} !skip'
+
+lock:
+	mkdir -p build
+	$(COMPILE) --extra train --quiet -o build/train && $(WITHOUT_TORCH) build/train > requirements-train.lock
+	$(COMPILE) --extra train --extra test --quiet -o build/test && $(WITHOUT_TORCH) build/test > requirements-test.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
