@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 RUN := runs/minilm-3
 BEST := runs/minilm-long
 
-.PHONY: install lock distill best test test-long test-gpu lint fix clean
+.PHONY: install lock distill best test test-long test-gpu lint fix site clean
 
 distill: $(VENV)/installed
 	$(PY) -m distillation.prepare
@@ -40,6 +40,11 @@ lint: $(VENV)/installed-test
 fix: $(VENV)/installed-test
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+# the pages of docs/ as a site in build/site
+site: $(VENV)/installed
+	$(PY) -m pip install --quiet -c $(VENV)/constraints.txt -e '.[train,docs]'
+	$(PY) -m mkdocs build --strict --quiet
 
 install: $(VENV)/installed
 

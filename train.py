@@ -36,8 +36,9 @@ from shortstack.distillation.data.corpus import Corpus, open_corpus
 from shortstack.distillation.data.epochs import Epochs, check_batches
 from shortstack.distillation.data.labels import LabelledSentences, Labels, label_corpus
 from shortstack.distillation.data.passages import cutter_of
+from shortstack.distillation.data.vectors import TeacherVectors
 from shortstack.distillation.evaluation.judge import Judge
-from shortstack.distillation.evaluation.results import write_results
+from shortstack.distillation.evaluation.results import Results, write_results
 from shortstack.distillation.evaluation.sets import read_retrieval, read_sts
 from shortstack.distillation.evaluation.table import table
 from shortstack.distillation.host import overlaps, prefetch, release_freed_memory
@@ -71,9 +72,10 @@ def distil(run: Run) -> None:
     recipe, ranks = run.recipe, run.ranks
     sts = [read_sts(name, source) for name, source in recipe.sts.items()]
     retrieval = [read_retrieval(name, source) for name, source in recipe.retrieval.items()]
+    vectors = TeacherVectors.read(recipe.teacher_vectors, Path(recipe.output)) if recipe.teacher_vectors else None
     teacher = load_teacher(run)
-    plan = plan_student(recipe, teacher)
-    corpus = open_corpus(recipe, cutter_of(teacher), ranks)
+    plan = plan_student(recipe, teacher, vectors)
+    corpus = open_corpus(recipe, cutter_of(teacher), ranks, vectors)
     ranks.agree("corpus", {"text": corpus.fingerprint})
     check_batches(recipe, len(corpus), ranks)
     plan = plan.settled(corpus, ranks)
@@ -83,20 +85,29 @@ def distil(run: Run) -> None:
     ranks.agree("labels", {"teacher": labels.fingerprint})
     student, labels = make_student(plan, labels, corpus, ranks)
     describe_run(teacher, student, labels, corpus, run)
-    judge = Judge(sts, retrieval, corpus.evaluation(), ranks, Path(recipe.output) / "labels").hear(teacher)
+    judge = Judge(sts, retrieval, corpus.evaluation(), ranks, Path(recipe.output) / "labels")
+    if vectors is None:
+        judge.hear(teacher)
     progress = train(student, labels, judge, run)
     if ranks.is_main:
         student.calibrate(student.with_prompts(*corpus.evaluation()))
         student.save(run.directory / "model")
-        findings = sanity_of(progress, labels, run)
-        hand_over(student, teacher, judge, findings, run)
+        student.use_precision(teacher.precision)
+        results = judge.fully(student, teacher) if vectors is None else judge.by_labels(student, labels.evaluation())
+        hand_over(results, sanity_of(progress, labels, run), run)
 
 
 def load_teacher(run: Run) -> Embedder:
-    """The recipe's teacher, in the precision that the run labels and evaluates in."""
+    """The recipe's teacher, in the precision that the run labels and evaluates in.
+
+    Of a teacher that is known only by its vectors, what stands in its place: the encoder that the student starts from.
+    """
     recipe, device = run.recipe, run.ranks.device
     precision = encoding_precision(recipe.precision, device)
-    teacher = Embedder.load(recipe.teacher, device, precision, **teacher_overrides(recipe))
+    name = recipe.start_from if recipe.teacher_vectors else recipe.teacher
+    teacher = Embedder.load(name, device, precision, **teacher_overrides(recipe))
+    if recipe.teacher_vectors:  # the teacher read its texts as they are
+        teacher.settings.prompts, teacher.settings.default_prompt_name = {}, None
     teacher.tokens_per_batch = recipe.tokens_per_batch or None
     for note in teacher.settings.notes:
         run.say(f"note: {note}")
@@ -109,7 +120,10 @@ def describe_run(teacher: Embedder, student: Embedder, labels: Labels, corpus: C
         return
     recipe, history = run.recipe, student.settings.history
     assert isinstance(recipe.layers, list)
-    run.say(f"teacher {recipe.teacher}: {teacher.bert.config.num_hidden_layers} layers, {size_of(teacher)}")
+    if corpus.vectors is not None:
+        run.say(f"teacher: {len(corpus.vectors.vectors):,} vectors of {corpus.vectors.dimensions} dimensions")
+    else:
+        run.say(f"teacher {recipe.teacher}: {teacher.bert.config.num_hidden_layers} layers, {size_of(teacher)}")
     layers = f"layers {', '.join(map(str, recipe.layers))} of {recipe.start_from or 'the teacher'}"
     if recipe.intermediate_size:
         layers += f", of width {recipe.intermediate_size:,}"
@@ -145,13 +159,15 @@ def sanity_of(progress: Progress, labels: Labels, run: Run) -> dict[str, Any]:
     return {"sanity": sanity, "best_step": progress.best_step}
 
 
-def hand_over(student: Embedder, teacher: Embedder, judge: Judge, findings: dict[str, Any], run: Run) -> None:
-    """Judge the student beside its teacher, write the figures and print them.
+def hand_over(results: Results, findings: dict[str, Any], run: Run) -> None:
+    """Write the student's figures and print them.
 
     Args:
+        results: of the judge.
         findings: of `sanity_of`, which become part of the figures.
+        run: the run.
     """
-    figures, pairs = judge.fully(student.use_precision(teacher.precision), teacher)
+    figures, pairs = results
     figures |= findings | {"sanity": figures.get("sanity", {}) | findings["sanity"]}
     write_results(run.directory, (figures, pairs))
     print(table(figures))

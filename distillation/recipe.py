@@ -41,6 +41,9 @@ class Recipe:
 
     name: str = setting("", "name of the run directory under OUTPUT; empty takes the recipe file's name")
     teacher: str = setting("assets/all-MiniLM-L6-v2", "teacher: a model directory or a Hub name, of BERT's kind")
+    teacher_vectors: list[str] = setting(
+        [], "texts with a teacher's vectors, instead of TEACHER and SENTENCES: FILE:text,embedding or VECTORS.npy:TEXTS"
+    )
     start_from: str = setting("", "a student to train further, a directory or Hub name; empty starts from the teacher")
     layers: list[int] | str = setting(
         "even:3",
@@ -127,7 +130,17 @@ class Recipe:
         require(self.precision in PRECISIONS and self.precision != "int8", "precision", "auto, fp32, bf16 or fp16")
         require(self.label_precision in ("fp16", "fp32"), "label_precision", "fp16 or fp32")
         require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
-        require(bool(self.sentences), "sentences", "at least one file, glob or Hub dataset; give --sentences")
+        if self.teacher_vectors:
+            require(bool(self.start_from), "start_from", "the encoder to train, since teacher_vectors give none")
+            require(
+                not self.sentences and not self.general, "sentences", "empty beside teacher_vectors, which have texts"
+            )
+            require(not self.dimensions, "dimensions", "0 beside teacher_vectors, which have their own")
+        require(
+            bool(self.sentences or self.teacher_vectors),
+            "sentences",
+            "at least one file, glob or Hub dataset; give --sentences",
+        )
         require(bool(re.fullmatch(r"[\w.-]+", self.name)) and self.name not in (".", ".."), "name",
                 "letters, digits, '.', '_' and '-' only; give --name")  # fmt: skip
         require(self.name.lower() not in SHARED, "name", "another: that directory is shared by all runs; give --name")

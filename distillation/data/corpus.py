@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pyarrow as pa
 from shortstack.distillation.data.passages import ESTIMATE, Cutter
 from shortstack.distillation.data.sentences import Texts, in_passages, read_sentences
 from shortstack.distillation.data.sources import parse_source, split_marks, what_is_read, with_reading
+from shortstack.distillation.data.vectors import TeacherVectors, text_source
 from shortstack.distillation.host import release_freed_memory
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
@@ -38,7 +39,7 @@ class Corpus:
     """Distinct sentences in shuffled order, in a memory-mapped Arrow file: `size` to train on, then the held-out ones.
 
     `fingerprint` is the SHA-256 of all of them in order, of their roles and of the split; `counts` says how many of the
-    training sentences came from each source.
+    training sentences came from each source. Where `vectors` are there, they are the labels of all sentences.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Corpus:
     evaluation_size: int
     fingerprint: str
     counts: dict[str, int]
+    vectors: TeacherVectors | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -74,17 +76,19 @@ class Corpus:
         return Texts(batch["sentence"].to_pylist(), [ROLES[number] for number in batch["role"].to_pylist()])
 
 
-def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks) -> Corpus:
+def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks, vectors: TeacherVectors | None = None) -> Corpus:
     """The corpus of a recipe: gathered by rank 0, then opened by the others, however long that takes.
 
-    Another run that gathers the same corpus is waited for. `cutter` makes passages for the recipe's teacher.
+    Another run that gathers the same corpus is waited for. `cutter` makes passages for the recipe's teacher. `vectors`
+    are those of the recipe's `teacher_vectors`, whose texts are the corpus then.
 
     Raises:
         InputError: see `build_corpus`.
     """
     limits = (recipe.max_sentences or None, recipe.evaluation_sentences, recipe.seed, recipe.sampling)
     reading = "" if recipe.reading == "auto" else recipe.reading
-    sources = [*(with_reading(source, reading) for source in recipe.sentences), *recipe.general]
+    texts = recipe.sentences or [f"lines@{text_source(source)}" for source in recipe.teacher_vectors]
+    sources = [*(with_reading(source, reading) for source in texts), *recipe.general]
     cut_by = cutter.name if any(in_passages(source) for source in sources) else ""
     key = hashlib.sha256(repr((sources, limits, cut_by)).encode()).hexdigest()[:16]
     directory = Path(recipe.output) / "corpus" / key
@@ -98,7 +102,7 @@ def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks) -> Corpus:
     if not ranks.is_main:
         corpus = build_corpus(directory, sources, *limits, cutter=cutter)
     ranks.wait_for_all()  # rank 0 keeps the store: it must not end while another still waits there
-    return corpus
+    return replace(corpus, vectors=vectors)
 
 
 def build_corpus(

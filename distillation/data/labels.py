@@ -160,7 +160,7 @@ def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks
     """The teacher's labels of a corpus: those on disk, and what is missing computed now, shared among the ranks.
 
     Args:
-        teacher: in evaluation mode, in the precision it labels with.
+        teacher: in evaluation mode, in the precision it labels with. It only tokenises where the corpus has vectors.
         corpus: the sentences.
         recipe: `labels`, where they are or shall be, else a directory of the fingerprint's name under `output`;
             `label_precision` and the sizes of a shard and a window.
@@ -208,7 +208,7 @@ def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks
         rows=len(corpus),
         shard_size=recipe.shard_size,
         window_shards=recipe.window_shards,
-        dimensions=teacher.dimensions,
+        dimensions=teacher.dimensions if corpus.vectors is None else corpus.vectors.dimensions,
         tokens=tokens,
         pieces=pieces.numpy(),
         fingerprint=fingerprint,
@@ -225,7 +225,10 @@ def check_labels(labels: Labels, teacher: Embedder, corpus: Corpus) -> float:
     name = EVALUATION if corpus.evaluation_size else 0
     kept = labels.read([name]).labels[:CHECKED].float()
     texts = sentences_of(name, corpus, teacher, labels.shard_size)[:CHECKED]
-    again = torch.as_tensor(teacher.encode(texts, prompt=""))
+    if corpus.vectors is None:
+        again = torch.as_tensor(teacher.encode(texts, prompt=""))
+    else:
+        again = torch.from_numpy(corpus.vectors.of(texts))
     difference = float((again - kept).norm() / again.norm())
     if not difference <= TOLERANCE:
         raise InputError(
@@ -294,7 +297,10 @@ def label_shards(
     ):
         written: Future[None] | None = None
         for name, text, tokens in tokenised:
-            labels = teacher.embed(tokens, progress=progress.update)
+            if corpus.vectors is None:
+                labels = teacher.embed(tokens, progress=progress.update)
+            else:
+                labels = torch.from_numpy(corpus.vectors.of(text))
             count(tokens, name)
             if written is not None:
                 written.result()
@@ -313,6 +319,7 @@ def fingerprint_parts(teacher: Embedder, corpus: Corpus, recipe: Recipe) -> dict
         "sentences": corpus.fingerprint,
         "precision": f"computed in {teacher.precision}, stored in {recipe.label_precision}",
         "shard size": recipe.shard_size,
+        "vectors": "" if corpus.vectors is None else corpus.vectors.fingerprint,
     }
 
 

@@ -108,17 +108,27 @@ class Judge:
             figures["retrieval"] = {data.name: self._search(data, student, teacher) for data in self.retrieval}
         return with_means(figures), pairs_file
 
+    def by_labels(self, student: Embedder, held_out: LabelledSentences) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All figures of a student whose teacher is known only by its vectors, which `held_out` has as labels."""
+        figures, pairs_file = self.fully(student)
+        embeddings = student.embed(held_out.tokens, check=True)
+        self._add_distance(embeddings.cpu(), held_out.labels.float(), figures)
+        return figures, pairs_file
+
     def _compare(self, student: Embedder, teacher: Embedder, figures: dict[str, Any]) -> None:
         """Add the distance to the teacher on the held-out texts, and the neighbours found."""
         texts, roles = self.held_out
         ours, theirs = (
             torch.as_tensor(model.encode(model.with_prompts(texts, roles), prompt="")) for model in (student, teacher)
         )
+        self._add_distance(ours, theirs, figures)
+
+    def _add_distance(self, ours: torch.Tensor, theirs: torch.Tensor, figures: dict[str, Any]) -> None:
         distance = distance_to_teacher(ours, theirs)
         figures["student"]["negative_mse"] = distance.pop("negative_mse")
         figures["sanity"] = distance
-        if len(texts) > 2:
-            figures["overlap"] = overlap_figures(ours, theirs, texts)
+        if len(ours) > 2:
+            figures["overlap"] = overlap_figures(ours, theirs, self.held_out[0])
 
     def _search(self, data: RetrievalSet, student: Embedder, teacher: Embedder | None) -> dict[str, dict[str, Any]]:
         theirs = None if teacher is None else teacher_embeddings(teacher, data, self.kept)

@@ -10,9 +10,11 @@ from typing import Any
 
 from shortstack.distillation.data.corpus import Corpus
 from shortstack.distillation.data.labels import Labels
+from shortstack.distillation.data.vectors import TeacherVectors
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.student.dimensions import check_dimensions, project_teacher
+from shortstack.distillation.student.head import check_body, fit_head
 from shortstack.distillation.student.layers import choose_layers, count_of, search_layers
 from shortstack.distillation.student.vocabulary import check_vocabulary, cut_vocabulary, is_cut_of, retokenizer
 from shortstack.distillation.student.width import check_width, important_units, keep_units
@@ -30,11 +32,13 @@ class Plan:
         recipe: its settings; once settled, `layers` is a list of numbers.
         teacher: gives the labels.
         start: the model whose layers are copied: the teacher, or the student that `start_from` names.
+        vectors: in place of the teacher's own; `teacher` is then the start itself, and only tokenises.
     """
 
     recipe: Recipe
     teacher: Embedder
     start: Embedder
+    vectors: TeacherVectors | None = None
 
     @property
     def layers(self) -> list[int]:
@@ -58,7 +62,8 @@ class Plan:
             self.teacher.dense = copy.deepcopy(start.dense)
         elif recipe.dimensions:
             ranks.copy_from_main(project_teacher(self.teacher, sample_of(corpus, self.teacher), recipe.dimensions))
-        return dataclasses.replace(self, recipe=dataclasses.replace(recipe, layers=layers))
+        teacher = recipe.teacher if self.vectors is None else "none"
+        return dataclasses.replace(self, recipe=dataclasses.replace(recipe, layers=layers, teacher=teacher))
 
     def history(self) -> dict[str, Any]:
         """What the student's directory tells of how it was made.
@@ -69,6 +74,8 @@ class Plan:
         projected: whether its dense layer is the teacher's projection to fewer dimensions.
         vocabulary: what was cut, where something was.
         """
+        if self.vectors is not None:
+            return {"teacher": ", ".join(self.recipe.teacher_vectors), "teacher_layers": None}
         total = self.start.bert.config.num_hidden_layers
         earlier: dict[str, Any] = {"teacher_layers": list(range(total))}
         if self.recipe.start_from:
@@ -80,22 +87,31 @@ class Plan:
         return earlier | own
 
 
-def plan_student(recipe: Recipe, teacher: Embedder) -> Plan:
+def plan_student(recipe: Recipe, teacher: Embedder, vectors: TeacherVectors | None = None) -> Plan:
     """Check all that a recipe asks of its student and that needs no text.
+
+    Args:
+        recipe: its settings.
+        teacher: gives the labels; beside `vectors`, the encoder that `start_from` names.
+        vectors: of a teacher that is known only by them.
 
     Raises:
         InputError: layers, width, vocabulary or dimensions that the teacher can't give, or a model to start from that
             is no student of it.
     """
-    start = load_start(recipe, teacher) if recipe.start_from else teacher
-    choose_layers(recipe.layers, start.bert.config.num_hidden_layers, recipe.start_from or "the teacher")
+    start = load_start(recipe, teacher) if recipe.start_from and vectors is None else teacher
+    layers = choose_layers(recipe.layers, start.bert.config.num_hidden_layers, recipe.start_from or "the teacher")
+    if vectors is not None:
+        check_body(start, vectors.dimensions, recipe.start_from)
+        if layers is None:
+            raise InputError(f"layers: {recipe.layers} needs the teacher itself; name the layers, or take even:3")
     if recipe.vocabulary:
         check_vocabulary(teacher, recipe.vocabulary)
     if recipe.intermediate_size:
         check_width(teacher, recipe.intermediate_size)
     if recipe.dimensions:
         check_dimensions(teacher, recipe.dimensions)
-    return Plan(recipe, teacher, start)
+    return Plan(recipe, teacher, start, vectors)
 
 
 def load_start(recipe: Recipe, teacher: Embedder) -> Embedder:
@@ -124,6 +140,8 @@ def make_student(plan: Plan, labels: Labels, corpus: Corpus, ranks: Ranks) -> tu
     recipe, teacher = plan.recipe, plan.teacher
     student = plan.start.keep_layers(plan.layers)
     student.settings.history = plan.history()
+    if plan.vectors is not None:
+        fit_head(student, labels.read([0]), plan.vectors.are_normalised())
     if recipe.dimensions and student.dense is not None:
         student.dense.requires_grad_(False)  # stays the teacher's projection, which a further student starts from
     if recipe.intermediate_size:

@@ -1,0 +1,203 @@
+"""A teacher known only by its vectors: texts with their embeddings, as an index or an API left them.
+
+A source is one of
+
+    vectors.parquet:text,embedding     vectors.arrow:text,embedding     vectors.jsonl:text,embedding
+    vectors.npy:texts.txt              row i of the array is the vector of line i
+
+and the vectors may have any number of dimensions. They are copied once into one array on disk, which is memory-mapped
+from then on: an index of any size fits.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as parquet
+
+from shortstack.distillation.data.sources import json_rows, read_lines
+from shortstack.model.files import InputError, first_line
+
+ROWS = 1024  # read at a time
+UNIT = 1e-2  # how far the length of a normalised vector may be from 1: some are stored in half precision
+
+Batch = tuple[list[str], np.ndarray]  # some texts and their vectors, (b, d) float32
+
+
+@dataclass(frozen=True)
+class TeacherVectors:
+    """n texts' vectors on disk.
+
+    Attributes:
+        vectors: (n, d) float32, memory-mapped.
+        fingerprint: SHA-256 over all texts and vectors, in hexadecimal.
+        keys, rows: a number for each text, ascending, and the row that its vector is in: (n,) each.
+    """
+
+    vectors: np.ndarray
+    fingerprint: str
+    keys: np.ndarray
+    rows: np.ndarray
+
+    @classmethod
+    def read(cls, sources: Sequence[str], directory: Path) -> "TeacherVectors":
+        """Copy the vectors of all sources into one file, which is gone when this process ends.
+
+        Args:
+            sources: as at the top of this file, all of one teacher.
+            directory: where there is room for the file.
+
+        Raises:
+            InputError: a file that is missing or can't be read, other dimensions from one vector to the next, or a
+                vector that is zero or not finite.
+        """
+        keys: list[np.ndarray] = []
+        digest = hashlib.sha256()
+        dimensions = 0
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            for source in sources:
+                for texts, vectors in read_vectors(source):
+                    dimensions = dimensions or vectors.shape[1]
+                    check_vectors(vectors, dimensions, source, texts)
+                    keys.append(keys_of(texts))
+                    digest.update("\0".join(texts).encode("utf-8", "replace"))
+                    digest.update(vectors.tobytes())
+                    file.write(vectors.tobytes())
+            if not keys:
+                raise InputError(f"{', '.join(sources)}: no vectors in it")
+            file.flush()
+            all_keys = np.concatenate(keys)
+            order = np.argsort(all_keys, kind="stable")  # of a text that comes twice, the first row counts
+            mapped = np.memmap(file, np.float32, "r", shape=(len(all_keys), dimensions))
+        return cls(mapped, digest.hexdigest(), all_keys[order], order)
+
+    @property
+    def dimensions(self) -> int:
+        return self.vectors.shape[1]
+
+    def of(self, texts: Sequence[str]) -> np.ndarray:
+        """The vectors of these texts, which must be among those that were read: (b, d) float32."""
+        places = np.searchsorted(self.keys, wanted := keys_of(texts))
+        assert (self.keys[places.clip(max=len(self.keys) - 1)] == wanted).all(), "a text has no vector"
+        return np.asarray(self.vectors[self.rows[places]])
+
+    def are_normalised(self, sample: int = 1000) -> bool:
+        """Whether the vectors have length 1, by a sample."""
+        rows = np.linspace(0, len(self.vectors) - 1, min(sample, len(self.vectors))).astype(int)
+        return bool((np.abs(np.linalg.norm(self.vectors[rows], axis=1) - 1) < UNIT).all())
+
+
+def text_source(source: str) -> str:
+    """The source of the texts alone, as recipes name text to train on."""
+    path, _, second = source.rpartition(":")
+    return second if path.endswith(".npy") else f"{path}:{second.split(',')[0]}"
+
+
+def read_vectors(source: str) -> Iterator[Batch]:
+    """The texts of a source with their vectors, piece by piece, in order. Texts are stripped.
+
+    Raises:
+        InputError: a file that is missing or can't be read, or no such column.
+    """
+    path, _, second = source.rpartition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{source}: no such file; write FILE:TEXT_COLUMN,VECTOR_COLUMN, or VECTORS.npy:TEXTS.txt")
+    try:
+        if file.suffix == ".npy":
+            yield from _npy(file, Path(second))
+            return
+        columns = second.split(",")
+        if len(columns) != 2:
+            raise InputError(f"{source}: name the columns of texts and of vectors, as in {path}:text,embedding")
+        if file.suffix == ".parquet":
+            yield from _arrow(parquet.ParquetFile(file).iter_batches(ROWS, columns=columns), columns, path)
+        elif file.suffix in (".arrow", ".feather"):
+            with pa.memory_map(path) as mapped:
+                reader = pa.ipc.open_file(mapped)
+                batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+                yield from _arrow(batches, columns, path)
+        else:
+            yield from _json(file, columns)
+    except (pa.ArrowException, ValueError, KeyError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source}: can't be read as texts with vectors ({first_line(error)})") from None
+
+
+def _npy(file: Path, texts: Path) -> Iterator[Batch]:
+    vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+    if vectors.ndim != 2:
+        raise InputError(f"{file}: an array of shape {vectors.shape}; vectors are (texts, dimensions)")
+    lines = (text.strip() for _, text in read_lines(texts))
+    start = 0
+    while part := [text for _, text in zip(range(ROWS), lines, strict=False)]:
+        rows = np.asarray(vectors[start : start + len(part)], np.float32)
+        start += len(part)
+        if start > len(vectors):
+            raise InputError(f"{texts}: has more lines than {file} has rows, {len(vectors):,}")
+        yield part, rows
+    if start < len(vectors):
+        raise InputError(f"{texts}: has {start:,} lines, {file} has {len(vectors):,} rows")
+
+
+def _arrow(batches: Iterable[pa.RecordBatch], columns: Sequence[str], where: str) -> Iterator[Batch]:
+    for batch in batches:
+        missing = [name for name in columns if name not in batch.schema.names]
+        if missing:
+            raise InputError(f"{where}: no column {missing[0]!r}; there are: {', '.join(batch.schema.names)}")
+        texts, lists = (batch.column(batch.schema.names.index(name)) for name in columns)
+        if not pa.types.is_list(lists.type) and not pa.types.is_fixed_size_list(lists.type):
+            raise InputError(f"{where}: column {columns[1]!r} holds {lists.type}, not lists of numbers")
+        if texts.null_count or lists.null_count:
+            raise InputError(f"{where}: a row without a text or without a vector; leave it out")
+        if not len(texts):
+            continue
+        flat = lists.flatten().to_numpy(zero_copy_only=False)
+        if len(set(pc.list_value_length(lists).to_pylist())) > 1:
+            raise InputError(f"{where}: vectors of different lengths in column {columns[1]!r}")
+        yield [text.strip() for text in texts.to_pylist()], flat.reshape(len(texts), -1).astype(np.float32)
+
+
+def _json(file: Path, columns: Sequence[str]) -> Iterator[Batch]:
+    texts: list[str] = []
+    vectors: list[np.ndarray] = []
+    for number, row in json_rows(file):
+        text, vector = (row.get(name) for name in columns)
+        if not isinstance(text, str) or not isinstance(vector, list) or not vector:
+            raise InputError(f"{file}:{number}: no text in {columns[0]!r}, or no vector in {columns[1]!r}")
+        if vectors and len(vector) != len(vectors[0]):
+            raise InputError(f"{file}:{number}: a vector of {len(vector)} numbers, after one of {len(vectors[0])}")
+        texts.append(text.strip())
+        vectors.append(np.array(vector, np.float32))
+        if len(texts) == ROWS:
+            yield texts, np.stack(vectors)
+            texts, vectors = [], []
+    if texts:
+        yield texts, np.stack(vectors)
+
+
+def check_vectors(vectors: np.ndarray, dimensions: int, source: str, texts: Sequence[str]) -> None:
+    """Refuse what can't be a teacher's vectors.
+
+    Raises:
+        InputError: says which text's.
+    """
+    if vectors.shape[1] != dimensions:
+        raise InputError(f"{source}: vectors of {vectors.shape[1]} dimensions after others of {dimensions}")
+    norms = np.linalg.norm(vectors, axis=1)
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if len(bad):
+        raise InputError(f"{source}: the vector of {texts[int(bad[0])][:60]!r} is zero or not finite; leave it out")
+
+
+def keys_of(texts: Iterable[str]) -> np.ndarray:
+    """A 64-bit number for each text, by which its vector is found again: (b,) uint64."""
+    digests = (hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), np.uint64)

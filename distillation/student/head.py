@@ -1,0 +1,50 @@
+"""A linear head that brings a student's embeddings into the space of a teacher known only by its vectors."""
+
+import torch
+from torch import nn
+
+from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.model import Embedder
+from shortstack.model.files import InputError
+
+RIDGE = 1e-3  # of the mean variance of the inputs
+
+
+def check_body(body: Embedder, dimensions: int, name: str) -> None:
+    """Make sure that an encoder can be given a head to vectors of so many dimensions.
+
+    Raises:
+        InputError: it has a dense layer to others.
+    """
+    if body.dense is not None and body.dimensions != dimensions:
+        raise InputError(
+            f"start_from: {name} has a dense layer to {body.dimensions} dimensions, the vectors have {dimensions}; "
+            "start from the encoder that it was made of"
+        )
+
+
+def fit_head(student: Embedder, sample: LabelledSentences, normalised: bool) -> None:
+    """Give the student a dense layer from its pooled token vectors to the labels, by ridge regression.
+
+    Args:
+        student: in evaluation mode; changed in place. A dense layer that is there already stays.
+        sample: sentences with the teacher's vectors; some times as many as the student has dimensions.
+        normalised: whether the teacher's vectors have length 1; the student's then have, too.
+
+    Source: Hoerl and Kennard, "Ridge regression", 1970 (https://doi.org/10.1080/00401706.1970.10488634).
+    """
+    if student.dense is None:
+        student.settings.normalize = False  # here, so that the regression sees what the layer will
+        inputs_nD = student.use_precision("fp32").embed(sample.tokens).double()
+        labels_nd = sample.labels.to(inputs_nD)
+        input_mean, label_mean = inputs_nD.mean(dim=0), labels_nd.mean(dim=0)
+        centred = inputs_nD - input_mean
+        gram = centred.T @ centred
+        gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+        weight = torch.linalg.solve(gram, centred.T @ (labels_nd - label_mean)).T
+        dense = nn.Linear(weight.shape[1], weight.shape[0]).to(student.device)
+        with torch.no_grad():
+            dense.weight.copy_(weight)
+            dense.bias.copy_(label_mean - weight @ input_mean)
+        student.dense, student.dense_activation = dense, "Identity"
+    student.settings.normalize = normalised

@@ -1,0 +1,75 @@
+"""Where a run's curves go beside log.jsonl: TensorBoard, Weights & Biases, or a function of the caller's."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shortstack.model.files import InputError
+
+TRACKERS = ("tensorboard", "wandb")
+# Takes a log line, {"step": n, "loss": f, ...}, in which a figure that is not finite is None.
+Callback = Callable[[dict[str, Any]], None]
+
+
+def trackers_of(report_to: str) -> list[str]:
+    """The recipe's field as names: "auto" is TensorBoard where it is installed, "none" nothing.
+
+    Raises:
+        InputError: an unknown name, or a tracker that is not installed.
+    """
+    if report_to == "auto":
+        return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
+    names = [] if report_to == "none" else report_to.split(",")
+    for name in names:
+        if name not in TRACKERS:
+            raise InputError(f"report_to: {name!r} is not one of auto, none, {', '.join(TRACKERS)}")
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"report_to: {name} is not installed; pip install {name}")
+    return names
+
+
+def open_tracker(name: str, directory: Path, settings: dict[str, Any], step: int) -> Callback:
+    """A callback that sends log lines to a tracker.
+
+    Args:
+        name: one of TRACKERS.
+        directory: the run's.
+        settings: the recipe.
+        step: the run goes on after it; later points of an earlier attempt are dropped where the tracker can.
+    """
+    return {"tensorboard": _tensorboard, "wandb": _wandb}[name](directory, settings, step)
+
+
+def _tensorboard(directory: Path, settings: dict[str, Any], step: int) -> Callback:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+
+    def log(line: dict[str, Any]) -> None:
+        for key, value in line.items():
+            if key != "step" and value is not None:
+                writer.add_scalar(key, value, line["step"])
+        writer.flush()  # so that a run that is killed leaves whole curves
+
+    return log
+
+
+def _wandb(directory: Path, settings: dict[str, Any], step: int) -> Callback:
+    import wandb
+
+    # The run's own name as id, so that a resumed run goes on with its curves.
+    run = wandb.init(
+        project="shortstack",
+        name=directory.name,
+        id=directory.name,
+        dir=str(directory),
+        config=settings,
+        resume="allow",
+    )
+
+    def log(line: dict[str, Any]) -> None:
+        figures = {key: value for key, value in line.items() if key != "step" and value is not None}
+        run.log(figures, step=line["step"])
+
+    return log
