@@ -3,16 +3,18 @@
 `read_model` returns the parts of a model, and `Embedder.load` builds one from them; `write_model` takes the same parts.
 """
 
+import contextlib
 import json
 import math
-import re
+import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 from transformers.initialization import no_init_weights
@@ -31,15 +33,18 @@ from shortstack.model.files import (
     write_json,
     write_text,
 )
+from shortstack.model.hub import commit_of, local_directory
+from shortstack.model.manifest import check_manifest, write_manifest
 from shortstack.model.network import PackedForward
 from shortstack.model.pooling import Pooling
+from shortstack.model.weights import check_size, check_weights, inside, read_weights
 
 CALIBRATION_FILE = "int8_calibration.safetensors"  # read by us alone
-# What is downloaded beside the weights; no ONNX and the like.
-HUB_FILES = ["*.json", "*.txt", "*/config.json", "*/model.safetensors", "*/pytorch_model.bin", CALIBRATION_FILE]
-PREFIXES = sorted({f"{each.base_model_prefix}." for each in ARCHITECTURES.values()})  # of names in weight files
 MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # each at most once, in this order
 HISTORY = "shortstack"  # our own key in config_sentence_transformers.json
+TENSORS_OF_A_LAYER = 16  # in every family
+LONGEST_WORD = 1000  # characters that WordPiece may take as one word, at a cost of their square; 100 in BERT
+TRIAL_TEXTS = ("", "\u0378 a", "a" * 200 + "!", " " * 200 + "x", "1" * 200 + "\n")  # hard for a bad pattern
 DENSE_ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU")
 
 
@@ -57,6 +62,7 @@ class Settings:
         similarity_fn_name: the similarity other tools should use by default; handed on.
         truncate_dim: leading dimensions that an embedding is cut to, last of all; None for all.
         origin: the name or directory the model was loaded from.
+        commit: of the Hub repository that it was loaded from, if it was.
         notes: defaults that were taken because the directory said nothing.
         history: how a student of ours was made, under a key that other tools do not read: its teacher,
             `teacher_layers`...; see `Plan.history`. Empty for any other model.
@@ -71,6 +77,7 @@ class Settings:
     similarity_fn_name: str = "cosine"
     truncate_dim: int | None = None
     origin: str = ""
+    commit: str | None = None
     notes: list[str] = field(default_factory=list)
     history: dict[str, Any] = field(default_factory=dict)
 
@@ -91,34 +98,15 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def local_directory(name: str) -> Path:
-    """The directory of a model: `name` itself, or a download of the Hub repository of that name.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if Path(name).is_dir():
-        return Path(name)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(f"{name}: no such model directory")
-    try:
-        config_only = Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "model*.safetensors"]))
-        if not list(config_only.glob("model*.safetensors")):
-            return Path(snapshot_download(name, allow_patterns=[*HUB_FILES, "pytorch_model.bin"]))
-        return config_only
-    except Exception as error:  # the Hub's errors, the network's, and the disk's
-        reason = first_line(error)
-        raise InputError(f"{name}: no such directory, and the Hub gave no model of that name ({reason})") from None
-
-
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
 def read_model(name: str) -> Parts:
     """Read a model directory or Hub name; see `Embedder.load` for what it raises."""
     directory = local_directory(name)
-    settings = Settings(origin=name)
+    settings = Settings(origin=name, commit=commit_of(directory))
     try:
+        check_manifest(directory)
         modules = read_modules(directory)
         folder = modules["Transformer"]
         bert = read_bert(folder)
@@ -129,6 +117,11 @@ def read_model(name: str) -> Parts:
         calibration = read_calibration(folder / CALIBRATION_FILE, bert.config.num_hidden_layers)
     except OSError as error:  # no permission, a directory where a file should be, a name that is too long
         raise InputError(f"{error.filename or directory}: can't be read ({error.strerror or error})") from None
+    except InputError:
+        raise
+    except Exception as error:  # the directory is anyone's, and no check above foresaw this
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{directory}: can't be read as a model ({what})") from None
     return Parts(bert, tokenizer, settings, dense, activation, calibration)
 
 
@@ -177,8 +170,8 @@ def read_bert(folder: Path) -> PackedForward:
     """
     config = read_config(folder / "config.json")
     weights = read_weights(folder)
-    layers = {match[1] for name in weights if (match := re.match(r"(?:encoder|transformer)\.layer\.(\d+)\.", name))}
-    if len(layers) < config.num_hidden_layers:
+    of_layers = sum(name.startswith(("encoder.layer.", "transformer.layer.")) for name in weights)
+    if math.ceil(of_layers / TENSORS_OF_A_LAYER) < config.num_hidden_layers:
         raise InputError(f"{folder}: config.json asks for {config.num_hidden_layers} layers, the weights hold fewer")
     architecture = ARCHITECTURES[config.model_type]
     has_pooler = "pooler.dense.weight" in weights
@@ -191,6 +184,7 @@ def read_bert(folder: Path) -> PackedForward:
         ) from None
     shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     check_weights(shapes, weights, folder)
+    check_size(folder, filter(Path.is_file, folder.iterdir()), sum(4 * math.prod(shape) for shape in shapes.values()))
     with no_init_weights():  # not at random: all are loaded
         bert = architecture(config, add_pooling_layer=has_pooler)
     bert.load_state_dict({name: weights[name] for name in shapes})
@@ -229,59 +223,6 @@ def read_config(path: Path) -> PretrainedConfig:
     return config
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Tensors by the names that transformers' encoders have, from safetensors (one file or several) or a .bin file.
-
-    Raises:
-        InputError: no weights, or a corrupt file.
-    """
-    single, index, pickled = (
-        folder / name for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-    )
-    if single.exists():
-        tensors, _ = load_tensors(single)
-    elif index.exists():
-        files = read_object(index).get("weight_map")
-        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-            raise InputError(f"{index}: weight_map must tell each tensor's file")
-        tensors = {}
-        for name in sorted(set(files.values())):
-            tensors |= load_tensors(inside(folder, name))[0]
-    elif pickled.exists():
-        try:
-            tensors = torch.load(pickled, map_location="cpu", weights_only=True)
-        except Exception as error:  # a corrupt pickle can raise anything
-            raise InputError(f"{pickled}: damaged, or holds more than weights ({first_line(error)})") from None
-        if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-            raise InputError(f"{pickled}: not a dictionary of weights")
-    else:
-        raise InputError(f"{folder}: no weights there (model.safetensors or pytorch_model.bin)")
-    named = {}
-    for name, tensor in tensors.items():
-        prefix = next((prefix for prefix in PREFIXES if str(name).startswith(prefix)), "")
-        name = str(name).removeprefix(prefix).replace("LayerNorm.gamma", "LayerNorm.weight")
-        named[name.replace("LayerNorm.beta", "LayerNorm.bias")] = tensor
-    return named
-
-
-def check_weights(shapes: dict[str, tuple[int, ...]], found: dict[str, torch.Tensor], folder: Path) -> None:
-    """Make sure that every tensor of `shapes` was found, in its shape, as finite floating-point numbers.
-
-    Raises:
-        InputError: one is missing, of another shape or type, or holds NaN or infinity.
-    """
-    missing = [name for name in shapes if name not in found]
-    if missing:
-        raise InputError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} first; does config.json fit?")
-    for name, shape in shapes.items():
-        if found[name].shape != shape:
-            raise InputError(f"{folder}: {name} has shape {tuple(found[name].shape)}, config.json asks for {shape}")
-        if not found[name].is_floating_point():
-            raise InputError(f"{folder}: {name} is {found[name].dtype}; quantised weights are not supported")
-        if not found[name].isfinite().all():
-            raise InputError(f"{folder}: {name} holds numbers that are not finite (NaN or infinity); fetch it again")
-
-
 def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     """The model's tokenizer, in its Rust form.
 
@@ -290,22 +231,41 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     """
     if not (folder / "tokenizer.json").exists() and not (folder / "vocab.txt").exists():
         raise InputError(f"{folder}: no tokenizer there (tokenizer.json or vocab.txt)")
-    try:
+    with tokenizer_errors(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
         words = tokenizer.get_vocab().values()
-        largest = max([*words, *tokenizer("\u0378 a")["input_ids"]])  # a text it can't know, too
-        empty = tokenizer("")["input_ids"]
-    except Exception as error:  # the Rust library raises plain Exception for a corrupt file
-        raise InputError(f"{folder}: the tokenizer can't be read ({first_line(error)})") from None
+        longest_word = getattr(tokenizer.backend_tokenizer.model, "max_input_chars_per_word", 0)
+        tried = [] if longest_word > LONGEST_WORD else [tokenizer(text)["input_ids"] for text in TRIAL_TEXTS]
+        largest = max([*words, *sum(tried, [])])
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{folder}: the tokenizer {type(tokenizer).__name__} has no fast form")
+    if longest_word > LONGEST_WORD:
+        raise InputError(f"{folder}: max_input_chars_per_word is {longest_word}; at most {LONGEST_WORD} are supported")
     if largest >= vocab_size:
         raise InputError(f"{folder}: the tokenizer numbers words up to {largest}, the model has {vocab_size}")
     if len(words) < 0.9 * vocab_size:  # some models have a few places to spare
         raise InputError(f"{folder}: the tokenizer knows {len(words)} words, the model {vocab_size}, is a file cut?")
-    if not empty:
+    if not tried[0]:
         raise InputError(f"{folder}: the tokenizer puts no [CLS] and [SEP] around a text")
     return tokenizer
+
+
+@contextlib.contextmanager
+def tokenizer_errors(place: Path | str) -> Iterator[None]:
+    """Let whatever a foreign tokenizer raises be an InputError. A panic in Rust is no Exception, and prints, too."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{place}: the tokenizer can't be read ({first_line(error)})") from None
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def read_pooling(modules: dict[str, Path], settings: Settings) -> None:
@@ -407,18 +367,6 @@ def read_calibration(path: Path, layers: int) -> Calibration | None:
         raise InputError(f"{path}: has no {error}, so it belongs to another model; delete it") from None
 
 
-def inside(directory: Path, name: str) -> Path:
-    """`directory / name`, which must not lead out of `directory`.
-
-    Raises:
-        InputError: it does.
-    """
-    path = directory / name
-    if ".." in Path(name).parts or Path(name).is_absolute():
-        raise InputError(f"{directory}: a file name leads out of the model directory: {name}")
-    return path
-
-
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -448,6 +396,7 @@ def write_model(parts: Parts, path: Path, model_card: str | None) -> None:
             write_json(directory / f"{modules.index('Normalize')}_Normalize" / "config.json", {})
         write_json(directory / "config_sentence_transformers.json", library_config(settings))
         write_text(directory / "README.md", model_card or f"# A sentence embedder from {settings.origin}\n")
+        write_manifest(directory)
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerFast, max_length: int, directory: Path) -> None:

@@ -211,6 +211,11 @@ class Embedder(nn.Module):
         except TypeError:  # JSON can hold half a surrogate pair, UTF-8 and the tokenizer cannot
             bad = next((text for text in texts if text != text.encode(errors="replace").decode()), "")
             raise InputError(f"sentences: {ascii(bad[:60])} holds half a surrogate pair, which is no text") from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust, which is no Exception
+                raise
+            what = f"{self.settings.origin}: the tokenizer fails on a sentence ({first_line(error)})"
+            raise InputError(what) from None
         lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
         ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, lengths.sum())
         return Tokenized(ids, lengths)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from tiny import SPECIAL, VOCABULARY, contents, edit, load, make_bert_dir, write
 
 from shortstack.distillation.command_line import run_command
+from shortstack.model import hub
 from shortstack.model.files import InputError
 
 TEXTS = ["", "The dog sees the cat.", "naïve 猫 😀", "the old man reads a long letter " * 20]
@@ -188,6 +189,39 @@ def test_a_hub_name_that_is_not_there(hub_cache: Path, name: str) -> None:
     refused(name, "no such directory, and the Hub gave no model of that name")
 
 
+def test_the_commit_of_a_hub_model_is_known_and_can_be_given(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def snapshot_download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((name, revision))
+        return str(tmp_path / "snapshots" / ("f" * 40))
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    shutil.copytree(tiny_model_dir, tmp_path / "snapshots" / ("f" * 40))
+    assert load("owner/tiny").settings.commit == "f" * 40
+    assert load(f"owner/tiny@{'f' * 40}").settings.commit == "f" * 40
+    assert asked == [("owner/tiny", None), ("owner/tiny", "f" * 40)]
+    assert load(tiny_model_dir).settings.commit is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["assets/all-MiniLM-L6-v2", "runs/tiny", "runs", "here/model", "there.TXT", "a\\b", "owner/a.onnx"],
+)
+def test_the_hub_is_never_asked_for_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(hub, "snapshot_download", lambda *arguments, **named: pytest.fail("asked the Hub"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    refused(name, "no such model directory")
+
+
+def test_names_with_versions_are_no_files() -> None:
+    for name in ("BAAI/bge-small-en-v1.5", "owner/model.v2", "all-MiniLM-L6-v2", "bert-base-uncased"):
+        assert not hub.looks_like_a_path(name)
+
+
 @pytest.mark.parametrize("name", ["./missing", "../missing", "/missing", "runs/minilm-3/model", "~/missing"])
 def test_a_missing_directory(hub_cache: Path, name: str) -> None:
     refused(name, "no such model directory")
@@ -282,6 +316,33 @@ def test_a_flipped_bit_in_what_we_saved(model_copy: Path, tmp_path: Path, place:
     damaged[int(place * len(damaged))] ^= 1
     path.write_bytes(bytes(damaged))
     refused(tmp_path / "saved", "model.safetensors: checksum does not match, the file is damaged")
+
+
+def test_every_changed_file_of_a_saved_model_is_noticed(tiny_model_dir: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    load(tiny_model_dir).save(saved)
+    for path in sorted(saved.rglob("*")):
+        if path.is_dir() or path.name == "README.md":
+            continue
+        content = path.read_bytes()
+        path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        refused(saved, str(path.name))
+        path.unlink()
+        if path.name == "checksums.json":
+            load(saved)  # the advice for who changed a file, and as other tools write directories
+        else:
+            refused(saved, f"{path}: no such file", f"if you changed it yourself, delete {saved / 'checksums.json'}")
+        path.write_bytes(content)
+    (saved / "README.md").write_text("mine")
+    (saved / "notes.txt").write_text("mine")
+    load(saved)
+
+
+def test_two_students_files_do_not_mix(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        load(make_bert_dir(tmp_path / f"teacher{seed}", layers=1, seed=seed)).save(tmp_path / str(seed))
+    shutil.copy(tmp_path / "0" / "model.safetensors", tmp_path / "1" / "model.safetensors")
+    refused(tmp_path / "1", "model.safetensors: checksum does not match")
 
 
 BIAS = "encoder.layer.1.output.dense.bias"

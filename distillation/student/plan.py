@@ -69,6 +69,7 @@ class Plan:
         """What the student's directory tells of how it was made.
 
         teacher: the name of the teacher.
+        teacher_commit: of its repository on the Hub, if it came from there.
         teacher_layers: which of the teacher's layers it has, also where it was made of another student; None where that
             one does not tell.
         projected: whether its dense layer is the teacher's projection to fewer dimensions.
@@ -84,6 +85,8 @@ class Plan:
         if isinstance(known, list) and len(known) == total:
             layers = [known[layer] for layer in self.layers]
         own = {"teacher": self.recipe.teacher, "teacher_layers": layers, "projected": self.recipe.dimensions > 0}
+        if self.start.settings.commit and not self.recipe.start_from:
+            own["teacher_commit"] = self.start.settings.commit
         return earlier | own
 
 
