@@ -12,8 +12,21 @@ from shortstack.model.files import InputError, first_line
 HUB_FILES = ["*.json", "*.txt", "*/config.json", "*/model.safetensors", "*/pytorch_model.bin"]
 HUB_FILES += ["int8_calibration.safetensors"]
 OUR_FOLDERS = ("assets", "runs")  # never a user of the Hub, whether they are there or not
-FILE_ENDINGS = (".bin", ".csv", ".gguf", ".gz", ".json", ".jsonl", ".md", ".ndjson", ".onnx", ".parquet", ".pt", ".pth")
-FILE_ENDINGS += (".py", ".safetensors", ".tar", ".toml", ".tsv", ".txt", ".xml", ".yaml", ".yml", ".zip", ".zst")
+FILE_ENDINGS = (
+    ".csv",
+    ".gguf",
+    ".gz",
+    ".json",
+    ".jsonl",
+    ".md",
+    ".ndjson",
+    ".parquet",
+    ".toml",
+    ".tsv",
+    ".txt",
+    ".xml",
+)
+WEIGHT_ENDINGS = (".bin", ".onnx", ".pt", ".pth", ".safetensors", ".tar", ".zip", ".zst")
 
 
 def local_directory(name: str) -> Path:
@@ -47,7 +60,7 @@ def looks_like_a_path(name: str) -> bool:
         name.startswith((".", "/", "~"))
         or "\\" in name
         or name.count("/") > 1
-        or name.lower().endswith(FILE_ENDINGS)
+        or name.lower().endswith(FILE_ENDINGS + WEIGHT_ENDINGS)
         or first in OUR_FOLDERS
         or (bool(slash) and os.path.exists(first))
         or os.path.exists(name)

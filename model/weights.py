@@ -56,7 +56,7 @@ def read_shards(index: Path) -> dict[str, torch.Tensor]:
     files = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
         raise InputError(f"{index}: weight_map must tell each tensor's file")
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(files.values())):
         tensors |= load_tensors(inside(index.parent, name))[0]
     return tensors
