@@ -29,7 +29,7 @@ from shortstack.distillation.evaluation.embeddings import SetEmbeddings, embed_s
 from shortstack.distillation.evaluation.judge import Judge
 from shortstack.distillation.evaluation.neighbours import distance_to_teacher, found_neighbours
 from shortstack.distillation.evaluation.results import finite
-from shortstack.distillation.evaluation.retrieval import MEASURES, evaluate_retrieval, quick_figures
+from shortstack.distillation.evaluation.retrieval import MEASURES, evaluate_retrieval, missed_documents, quick_figures
 from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs
 from shortstack.distillation.evaluation.sts import correlations, sts_similarities
 from shortstack.distillation.evaluation.table import table
@@ -294,6 +294,18 @@ def test_a_lost_search_is_clear_and_the_same_search_within_the_noise(tiny_model_
     assert lost["teacher"]["ndcg@10"] == 1 and lost["student"]["difference"]["clear"] is True
 
 
+def test_what_the_student_missed_is_shown_with_what_it_found_instead() -> None:
+    data = make_retrieval(2)
+    units = torch.eye(50)
+    teacher = SetEmbeddings(units[:10].sum(dim=0).repeat(2, 1), units)  # wants documents 0 to 9 for both
+    ours = torch.stack([units[:10].sum(dim=0), units[5:15].sum(dim=0)])
+    first, second = missed_documents(data, SetEmbeddings(ours, units), teacher)
+    assert (first["query"], first["found"]) == (data.queries[1], 0.5)
+    assert sorted(first["teacher"]) == sorted(data.documents[:5])
+    assert sorted(first["student"]) == sorted(data.documents[10:15])
+    assert second == {"query": data.queries[0], "found": 1.0, "teacher": [], "student": []}
+
+
 # -- neighbours ------------------------------------------------------------------------------------------------------
 
 
@@ -391,7 +403,18 @@ def everything(tiny_model_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_figures_have_the_promised_keys(everything: tuple[dict[str, Any], dict[str, Any]]) -> None:
     figures, pairs = everything
-    names = {"student", "teacher", "retention", "difference", "models", "mean", "sanity", "overlap", "retrieval"}
+    names = {
+        "student",
+        "teacher",
+        "retention",
+        "difference",
+        "models",
+        "mean",
+        "sanity",
+        "overlap",
+        "retrieval",
+        "missed",
+    }
     assert set(figures) == names
     assert set(figures["student"]) == {"sts-dev", "b", "negative_mse"} and set(figures["teacher"]) == {"sts-dev", "b"}
     for name in ("sts-dev", "b"):

@@ -15,6 +15,7 @@ from shortstack.distillation.evaluation.retrieval import (
     evaluate_retrieval,
     first_ten,
     mean_over_sets,
+    missed_documents,
     quick_figures,
 )
 from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs
@@ -104,8 +105,8 @@ class Judge:
                 figures[section][pairs.name] = value
         if teacher is not None and self.held_out[0] and student.dimensions == teacher.dimensions:
             self._compare(student, teacher, figures)
-        if self.retrieval:
-            figures["retrieval"] = {data.name: self._search(data, student, teacher) for data in self.retrieval}
+        for data in self.retrieval:
+            self._search(data, student, teacher, figures)
         return with_means(figures), pairs_file
 
     def by_labels(self, student: Embedder, held_out: LabelledSentences) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -130,9 +131,13 @@ class Judge:
         if len(ours) > 2:
             figures["overlap"] = overlap_figures(ours, theirs, self.held_out[0])
 
-    def _search(self, data: RetrievalSet, student: Embedder, teacher: Embedder | None) -> dict[str, dict[str, Any]]:
+    def _search(self, data: RetrievalSet, student: Embedder, teacher: Embedder | None, figures: dict[str, Any]) -> None:
+        """Add a retrieval set's figures and, beside a teacher, what the student missed of its documents."""
+        ours = embed_set(student, data)
         theirs = None if teacher is None else teacher_embeddings(teacher, data, self.kept)
-        return evaluate_retrieval(data, embed_set(student, data), theirs)
+        figures.setdefault("retrieval", {})[data.name] = evaluate_retrieval(data, ours, theirs)
+        if theirs is not None:
+            figures.setdefault("missed", {})[data.name] = missed_documents(data, ours, theirs)
 
 
 def with_means(figures: dict[str, Any]) -> dict[str, Any]:

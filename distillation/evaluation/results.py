@@ -7,7 +7,7 @@ from typing import Any
 from shortstack.distillation.evaluation.judge import with_means
 from shortstack.model.files import InputError, read_json, write_json
 
-BY_SET = ("student", "teacher", "retention", "difference", "retrieval")
+BY_SET = ("student", "teacher", "retention", "difference", "retrieval", "missed")
 OF_TRAINING = ("labels_relative_difference", "warnings")  # in "sanity"
 
 Results = tuple[dict[str, Any], dict[str, Any]]

@@ -13,6 +13,8 @@ from shortstack.distillation.evaluation.sets import RetrievalSet
 from shortstack.distillation.evaluation.sts import mean_of
 
 MEASURES = ("mrr@10", "ndcg@10", "recall@1", "recall@10")
+WORST = 5  # queries that are shown, and documents of each
+CHARACTERS = 500  # of a text that is shown
 SIMILARITIES = 2**25  # of queries and documents in memory at a time: 134 MB
 
 
@@ -108,6 +110,27 @@ def evaluate_retrieval(
             figures[who]["found@10"] = float(found.mean())
             figures[who]["found@10_interval"] = interval(bootstrap(means, [found])[0])
     return figures
+
+
+def missed_documents(data: RetrievalSet, student: SetEmbeddings, teacher: SetEmbeddings) -> list[dict[str, Any]]:
+    """The queries for which the student finds fewest of the teacher's first ten documents.
+
+    Returns:
+        Of each: `query`, `found` (the share), `teacher` (documents among its first ten that the student missed) and
+        `student` (those that it found instead), best first.
+    """
+    ours, theirs = first_ten(*student), first_ten(*teacher)
+    found = share_found(ours, theirs)
+    shown = []
+    for row in np.argsort(found, kind="stable")[:WORST].tolist():
+        mine, wanted = ours[row].tolist(), theirs[row].tolist()
+        texts = {
+            "teacher": [data.documents[document] for document in wanted if document not in mine][:WORST],
+            "student": [data.documents[document] for document in mine if document not in wanted][:WORST],
+        }
+        cut = {who: [text[:CHARACTERS] for text in each] for who, each in texts.items()}
+        shown.append({"query": data.queries[row][:CHARACTERS], "found": float(found[row]), **cut})
+    return shown
 
 
 def mean_over_sets(retrieval: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
