@@ -248,3 +248,40 @@ def slow_steps(seconds: float) -> None:
         return real(*arguments)
 
     train.train_step = slow
+
+
+def fault_at_operation(place: Path, number: int, error: int, counted: Path) -> None:
+    """Let the n-th operation on files below a directory fail, counted from 1: opening one to write, renaming, removing,
+    making a directory, flushing to disk. Every operation of Python code is seen, whichever library asks for it.
+
+    Args:
+        place: the directory.
+        number: which operation; 0 lets none fail.
+        error: an errno, or 0 for SIGKILL before the operation.
+        counted: where to note the number of operations so far.
+    """
+    count, fsync = itertools.count(1), os.fsync
+
+    def one_more() -> None:
+        now = next(count)
+        if number == 0:
+            counted.write_text(str(now))
+        if now == number:
+            if error == 0:
+                die()
+            raise OSError(error, os.strerror(error))
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            writes = isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        else:
+            writes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink")
+        if writes and isinstance(arguments[0], str | Path) and str(arguments[0]).startswith(str(place)):
+            one_more()
+
+    def counted_fsync(descriptor: int) -> None:
+        one_more()
+        fsync(descriptor)
+
+    os.fsync = counted_fsync
+    sys.addaudithook(watch)
