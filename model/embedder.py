@@ -7,6 +7,7 @@ similarities = embedder.similarity(embeddings, embeddings)  # (2, 2) cosine
 
 import contextlib
 import copy
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -39,13 +40,19 @@ ROLES = ("", *ROLE_PROMPTS)  # "" takes the model's default prompt, if it has on
 CALIBRATION_TOKENS = 8192
 CPU_BATCH = 256  # sentences computed at a time on a CPU: longer batches start fewer operations
 
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of its parent's OpenMP threads, but GNU's OpenMP waits for them, forever. With one thread
+    # it waits for none. This is for `datasets.map(num_proc=2)` and for `multiprocessing` with "fork".
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
 
 class Embedder(nn.Module):
     """A sentence embedder: DistilledBert or its kin, pooling, an optional dense layer, optional normalisation.
 
     Texts go into `encode`, their tokens into `embed`, and one packed batch into the module itself, `forward`. In
     training mode `forward` computes with the network; in evaluation mode with an engine, the same weights laid out for
-    encoding. It can be pickled, engine apart, so that other processes may be given one.
+    encoding. It can be pickled, engine apart, so that other processes may be given one; a forked one computes with one
+    thread.
     """
 
     bert: Any  # a PackedForward that is one of transformers' models

@@ -24,10 +24,8 @@ class Tokenized:
         self.starts = self.lengths.cumsum() - self.lengths
 
     @classmethod
-    def of(cls, sentences: "Sequence[np.ndarray] | Tokenized") -> "Tokenized":
-        """Token lists laid end to end; what is that already is given back."""
-        if isinstance(sentences, Tokenized):
-            return sentences
+    def of(cls, sentences: Sequence[np.ndarray]) -> "Tokenized":
+        """Each sentence's token numbers (T,) laid end to end."""
         ids = np.concatenate(sentences) if len(sentences) else np.empty(0)
         return cls(ids.astype(np.int32, copy=False), np.array([len(each) for each in sentences], dtype=np.int64))
 

@@ -17,13 +17,13 @@ from torch import nn
 
 from shortstack.distillation.training.checkpoint import (
     Progress,
-    load_checkpoint,
     load_weights,
+    restore,
     save_checkpoint,
     save_weights,
 )
 from shortstack.distillation.training.rows import BatchRows
-from shortstack.model.files import InputError
+from shortstack.model.files import InputError, load_tensors
 
 
 class Small(nn.Module):
@@ -65,6 +65,10 @@ def save(path: Path, model: Small, optimizer: torch.optim.Optimizer, **changes: 
     save_checkpoint(path, model, both, values["progress"], values["recipe"])
 
 
+def load(path: Path, model: Small, optimizer: Any, settings: str = "settings") -> Progress:
+    return restore(path, load_tensors(path), model, optimizer, settings)
+
+
 def test_resumes_bit_for_bit(tmp_path: Path) -> None:
     model = Small(0)
     optimizer = optimizer_for(model)
@@ -74,7 +78,7 @@ def test_resumes_bit_for_bit(tmp_path: Path) -> None:
 
     again = Small(1)
     its_optimizer = optimizer_for(again)
-    progress = load_checkpoint(tmp_path / "last.safetensors", again, with_scaler(its_optimizer), "settings")
+    progress = load(tmp_path / "last.safetensors", again, with_scaler(its_optimizer))
     assert progress == Progress(step=3)
     train(again, its_optimizer, range(3, 8))
     for name, tensor in model.state_dict().items():
@@ -89,7 +93,7 @@ def test_a_loaded_checkpoint_does_not_change_with_its_file(tmp_path: Path) -> No
     optimizer = optimizer_for(model)
     train(model, optimizer, range(2))
     save(path, model, optimizer)
-    load_checkpoint(path, model, with_scaler(optimizer), "settings")
+    load(path, model, with_scaler(optimizer))
     before = [value.clone() for state in optimizer.state.values() for value in state.values()]
     path.write_bytes(bytes(path.stat().st_size))
     after = [value for state in optimizer.state.values() for value in state.values()]
@@ -103,10 +107,10 @@ def test_progress_and_scaler_come_back(tmp_path: Path) -> None:
     save(tmp_path / "a", Small(0), optimizer_for(Small(0)), progress=progress, scaler=scaler)
     fresh = torch.amp.GradScaler("cpu")
     model = Small(1)
-    assert load_checkpoint(tmp_path / "a", model, with_scaler(optimizer_for(model), fresh), "settings") == progress
+    assert load(tmp_path / "a", model, with_scaler(optimizer_for(model), fresh)) == progress
     assert fresh.state_dict() == scaler.state_dict()
     save(tmp_path / "b", Small(0), optimizer_for(Small(0)), progress=Progress())
-    found = load_checkpoint(tmp_path / "b", model, with_scaler(optimizer_for(model), no_scaler()), "settings")
+    found = load(tmp_path / "b", model, with_scaler(optimizer_for(model), no_scaler()))
     assert found.best_metric == -math.inf and found.best_step == -1
 
 
@@ -115,10 +119,10 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     optimizer = optimizer_for(model)
     save(path, model, optimizer)
     with pytest.raises(InputError, match=f"{path}: is of a run with other settings"):
-        load_checkpoint(path, model, with_scaler(optimizer), "other settings")
+        load(path, model, with_scaler(optimizer), "other settings")
     save_file({"model.table": torch.zeros(9, 4)}, path)  # someone else's file
     with pytest.raises(InputError, match="other settings"):
-        load_checkpoint(path, model, with_scaler(optimizer), "settings")
+        load(path, model, with_scaler(optimizer))
 
 
 def test_weights_alone(tmp_path: Path) -> None:
@@ -151,5 +155,5 @@ def test_a_damaged_byte_or_a_lost_end_is_found(
     model = Small(1)
     untouched = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(InputError, match="damaged.safetensors"):
-        load_checkpoint(path, model, with_scaler(optimizer_for(model), no_scaler()), "settings")
+        load(path, model, with_scaler(optimizer_for(model), no_scaler()))
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in model.state_dict().items())

@@ -3,7 +3,12 @@
 import copy
 import csv
 import multiprocessing
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import textwrap
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -469,3 +474,29 @@ def test_a_spawned_process_may_be_given_an_embedder(tiny_model_dir: Path) -> Non
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         found = process.submit(embedder.encode, SENTENCES[:20]).result()
     np.testing.assert_array_equal(found, embedder.encode(SENTENCES[:20]))
+
+
+def test_forked_processes_of_datasets_may_be_given_an_embedder(tiny_model_dir: Path, tmp_path: Path) -> None:
+    script = f"""
+        import datasets, numpy as np
+        from shortstack.model import Embedder
+        embedder = Embedder.load({str(tiny_model_dir)!r}, device="cpu", precision="fp32")
+        texts = [f"sentence {{i}} " + "and more " * (i % 40) for i in range(400)]
+        wanted = embedder.encode(texts)  # starts OpenMP's threads, which no fork has
+        rows = datasets.Dataset.from_dict({{"text": texts}}).map(
+            lambda batch: {{"embedding": embedder.encode(batch["text"])}}, batched=True, batch_size=50, num_proc=2
+        )
+        np.testing.assert_allclose(np.array(rows["embedding"], dtype=np.float32), wanted, atol=1e-6)
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path)}
+    with open(tmp_path / "printed", "w+") as printed:
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(script)],
+            env=environment, stdout=printed, stderr=printed, start_new_session=True,
+        )  # fmt: skip
+        try:
+            status = process.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the workers too
+            status = process.wait()
+    assert status == 0, (tmp_path / "printed").read_text()

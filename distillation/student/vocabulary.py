@@ -267,6 +267,6 @@ def retokenizer(teacher: Embedder, student: Embedder, corpus: Corpus, shard_size
         texts, sentences = sentences_of(shard, corpus, teacher, shard_size), list(renumbered)
         for row, sentence in zip(anew, student.tokenize([texts[row] for row in anew]), strict=True):
             sentences[row] = sentence
-        return Tokenized(np.concatenate(sentences), np.array([len(sentence) for sentence in sentences]))
+        return Tokenized.of(sentences)
 
     return retokenize

@@ -159,18 +159,6 @@ def save_checkpoint(
     save_tensors(path, tensors, {"progress": dataclasses.asdict(progress), "scaler": scaler, "recipe": settings})
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: StudentOptimizer, settings: str) -> Progress:
-    """Put a checkpoint's content back into model and optimizer.
-
-    Returns:
-        How far the run had come.
-
-    Raises:
-        InputError: the file is corrupt, or of a run with other settings.
-    """
-    return restore(path, load_tensors(path), model, optimizer, settings)
-
-
 def restore(
     path: Path,
     content: tuple[dict[str, torch.Tensor], Any],
@@ -178,7 +166,19 @@ def restore(
     optimizer: StudentOptimizer,
     settings: str,
 ) -> Progress:
-    """`load_checkpoint` of content that was read already: tensors and state."""
+    """Put a checkpoint's content back into model and optimizer.
+
+    Args:
+        path: the file, for the error's text.
+        content: its tensors and state, as `load_tensors` gives them.
+        model, optimizer, settings: see `save_checkpoint`.
+
+    Returns:
+        How far the run had come.
+
+    Raises:
+        InputError: it is of a run with other settings.
+    """
     tensors, state = content
     if not isinstance(state, dict) or state.get("recipe") != settings:
         raise InputError(f"{path}: is of a run with other settings; give another --name, or run without --resume")
