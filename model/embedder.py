@@ -41,8 +41,8 @@ CALIBRATION_TOKENS = 8192
 CPU_BATCH = 256  # sentences computed at a time on a CPU: longer batches start fewer operations
 
 if hasattr(os, "register_at_fork"):
-    # A forked process has none of its parent's OpenMP threads, but GNU's OpenMP waits for them, forever. With one thread
-    # it waits for none. This is for `datasets.map(num_proc=2)` and for `multiprocessing` with "fork".
+    # A forked process has none of its parent's OpenMP threads, but GNU's OpenMP waits for them, forever. With one
+    # thread it waits for none. This is for `datasets.map(num_proc=2)` and for `multiprocessing` with "fork".
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
