@@ -47,6 +47,7 @@ from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teac
 from shortstack.distillation.run import Run
 from shortstack.distillation.student.plan import make_student, plan_student
 from shortstack.distillation.training.checkpoint import Checkpoints, Progress
+from shortstack.distillation.training.expected import LONG, expected_time
 from shortstack.distillation.training.meter import Meter
 from shortstack.distillation.training.optimizer import StudentOptimizer, encoding_precision, training_precision
 from shortstack.distillation.training.step import train_step
@@ -80,6 +81,9 @@ def distil(run: Run) -> None:
     check_batches(recipe, len(corpus), ranks)
     plan = plan.settled(corpus, ranks)
     run.begin(plan.recipe)
+    if len(corpus) * recipe.epochs >= LONG and ranks.world == 1 and not run.resume and vectors is None:
+        copy = plan.start.keep_layers(plan.layers)
+        run.say(expected_time(teacher, copy, corpus, run.recipe, ranks))
 
     labels = label_corpus(teacher, corpus, run.recipe, ranks)
     ranks.agree("labels", {"teacher": labels.fingerprint})
