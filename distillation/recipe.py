@@ -11,9 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from shortstack.distillation.losses import LOSSES
 from shortstack.model.files import InputError
-from shortstack.model.precision import PRECISIONS
 
 RESERVED = (
     "negative_mse",
@@ -24,6 +22,9 @@ RESERVED = (
     "overlap@10",
     "mean_found@10",
 )  # beside the STS sets' figures
+# The losses and precisions that train, by name; their code needs torch, which takes seconds to import.
+LOSSES = ("mse", "cosine")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SHARED = ("labels", "corpus")  # directories under `output` that belong to all runs
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy")
 
@@ -127,7 +128,7 @@ class Recipe:
         require(self.pooling in ("teacher", "cls", "mean"), "pooling", "teacher, cls or mean")
         require(self.reading in ("auto", "lines", "passages"), "reading", "auto, lines or passages")
         require(self.sampling in ("mixed", "in_order"), "sampling", "mixed or in_order")
-        require(self.precision in PRECISIONS and self.precision != "int8", "precision", "auto, fp32, bf16 or fp16")
+        require(self.precision in PRECISIONS, "precision", "auto, fp32, bf16 or fp16")
         require(self.label_precision in ("fp16", "fp32"), "label_precision", "fp16 or fp32")
         require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
         if self.teacher_vectors:

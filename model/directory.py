@@ -27,9 +27,7 @@ from shortstack.model.files import (
     atomic_directory,
     check_replaceable,
     first_line,
-    load_tensors,
     read_json,
-    save_tensors,
     write_json,
     write_text,
 )
@@ -37,6 +35,7 @@ from shortstack.model.hub import commit_of, local_directory
 from shortstack.model.manifest import check_manifest, write_manifest
 from shortstack.model.network import PackedForward
 from shortstack.model.pooling import Pooling
+from shortstack.model.tensors import load_tensors, save_tensors
 from shortstack.model.weights import check_size, check_weights, inside, read_weights
 
 CALIBRATION_FILE = "int8_calibration.safetensors"  # read by us alone

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from shortstack.model.bert import ARCHITECTURES
-from shortstack.model.files import InputError, first_line, load_tensors, read_json
+from shortstack.model.files import InputError, first_line, read_json
+from shortstack.model.tensors import load_tensors
 
 PREFIXES = sorted({f"{each.base_model_prefix}." for each in ARCHITECTURES.values()})  # of names in weight files
 PICKLE_LIMIT = 2**24  # bytes of the part of a .bin file that tells what is in it; 50 KB in a large model

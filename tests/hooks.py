@@ -19,7 +19,7 @@ from shortstack.distillation import losses
 from shortstack.distillation.data import labels
 from shortstack.distillation.run import Run
 from shortstack.distillation.training import checkpoint, meter
-from shortstack.model import Embedder, files
+from shortstack.model import Embedder, tensors
 
 
 def at_call(owner: Any, name: str, number: int, action: Callable[[], object]) -> None:
@@ -106,7 +106,7 @@ def kill_after_calls(name: str, calls: int) -> None:
 
 def kill_while_writing(name: str, share: float, earlier: int = 0) -> None:
     """SIGKILL when this share of a tensor file is written: the next whose name holds `name` after some `earlier`."""
-    real, count = files.write_safetensors, itertools.count()
+    real, count = tensors.write_safetensors, itertools.count()
 
     def dying(tensors: Any, path: Path, metadata: Any) -> None:
         real(tensors, path, metadata)
@@ -114,7 +114,7 @@ def kill_while_writing(name: str, share: float, earlier: int = 0) -> None:
             os.truncate(path, int(share * path.stat().st_size))
             die()
 
-    files.write_safetensors = dying
+    tensors.write_safetensors = dying
 
 
 def signal_at_step(number: int, step: int, times: int = 1) -> None:

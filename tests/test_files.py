@@ -23,17 +23,15 @@ from shortstack.model.files import (
     RunError,
     atomic_directory,
     atomic_path,
-    load_tensors,
     printable,
     read_json,
     read_json_lines,
     remove_leftovers,
-    save_tensors,
     sha256_of_file,
-    sha256_of_tensors,
     write_json,
     write_text,
 )
+from shortstack.model.tensors import load_tensors, save_tensors, sha256_of_tensors
 
 # -- single files ----------------------------------------------------------------------------------------------------
 

@@ -11,8 +11,9 @@ from tiny import english_sentences, make_bert_dir
 from shortstack.model import Embedder, PackedTokens
 from shortstack.model.engine.int8 import ByteProduct, Range, Rounding, rounding_of, split_large, to_bytes
 from shortstack.model.engine.products import Linear
-from shortstack.model.files import InputError, load_tensors, save_tensors
+from shortstack.model.files import InputError
 from shortstack.model.precision import cpu_has_int8
+from shortstack.model.tensors import load_tensors, save_tensors
 
 needs_int8 = pytest.mark.skipif(not cpu_has_int8(), reason="this CPU or torch has no int8 products")
 TEXT = english_sentences(60)

@@ -30,8 +30,9 @@ from shortstack.distillation.data.labels import (
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.model import Embedder
-from shortstack.model.files import InputError, RunError, load_tensors
+from shortstack.model.files import InputError, RunError
 from shortstack.model.pooling import Pooling
+from shortstack.model.tensors import load_tensors
 from shortstack.model.tokens import Tokenized
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

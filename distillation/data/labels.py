@@ -30,14 +30,12 @@ from shortstack.model.files import (
     InputError,
     RunError,
     flush_to_disk,
-    load_tensors,
     read_json,
     remove_leftovers,
-    save_tensors,
-    sha256_of_tensors,
     temporary_beside,
     write_json,
 )
+from shortstack.model.tensors import load_tensors, save_tensors, sha256_of_tensors
 from shortstack.model.tokens import Tokenized
 
 EVALUATION = "evaluation"  # name of the one shard that holds the evaluation sentences

@@ -12,7 +12,8 @@ from shortstack.distillation.data.labels import teacher_parts
 from shortstack.distillation.evaluation.sets import RetrievalSet
 from shortstack.distillation.ranks import ALONE, Ranks
 from shortstack.model import Embedder
-from shortstack.model.files import InputError, load_tensors, save_tensors
+from shortstack.model.files import InputError
+from shortstack.model.tensors import load_tensors, save_tensors
 from shortstack.model.tokens import Tokenized
 
 

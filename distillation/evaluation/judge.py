@@ -22,7 +22,7 @@ from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs
 from shortstack.distillation.evaluation.sts import correlations, evaluate_sts, mean_over_pairs, sts_similarities
 from shortstack.distillation.ranks import ALONE, Ranks
 from shortstack.model import Embedder
-from shortstack.model.files import sha256_of_tensors
+from shortstack.model.tensors import sha256_of_tensors
 
 NO_TEXTS = Texts([], [])
 

@@ -16,7 +16,8 @@ from torch import nn
 from shortstack.distillation.run import Run
 from shortstack.distillation.training.meter import Meter
 from shortstack.distillation.training.optimizer import StudentOptimizer
-from shortstack.model.files import InputError, load_tensors, save_tensors
+from shortstack.model.files import InputError
+from shortstack.model.tensors import load_tensors, save_tensors
 
 
 @dataclass
