@@ -11,6 +11,11 @@ compares with this machine's own matrix products, of the model's shapes and in t
 `cosine` is the mean cosine of a system's embeddings to ours in fp32.
 """
 
+from shortstack.distillation.flags import answer_first, parse_arguments
+
+if __name__ == "__main__":
+    answer_first("bench")  # --help and a wrong flag end here, before the seconds that the imports below take
+
 import argparse
 import statistics
 import sys
@@ -27,9 +32,9 @@ from transformers import PretrainedConfig
 
 from shortstack.benchmark import peers
 from shortstack.benchmark.latency import TOKENS, latencies, queries_of
-from shortstack.benchmark.random_models import SHAPES, random_embedder, random_sentences, shape_config
+from shortstack.benchmark.random_models import random_embedder, random_sentences, shape_config
 from shortstack.benchmark.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
-from shortstack.distillation.command_line import OneLineParser, run_command
+from shortstack.distillation.command_line import run_command
 from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.evaluation.sets import read_held_out
 from shortstack.distillation.recipe import overrides_for, read_recipe
@@ -181,18 +186,6 @@ def print_table(result: dict[str, Any]) -> None:
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
-def whole_numbers(text: str) -> list[int]:
-    """For argparse: "24,8" to [24, 8], each at least 1."""
-    return [whole_number(part) for part in text.split(",")]
-
-
-def whole_number(text: str) -> int:
-    """For argparse: a number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
 def precisions_to_measure(names: Sequence[str], device: torch.device) -> list[str]:
     """Precisions by name, "auto" resolved; "all" stands for those that the device has instructions for.
 
@@ -247,30 +240,8 @@ def sentences_to_encode(arguments: argparse.Namespace, run: Path | None, embedde
     return found[: arguments.count] or random_sentences(embedder, arguments.count, arguments.mean_tokens)
 
 
-def command_line() -> OneLineParser:
-    """Every flag."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="student: a directory or a Hub name")
-    parser.add_argument("--teacher", metavar="T", help="directory or Hub name (default: the run's teacher)")
-    parser.add_argument("--shape", help=f"random weights instead: {', '.join(SHAPES)}, or a config.json")
-    parser.add_argument("--layers", type=whole_numbers, help="with --shape: of teacher and student, such as 24,8")
-    parser.add_argument("--sentences", nargs="+", metavar="SOURCE", help="text (default: what the run held out)")
-    parser.add_argument("--count", type=whole_number, default=1000, help="sentences to encode at most (default: 1000)")
-    parser.add_argument("--mean-tokens", type=whole_number, default=16, help="of random sentences (default: 16)")
-    parser.add_argument("--precision", nargs="+", default=["auto"], help="auto, fp32, bf16, fp16, int8, or all of them")
-    parser.add_argument("--batch-size", type=whole_number, help="sentences (default: 256, on a GPU 4096; to train 64)")
-    parser.add_argument("--repeats", type=whole_number, default=5, help="timed turns (default: 5)")
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("--output", type=Path, help="where to write (default: the run's directory, or here)")
-    parser.add_argument("--peers", action="store_true", help="also time other tools, and training beside theirs")
-    parser.add_argument("--latency", action="store_true", help="also time one query at a time")
-    parser.add_argument("--queries", type=whole_number, default=130, help="with --latency: of a length (default: 130)")
-    parser.add_argument("--steps", type=whole_number, default=100, help="with --peers: optimizer steps (default: 100)")
-    return parser
-
-
 def main() -> None:
-    arguments = command_line().parse_args()
+    arguments = parse_arguments("bench")
     device = torch.device(arguments.device) if arguments.device else best_device()
     precisions = precisions_to_measure(arguments.precision, device)
     run = run_directory(arguments.model) if arguments.model else None

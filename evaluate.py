@@ -8,10 +8,14 @@ and held-out sentences are those of the run that made the model; a flag replaces
 already stays where it is of the same models: sets that are not judged again, and what training said.
 """
 
-import argparse
+from shortstack.distillation.flags import answer_first, parse_arguments
+
+if __name__ == "__main__":
+    answer_first("evaluate")  # --help and a wrong flag end here, before the seconds that the imports below take
+
 from pathlib import Path
 
-from shortstack.distillation.command_line import OneLineParser, named_sources, run_command
+from shortstack.distillation.command_line import named_sources, run_command
 from shortstack.distillation.data.passages import cutter_of
 from shortstack.distillation.data.sentences import Texts, read_sentences
 from shortstack.distillation.data.sources import split_marks
@@ -32,22 +36,8 @@ def read_marked(sources: list[str], student: Embedder) -> Texts:
     return Texts([text for text, _ in texts], [role for _, role in texts])
 
 
-def arguments_of_command() -> argparse.Namespace:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL", help="directory or Hub name")
-    parser.add_argument("--teacher", help="directory or Hub name (default: the teacher of the run, 'none' for none)")
-    parser.add_argument("--sts", nargs="+", action="extend", metavar="NAME=SOURCE", help="sets (default: the run's)")
-    retrieval_help = "a directory with queries, documents and relevance, or parallel:FILE,FILE,... (default: the run's)"
-    parser.add_argument("--retrieval", nargs="+", action="extend", metavar="NAME=SOURCE", help=retrieval_help)
-    parser.add_argument("--sentences", nargs="+", help="text for the negative MSE (default: the run's held-out text)")
-    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8 (default: auto)")
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("--output", type=Path, help="where to write evaluation.json (default: the run's directory)")
-    return parser.parse_args()
-
-
 def main() -> None:
-    arguments = arguments_of_command()
+    arguments = parse_arguments("evaluate")
     run = run_directory(arguments.model)
     recipe = read_recipe(run / "recipe.toml") if run is not None else None
     teacher_name = arguments.teacher or (recipe.teacher if recipe else "none")

@@ -11,7 +11,11 @@ the teacher's layers, and each step moves its embeddings of a batch of sentences
 measured on sentences and STS pairs that it has not seen.
 """
 
-import argparse
+from shortstack.distillation.flags import answer_first, parse_arguments
+
+if __name__ == "__main__":
+    answer_first("train")  # --help and a wrong flag end here, before the seconds that the imports below take
+
 import contextlib
 import dataclasses
 import hashlib
@@ -26,8 +30,6 @@ from tqdm.auto import tqdm
 
 from shortstack import distillation, model
 from shortstack.distillation.command_line import (
-    OneLineParser,
-    add_recipe_flags,
     end_at_once,
     recipe_from_arguments,
     run_command,
@@ -54,7 +56,6 @@ from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
 from shortstack.model.files import write_json, write_text
 
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "minilm-3.toml"
 # What may differ when a run is resumed: nothing that decides which steps are taken.
 FREE_TO_CHANGE = (
     "device", "output", "labels", "tokens_per_batch", "log_every", "save_every", "max_skipped_steps", "timeout", "name",
@@ -320,11 +321,7 @@ def what_decides(recipe: Recipe) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", default=str(DEFAULT_RECIPE), help="recipe file (default: minilm-3.toml)")
-    parser.add_argument("--resume", action="store_true", help="resume from the run's last checkpoint, if there is one")
-    add_recipe_flags(parser)
-    arguments = parser.parse_args()
+    arguments = parse_arguments("train")
     recipe = recipe_from_arguments(arguments, arguments.recipe)
     ranks = Ranks.start(recipe.device, recipe.timeout)
     with ranks.failing_together(end_at_once):

@@ -9,9 +9,9 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
-from shortstack.distillation.recipe import Recipe, check_set_name, read_recipe, set_field
+from shortstack.distillation.recipe import Recipe, check_set_name, find_recipe, read_recipe, set_field
 from shortstack.model.files import InputError, RunError, first_line, is_out_of_memory, printable
 
 # -- errors ----------------------------------------------------------------------------------------------------------
@@ -83,36 +83,48 @@ def explain_runtime_error(error: Exception) -> str | None:
 # -- flags -----------------------------------------------------------------------------------------------------------
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse, but a wrong argument is one line and status 2, like any other wrong input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
+# The flags of recipe fields by what they are about, as --help shows them.
+GROUPS = {
+    "the text": "sentences reading general sampling max_sentences evaluation_sentences max_length "
+    "labels label_precision shard_size window_shards",
+    "the student": "teacher teacher_vectors start_from layers vocabulary intermediate_size dimensions pooling",
+    "training": "batch_size gradient_accumulation learning_rate warmup_ratio epochs weight_decay max_grad_norm "
+    "dropout loss seed max_skipped_steps",
+    "evaluation": "sts retrieval evaluate_every metric_for_best_model",
+    "the run and the machine": "name output device precision tokens_per_batch log_every save_every timeout",
+}
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """Add one flag for each recipe field."""
-    types = get_type_hints(Recipe)
-    defaults = Recipe()
-    group = parser.add_argument_group("recipe fields, which override the recipe file")
-    for item in dataclasses.fields(Recipe):
-        flag, kind = "--" + item.name.replace("_", "-"), types[item.name]
-        default = getattr(defaults, item.name)
-        text = item.metadata["help"].replace("%", "%%") + ("" if default in ("", [], {}) else f" (default: {default})")
-        if kind in (list[str], dict[str, str]):
-            metavar = "SOURCE" if kind == list[str] else "NAME=SOURCE"
-            group.add_argument(flag, nargs="+", action="extend", metavar=metavar, help=text)
-        else:
-            group.add_argument(flag, type=kind if kind in (int, float) else str, metavar=item.name.upper(), help=text)
+    """Add one flag for each recipe field; what it says goes before the recipe file."""
+    fields = {item.name: item for item in dataclasses.fields(Recipe)}
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names.split():
+            add_recipe_flag(group, fields.pop(name))
+    for item in fields.values():
+        add_recipe_flag(parser, item)
+
+
+def add_recipe_flag(group: argparse._ActionsContainer, item: dataclasses.Field[Any]) -> None:
+    """Add the flag of a recipe field, with its default in the help."""
+    flag, kind = "--" + item.name.replace("_", "-"), get_type_hints(Recipe)[item.name]
+    default = getattr(Recipe(), item.name)
+    text = item.metadata["help"].replace("%", "%%") + ("" if default in ("", [], {}) else f" (default: {default})")
+    if kind in (list[str], dict[str, str]):
+        metavar = "SOURCE" if kind == list[str] else "NAME=SOURCE"
+        group.add_argument(flag, nargs="+", action="extend", metavar=metavar, help=text)
+    else:
+        group.add_argument(flag, type=kind if kind in (int, float) else str, metavar=item.name.upper(), help=text)
 
 
 def recipe_from_arguments(arguments: argparse.Namespace, recipe_path: str) -> Recipe:
-    """The recipe file with the flags' values over it, checked.
+    """The recipe file, given by its path or name, with the flags' values over it, checked.
 
     Raises:
         InputError: anything wrong in the file or the flags.
     """
-    recipe = read_recipe(recipe_path)
+    recipe = read_recipe(find_recipe(recipe_path))
     for item in dataclasses.fields(Recipe):
         value = getattr(arguments, item.name)
         if value is None:

@@ -20,7 +20,11 @@ and for OpenVINO's files [openvino]; without that they are left out. sentence-tr
 optimum-onnx 0.1 and optimum-intel 2.2, which are for transformers 4.
 """
 
-import argparse
+from shortstack.distillation.flags import answer_first, parse_arguments
+
+if __name__ == "__main__":
+    answer_first("export")  # --help and a wrong flag end here, before the seconds that the imports below take
+
 import contextlib
 import copy
 import importlib.util
@@ -39,7 +43,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from shortstack.distillation.command_line import OneLineParser, run_command
+from shortstack.distillation.command_line import run_command
 from shortstack.distillation.host import in_a_process_of_its_own
 from shortstack.distillation.router import export_router
 from shortstack.model import Embedder
@@ -306,12 +310,7 @@ def report(path: Path, nearness: str) -> None:
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL", help="directory or Hub name")
-    parser.add_argument("--output", type=Path, help="directory to write into (default: MODEL; router beside MODEL)")
-    parser.add_argument("--router", action="store_true", help="write the pair of student and teacher; see router.py")
-    parser.add_argument("--teacher", help="of the pair: directory or Hub name (default: the run's teacher)")
-    arguments = parser.parse_args()
+    arguments = parse_arguments("export")
     if arguments.teacher and not arguments.router:
         raise InputError("--teacher: belongs to --router")
     if arguments.router:

@@ -26,6 +26,7 @@ RESERVED = (
 LOSSES = ("mse", "cosine")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 SHARED = ("labels", "corpus")  # directories under `output` that belong to all runs
+RECIPES = Path(__file__).parent.parent / "recipes"  # in a checkout as in an installed package
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy")
 
 
@@ -211,6 +212,23 @@ def overrides_for(teacher: str, recipe: Recipe | None) -> dict[str, Any]:
 
 
 # -- reading and writing ---------------------------------------------------------------------------------------------
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path, a run directory, which has one, or the name of one of ours, such as own-corpus.
+
+    Raises:
+        InputError: none of that name; says which there are.
+    """
+    path = Path(name)
+    if path.is_file() or (path / "recipe.toml").is_file():
+        return path if path.is_file() else path / "recipe.toml"
+    ours = {each.stem: each for each in sorted(RECIPES.glob("*.toml"))}
+    if path.parent.name in ("", "recipes") and path.name.removesuffix(".toml") in ours:
+        return ours[path.name.removesuffix(".toml")]
+    close = difflib.get_close_matches(path.name.removesuffix(".toml"), ours, n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    raise InputError(f"{name}: no such recipe{meant}; give a file, or one of {', '.join(ours)}")
 
 
 def read_recipe(path: str | Path) -> Recipe:

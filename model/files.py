@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 # Names under which processes leave what they had not finished: ours, of what is to be or was at NAME; and those of
 # safetensors 0.8, which wrote through a file of its own.
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(tmp|old)|\.tmp[A-Za-z0-9]{6}")
@@ -267,6 +265,8 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
     Raises:
         InputError: `busy`.
     """
+    from filelock import FileLock, Timeout  # here, since all else runs where it is not installed
+
     make_directory(path.parent)
     try:
         with FileLock(path, timeout=-1 if busy is None else 0):

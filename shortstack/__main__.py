@@ -3,19 +3,22 @@
 import importlib
 import sys
 
+from shortstack.distillation import flags
+from shortstack.distillation.command_line import run_command
+
 COMMANDS = {
-    "prepare": ("shortstack.distillation.prepare.__main__", "fetch the default's teacher and text into assets/"),
-    "train": ("shortstack.train", "train a student, evaluate and save it in runs/NAME"),
-    "evaluate": ("shortstack.evaluate", "what a student keeps: STS, search, distance to the teacher"),
-    "bench": ("shortstack.bench", "what it wins: sentences a second"),
-    "report": ("shortstack.distillation.report.__main__", "figure, page and model card of a run"),
-    "export": ("shortstack.distillation.export", "ONNX and OpenVINO files of a model"),
+    "prepare": "fetch the default's teacher and text into assets/",
+    "train": "train a student, evaluate and save it in runs/NAME",
+    "evaluate": "what a student keeps: STS, search, distance to the teacher",
+    "bench": "what it wins: sentences a second",
+    "report": "figure, page and model card of a run",
+    "export": "ONNX and OpenVINO files of a model",
 }
 USAGE = "\n".join(
     [
         "usage: shortstack COMMAND ...      (shortstack COMMAND --help says more)",
         "",
-        *(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()),
+        *(f"  {name:<10} {text}" for name, text in COMMANDS.items()),
     ]
 )
 
@@ -32,14 +35,13 @@ def main() -> None:
     if name not in COMMANDS:
         sys.exit(_wrong(f"there is no command {name!r}; it is one of {', '.join(COMMANDS)}"))
     sys.argv = [f"shortstack {name}", *arguments]
+    flags.answer_first(name)
     try:
-        command = importlib.import_module(COMMANDS[name][0])
+        command = importlib.import_module(f"shortstack.{flags.COMMANDS[name][0]}")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "shortstack":
             raise
         sys.exit(_wrong(f"{error.name} is not installed; pip install 'shortstack-embeddings[train]'"))
-    from shortstack.distillation.command_line import run_command
-
     run_command(command.main)
 
 

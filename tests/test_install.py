@@ -127,9 +127,38 @@ def test_one_command_names_the_others() -> None:
     assert wrong.stderr.startswith("error: there is no command 'trian'; it is one of prepare, train,")
 
 
-def test_without_torch_a_command_names_the_extra(installed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_and_a_wrong_flag_are_answered_without_torch(name: str) -> None:
+    code = f"""
+import sys
+from shortstack.__main__ import main
+def answer(*arguments):
+    sys.argv = ["shortstack", {name!r}, *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        print(end.code, *({{"torch", "transformers", "numpy"}} & sys.modules.keys()))
+answer("--help")
+answer("x", "--hepl")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    lines = ended.stdout.splitlines()
+    assert lines[0].startswith(f"usage: shortstack {name} ") and lines[-2:] == ["0", "2"], ended
+    assert ended.stderr == "error: there is no flag --hepl; did you mean --help?\n"
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "bench.py"])
+def test_a_script_without_its_environment_says_how_to_enter_it(script: str) -> None:
+    command = [sys.executable, "-S", str(ROOT / script), *(["x"] if script == "evaluate.py" else [])]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: torch is not installed in ")
+    assert "`make install` once, then `source .venv/bin/activate`" in ended.stderr and ended.stderr.count("\n") == 1
+
+
+def test_without_a_package_a_command_names_the_extra(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
-    ended = python(installed, tmp_path, "-m", "shortstack", "bench", "--help")
+    ended = python(installed, tmp_path, "-m", "shortstack", "bench", "x")
     assert ended.returncode == 2
     assert ended.stderr.strip() == "error: torch is not installed; pip install 'shortstack-embeddings[train]'"
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from shortstack.distillation import recipe
 from shortstack.distillation.losses import LOSSES, cosine, mse
 
 STUDENT = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]])
@@ -34,6 +35,10 @@ def test_each_loss_is_zero_at_the_teacher_and_its_gradient_is_right(name: str) -
     torch.testing.assert_close(loss(teacher, teacher), torch.zeros(7), atol=1e-6, rtol=0)
     student = student.double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss(x, teacher.double()), [student])
+
+
+def test_a_recipe_knows_each_by_name() -> None:
+    assert tuple(LOSSES) == recipe.LOSSES
 
 
 @pytest.mark.parametrize("name", LOSSES)

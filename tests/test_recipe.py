@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shortstack import train
-from shortstack.distillation.command_line import OneLineParser, add_recipe_flags, named_sources, recipe_from_arguments
+from shortstack.distillation.command_line import GROUPS, add_recipe_flags, named_sources, recipe_from_arguments
+from shortstack.distillation.flags import OneLineParser
 from shortstack.distillation.recipe import Recipe, metric_key, read_recipe, recipe_text, teacher_overrides
 from shortstack.model.files import InputError
 
@@ -43,9 +44,12 @@ def usable(**changes: Any) -> Recipe:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_of_the_repository_are_read_and_checked(path: Path) -> None:
-    own_text = ["--sentences", "docs/*.md"] if path.stem == "own-corpus" else []
-    recipe = from_flags(path, *own_text)
-    assert recipe.name == path.stem and recipe.sentences and recipe.sts
+    own = {
+        "own-corpus": ["--sentences", "docs/*.md"],
+        "other-index": ["--teacher-vectors", "vectors.npy:texts.txt"],
+    }
+    recipe = from_flags(path, *own.get(path.stem, []))
+    assert recipe.name == path.stem and (recipe.sentences or recipe.teacher_vectors)
 
 
 def test_the_reference_recipe_is_the_original_run() -> None:
@@ -244,7 +248,7 @@ def test_spellings_of_layers(recipe_file: Path, text: str, layers: Any) -> None:
         (["--epochs", "0"], "epochs = 0 is not allowed; it must be at least 1"),
         (["--epochs"], "argument --epochs: expected one argument"),
         (["--learning-rate", "nan"], "--learning-rate: learning_rate = nan must be of type float"),
-        (["--lerning-rate", "1"], "unrecognized arguments: --lerning-rate 1"),
+        (["--lerning-rate", "1"], "there is no flag --lerning-rate; did you mean --learning-rate?"),
         (["--layers", "0,,2"], "--layers: '0,,2' is not a list of numbers such as 0,2,5"),
         (["--layers", "2-4"], "--layers: '2-4' is not a list of numbers"),
         (["--sts", "dev.csv"], "--sts: 'dev.csv' is not of the form NAME=SOURCE"),
@@ -265,6 +269,10 @@ def test_sources_by_name() -> None:
     assert named_sources(["a=1", "b=2=3"], "--sts") == {"a": "1", "b": "2=3"}
     with pytest.raises(InputError, match="^--retrieval: 'a' is not"):
         named_sources(["a"], "--retrieval")
+
+
+def test_each_field_has_a_group_in_help() -> None:
+    assert sorted(" ".join(GROUPS.values()).split()) == sorted(FIELDS)
 
 
 def test_help_lists_every_field_with_its_default(

@@ -5,14 +5,18 @@ python -m distillation.report runs/minilm-3 --push-to-hub OWNER/NAME    # and pu
 python -m distillation.report runs/* --frontier frontier.png            # all of them by speed, size and what they keep
 """
 
-import argparse
+from shortstack.distillation.flags import answer_first, parse_arguments
+
+if __name__ == "__main__":
+    answer_first("report")  # --help and a wrong flag end here, before the seconds that the imports below take
+
 from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from matplotlib.figure import Figure
 
-from shortstack.distillation.command_line import OneLineParser, run_command
+from shortstack.distillation.command_line import run_command
 from shortstack.distillation.report.card import eval_result_files, model_card
 from shortstack.distillation.report.figure import figure, format_number, shorten
 from shortstack.distillation.report.frontier import frontier_figure, models_of, table
@@ -96,11 +100,7 @@ def push_to_hub(run: Path, name: str) -> None:
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directory, such as runs/minilm-3")
-    parser.add_argument("--push-to-hub", metavar="NAME", help="publish the student as OWNER/NAME on the Hub")
-    parser.add_argument("--frontier", metavar="PNG", type=Path, help="draw the students of many runs in one picture")
-    arguments = parser.parse_args()
+    arguments = parse_arguments("report")
     if arguments.frontier and not arguments.push_to_hub:
         return write_frontier(arguments.runs, arguments.frontier)
     if len(arguments.runs) > 1 or arguments.frontier:
