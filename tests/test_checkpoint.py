@@ -23,7 +23,8 @@ from shortstack.distillation.training.checkpoint import (
     save_weights,
 )
 from shortstack.distillation.training.rows import BatchRows
-from shortstack.model.files import InputError, load_tensors
+from shortstack.model.files import InputError
+from shortstack.model.tensors import load_tensors
 
 
 class Small(nn.Module):
