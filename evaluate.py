@@ -1,6 +1,7 @@
 """What a student keeps of its teacher: STS correlations, retrieval, nearest neighbours, negative MSE.
 
     python evaluate.py runs/minilm-3/model --sts sts-test=sts-test.csv
+    python evaluate.py runs/minilm-3/model --retrieval assets/retrieval/*          # all sets that prepare makes
     python evaluate.py runs/minilm-3/model --teacher assets/all-MiniLM-L6-v2 --retrieval captions=parallel:a.txt,b.txt
 
 Prints a table and writes evaluation.json and evaluation_pairs.json beside the model. Teacher, STS sets, retrieval sets

@@ -149,7 +149,7 @@ def layer_numbers(text: str) -> list[int]:
 
 
 def named_sources(values: list[str], flag: str) -> dict[str, str]:
-    """["sts-dev=PATH", ...], given with `flag`, to {"sts-dev": "PATH", ...}.
+    """["sts-dev=PATH", ...], given with `flag`, to {"sts-dev": "PATH", ...}; a directory may stand for itself.
 
     Raises:
         InputError: not of that form, a name that can't be used, or one given twice.
@@ -157,6 +157,8 @@ def named_sources(values: list[str], flag: str) -> dict[str, str]:
     sources: dict[str, str] = {}
     for value in values:
         name, _, source = value.partition("=")
+        if not source and os.path.isdir(value):  # as the shell writes out assets/retrieval/*
+            name, source = os.path.basename(os.path.normpath(value)), value
         if not source:
             raise InputError(f"{flag}: {value!r} is not of the form NAME=SOURCE")
         check_set_name(name, flag)

@@ -265,8 +265,11 @@ def test_a_wrong_flag_is_named(recipe_file: Path, flags: list[str], words: str) 
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_sources_by_name() -> None:
+def test_sources_by_name(tmp_path: Path) -> None:
     assert named_sources(["a=1", "b=2=3"], "--sts") == {"a": "1", "b": "2=3"}
+    (tmp_path / "sets" / "manuals").mkdir(parents=True)
+    directory = f"{tmp_path}/sets/manuals"
+    assert named_sources([f"{directory}/", "b=2"], "--retrieval") == {"manuals": f"{directory}/", "b": "2"}
     with pytest.raises(InputError, match="^--retrieval: 'a' is not"):
         named_sources(["a"], "--retrieval")
 
