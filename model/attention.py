@@ -1,4 +1,4 @@
-"""Self-attention of packed sentences: by one kernel for all of them on a GPU, else by runs of equally long ones.
+"""Self-attention of packed sentences: one kernel for the whole batch on a GPU, else one call per run of equal lengths.
 
 Shapes: B sentences, T tokens a sentence, N tokens of the whole batch, H heads, E dimensions a head.
 """
@@ -29,7 +29,7 @@ def attention(
         first_only: attend from each sentence's first token only.
         dropout: probability of dropping an attention weight.
         bias_HTT: added to the scores, by query and key, for sentences up to the longest; None adds nothing. The
-            variable-length kernel takes none, so with a bias a GPU, too, computes by runs of equally long sentences.
+            variable-length kernel takes no bias, so with one a GPU, too, computes run by run.
 
     Returns:
         (N, H, E), or (B, H, E) with `first_only`.
@@ -43,7 +43,7 @@ def attention(
         if first_only:
             q, queries = q.index_select(0, tokens.first_rows), tokens.of_first_tokens
         out = varlen_attn(q, k, v, queries.cu_seqlens, tokens.cu_seqlens, queries.longest, tokens.longest)
-        assert isinstance(out, torch.Tensor)  # a pair only where auxiliary output is asked for
+        assert isinstance(out, torch.Tensor)  # a pair only when auxiliary output is requested
         return out
 
     context = []
@@ -60,7 +60,7 @@ def runs(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]]:
     """Queries, keys, values (count, H, T, E) and the bias (H, T, T) of each run of equally long sentences.
 
-    With `first_only` queries and bias have one row of T.
+    With `first_only`, queries and bias have only the first of their T rows.
     """
     _, _, H, E = qkv_N3HE.shape
     # split, not slices: the backward of a split joins the parts, that of each slice would fill a whole zero matrix
@@ -74,9 +74,9 @@ def runs(
 
 
 def joined(context: list[torch.Tensor]) -> torch.Tensor:
-    """The runs' results (count, H, T, E) end to end: (N, H, E)."""
-    rows = [out.transpose(1, 2).flatten(0, 1) for out in context]
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+    """Join the runs' results, (count, H, T, E) of each, to one tensor (N, H, E)."""
+    parts = [out.transpose(1, 2).flatten(0, 1) for out in context]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def has_varlen_kernel(qkv_N3HE: torch.Tensor) -> bool:

@@ -6,10 +6,10 @@ Shapes: B equally long sentences, T tokens each, H heads, E dimensions a head.
 import torch
 import torch.nn.functional as F
 
-# By the tables of docs/speed.md: the tokens of a sentence from which on torch's flash kernel is as fast as two batched
-# products, without a gradient and with one; and those of a single one from which on it is slower in bf16.
+# Tokens of a sentence, measured in docs/speed.md. Two batched products beat torch's flash kernel below the first number
+# (without a gradient) and below the second (with one). A single bf16 sentence is faster by the kernel below the third.
 LONGEST_FOR_PRODUCTS, LONGEST_WITH_GRADIENT, LONGEST_ALONE = 192, 256, 32
-VECTOR = 16  # numbers that a CPU computes at once
+VECTOR = 16  # numbers that a CPU computes with at once
 
 
 def attention_by_products(
@@ -18,8 +18,8 @@ def attention_by_products(
     """What scaled_dot_product_attention computes, as two batched products with a softmax between them.
 
     Args:
-        q, k, v: (B, H, T, E) each; q may have fewer tokens. Where a gradient is wanted, all is computed in fp32: bf16
-            has six products then, and for each the kernel of a new shape is compiled, which takes longer than they do.
+        q, k, v: (B, H, T, E) each; q may have fewer tokens. Where a gradient is wanted, all is computed in fp32: in
+            bf16 each of the six products compiles a kernel for every new shape, which takes longer than computing.
         bias: (H, tokens of q, T), added to the scores.
 
     Returns:
@@ -30,7 +30,7 @@ def attention_by_products(
             exact = None if bias is None else bias.float()
             return attention_by_products(q.float(), k.float(), v.float(), exact).to(q.dtype)
     B, H, _, E = q.shape
-    q, k, v = (each.reshape(B * H, -1, E) for each in (q, k, v))  # contiguous: the products read them fastest
+    q, k, v = (tensor.reshape(B * H, -1, E) for tensor in (q, k, v))  # contiguous: the products read them fastest
     scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=E**-0.5)
     if bias is not None:
         scores = (scores.view(B, H, *bias.shape[1:]) + bias).view_as(scores)
@@ -40,8 +40,9 @@ def attention_by_products(
 def softmax(scores: torch.Tensor) -> torch.Tensor:
     """Softmax over the last dimension, summed in fp32.
 
-    torch's kernel takes ten times as long for rows of 15 numbers as of 16, which fill its vectors, and in bf16 three
-    times as long for 31 as for 32: so rows are filled up with scores of no weight. Up to one vector bf16 is slower.
+    torch's kernel works on vectors of 16 numbers. A row of 15 takes ten times as long as one of 16, and in bf16 a row
+    of 31 three times as long as one of 32. So rows are padded with scores of -inf, which get no weight. Rows of at most
+    one vector are computed in fp32, which is faster there.
     """
     length = scores.shape[-1]
     if length < VECTOR or scores.dtype == torch.bfloat16:
@@ -53,11 +54,11 @@ def products_are_faster(k: torch.Tensor, one_rounding: bool = False) -> bool:
     """Whether `attention_by_products` beats torch's flash kernel for sentences with these keys, (B, H, T, E).
 
     For all but long sentences, and for longer ones where a gradient is wanted, since the kernel's backward pass is
-    slow. For a single short one in bf16, starting the operations costs more than computing.
+    slow. For a single short sentence in bf16, starting the operations costs more than computing.
 
     Args:
         k: the keys.
-        one_rounding: whether a single sentence must be rounded as it would be among others.
+        one_rounding: whether a single sentence must be rounded as it would be in a batch with others.
     """
     count, _, length, _ = k.shape
     if k.device.type != "cpu":

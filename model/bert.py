@@ -1,9 +1,9 @@
-"""DistilledBert and its kin: transformers' encoders, each with a forward over packed tokens.
+"""DistilledBert and the other architectures: transformers' encoders, with a forward over packed tokens added.
 
 They are transformers' own classes in everything else: `from_pretrained`, `save_pretrained`, tensor names, `isinstance`.
 All are BERT's encoder; they differ in the names of their modules, in the number of the first position, in whether they
-have segments, and MPNet in a bias that is added to the attention scores. A new architecture is one class more, and its
-line in ARCHITECTURES.
+have segments, and MPNet in a bias that is added to the attention scores. To add an architecture, add a class here and
+its line in ARCHITECTURES.
 """
 
 import math
@@ -15,7 +15,7 @@ from transformers import BertModel, DistilBertConfig, DistilBertModel, MPNetMode
 from shortstack.model.network import Layer, PackedForward
 from shortstack.model.tokens import PackedTokens
 
-LARGEST_DISTANCE = 128  # in tokens, from which on all share a bucket of MPNet's bias
+LARGEST_DISTANCE = 128  # tokens; from this distance on, all share one bucket of MPNet's bias
 
 
 class DistilledBert(PackedForward, BertModel):
@@ -31,7 +31,7 @@ class DistilledXLMRoberta(PackedForward, XLMRobertaModel):
 
 
 class DistilledMPNet(PackedForward, MPNetModel):
-    """Its layers share a bias of attention by relative position."""
+    """All its layers add the same bias, which depends on the relative position, to their attention scores."""
 
     def layer_of(self, module: Any) -> Layer:
         attend = module.attention.attn
@@ -54,7 +54,7 @@ class DistilledMPNet(PackedForward, MPNetModel):
 
 
 class DistilledDistilBert(PackedForward, DistilBertModel):
-    """Has other names for almost everything, and no pooler."""
+    """It names almost every module differently, and has no pooler."""
 
     inner_size, activation = "hidden_dim", "activation"
 
@@ -92,10 +92,10 @@ ARCHITECTURES: dict[str, Any] = {  # by the model_type of config.json
 def position_buckets(longest: int, buckets: int, device: torch.device) -> torch.Tensor:
     """The bucket of MPNet's bias for each pair of query and key positions: (longest, longest).
 
-    Half of the buckets are for keys before the query and half for those behind it; near distances have one each, far
-    ones share some on a logarithmic scale.
+    Half of the buckets are for keys before the query and half for keys after it. Every short distance has its own
+    bucket; long distances share buckets on a logarithmic scale.
 
-    Source: Raffel et al., 2020 (https://arxiv.org/abs/1910.10683), as MPNet has it (Song et al., 2020,
+    Source: Raffel et al., 2020 (https://arxiv.org/abs/1910.10683), as used in MPNet (Song et al., 2020,
     https://arxiv.org/abs/2004.09297).
     """
     positions = torch.arange(longest, device=device)

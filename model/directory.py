@@ -38,33 +38,39 @@ from shortstack.model.pooling import Pooling
 from shortstack.model.tensors import load_tensors, save_tensors
 from shortstack.model.weights import check_size, check_weights, inside, read_weights
 
-CALIBRATION_FILE = "int8_calibration.safetensors"  # read by us alone
+CALIBRATION_FILE = "int8_calibration.safetensors"  # other tools ignore it
 MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # each at most once, in this order
-HISTORY = "shortstack"  # our own key in config_sentence_transformers.json
-TENSORS_OF_A_LAYER = 16  # in every family
-LONGEST_WORD = 1000  # characters that WordPiece may take as one word, at a cost of their square; 100 in BERT
-TRIAL_TEXTS = ("", "\u0378 a", "a" * 200 + "!", " " * 200 + "x", "1" * 200 + "\n")  # hard for a bad pattern
+HISTORY = "shortstack"  # this project's key in config_sentence_transformers.json
+TENSORS_OF_A_LAYER = 16  # in every architecture
+LONGEST_WORD = 1000  # characters of a word that WordPiece may split, in time that grows with their square; 100 in BERT
+TRIAL_TEXTS = (
+    "",
+    "\u0378 a",
+    "a" * 200 + "!",
+    " " * 200 + "x",
+    "1" * 200 + "\n",
+)  # a bad regular expression fails on these
 DENSE_ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU")
 
 
 @dataclass
 class Settings:
-    """What surrounds the encoder, as the model directory tells it.
+    """Everything around the encoder, as read from the model directory.
 
     Attributes:
         pooling: cls or mean.
         normalize: whether embeddings are divided by their L2 norm.
         max_length: tokens of a sentence that are read, [CLS] and [SEP] included; the rest is cut off.
-        lowercase: lower the text before the tokenizer does its own part.
+        lowercase: whether the text is lower-cased before the tokenizer's own normalisation.
         prompts: texts to put before a sentence, by name, such as {"query": "Represent this sentence: "}.
         default_prompt_name: the prompt of `encode` where none is named.
-        similarity_fn_name: the similarity other tools should use by default; handed on.
-        truncate_dim: leading dimensions that an embedding is cut to, last of all; None for all.
+        similarity_fn_name: the similarity that other tools should use by default; only kept for them.
+        truncate_dim: leading dimensions that an embedding is cut to, as the last step; None for all.
         origin: the name or directory the model was loaded from.
-        commit: of the Hub repository that it was loaded from, if it was.
+        commit: of the Hub repository that the model was loaded from; None for a local directory.
         notes: defaults that were taken because the directory said nothing.
-        history: how a student of ours was made, under a key that other tools do not read: its teacher,
-            `teacher_layers`...; see `Plan.history`. Empty for any other model.
+        history: how a student was made, under a key that other tools ignore: its teacher, `teacher_layers`...; see
+            `Plan.history`. Empty for any other model.
     """
 
     pooling: Pooling = Pooling.MEAN
@@ -89,7 +95,7 @@ class Parts(NamedTuple):
     settings: Settings
     dense: nn.Linear | None
     dense_activation: str
-    calibration: Calibration | None = None  # what int8 rounds by
+    calibration: Calibration | None = None  # the ranges that int8 rounds by
 
 
 def best_device() -> torch.device:
@@ -118,7 +124,7 @@ def read_model(name: str) -> Parts:
         raise InputError(f"{error.filename or directory}: can't be read ({error.strerror or error})") from None
     except InputError:
         raise
-    except Exception as error:  # the directory is anyone's, and no check above foresaw this
+    except Exception as error:  # anyone may have made the directory, and no check above expected this
         what = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{directory}: can't be read as a model ({what})") from None
     return Parts(bert, tokenizer, settings, dense, activation, calibration)
@@ -175,7 +181,7 @@ def read_bert(folder: Path) -> PackedForward:
     architecture = ARCHITECTURES[config.model_type]
     has_pooler = "pooler.dense.weight" in weights
     try:
-        with torch.device("meta"):  # shapes without memory, which a corrupt config could ask too much of
+        with torch.device("meta"):  # shapes only: a corrupt config could ask for too much memory
             empty = architecture(config, add_pooling_layer=has_pooler)
     except Exception as error:
         raise InputError(
@@ -184,7 +190,7 @@ def read_bert(folder: Path) -> PackedForward:
     shapes = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     check_weights(shapes, weights, folder)
     check_size(folder, filter(Path.is_file, folder.iterdir()), sum(4 * math.prod(shape) for shape in shapes.values()))
-    with no_init_weights():  # not at random: all are loaded
+    with no_init_weights():  # no random weights: all of them are loaded
         bert = architecture(config, add_pooling_layer=has_pooler)
     bert.load_state_dict({name: weights[name] for name in shapes})
     return bert.eval()
@@ -242,8 +248,10 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
         raise InputError(f"{folder}: max_input_chars_per_word is {longest_word}; at most {LONGEST_WORD} are supported")
     if largest >= vocab_size:
         raise InputError(f"{folder}: the tokenizer numbers words up to {largest}, the model has {vocab_size}")
-    if len(words) < 0.9 * vocab_size:  # some models have a few places to spare
-        raise InputError(f"{folder}: the tokenizer knows {len(words)} words, the model {vocab_size}, is a file cut?")
+    if len(words) < 0.9 * vocab_size:  # some models have a few unused numbers
+        raise InputError(
+            f"{folder}: the tokenizer knows {len(words)} words, the model {vocab_size}; is a file cut off?"
+        )
     if not tried[0]:
         raise InputError(f"{folder}: the tokenizer puts no [CLS] and [SEP] around a text")
     return tokenizer
@@ -251,9 +259,12 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
 
 @contextlib.contextmanager
 def tokenizer_errors(place: Path | str) -> Iterator[None]:
-    """Let whatever a foreign tokenizer raises be an InputError. A panic in Rust is no Exception, and prints, too."""
+    """Turn whatever a tokenizer's files make its library raise into an InputError.
+
+    A panic in Rust is no `Exception`. It also prints to stderr, so stderr is redirected meanwhile.
+    """
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     try:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
@@ -263,8 +274,8 @@ def tokenizer_errors(place: Path | str) -> Iterator[None]:
             raise
         raise InputError(f"{place}: the tokenizer can't be read ({first_line(error)})") from None
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def read_pooling(modules: dict[str, Path], settings: Settings) -> None:
@@ -333,7 +344,7 @@ def read_dense(modules: dict[str, Path], inputs: int) -> tuple[nn.Linear | None,
     """The dense module after pooling and its activation's name in torch.nn, if the model has one.
 
     Raises:
-        InputError: corrupt, or an activation we do not know.
+        InputError: corrupt, or an activation other than DENSE_ACTIVATIONS.
     """
     if "Dense" not in modules:
         return None, "Identity"
@@ -353,7 +364,7 @@ def read_dense(modules: dict[str, Path], inputs: int) -> tuple[nn.Linear | None,
 
 
 def read_calibration(path: Path, layers: int) -> Calibration | None:
-    """What int8 rounds by, where the model says it.
+    """The ranges that int8 rounds by, if the model comes with them.
 
     Raises:
         InputError: the file is corrupt, or of another model.
@@ -385,8 +396,8 @@ def write_model(parts: Parts, path: Path, model_card: str | None) -> None:
         modules += ["Normalize"] if settings.normalize else []
         folders = ["", *(f"{number}_{kind}" for number, kind in enumerate(modules) if number)]
         types = [f"sentence_transformers.models.{kind}" for kind in modules]
-        rows = [{"idx": i, "name": str(i), "path": folders[i], "type": types[i]} for i in range(len(modules))]
-        write_json(directory / "modules.json", rows)
+        entries = [{"idx": i, "name": str(i), "path": folders[i], "type": types[i]} for i in range(len(modules))]
+        write_json(directory / "modules.json", entries)
         write_json(directory / "sentence_bert_config.json", sentence_bert_config(settings))
         write_json(directory / "1_Pooling" / "config.json", pooling_config(settings, bert.config.hidden_size))
         if dense is not None:
@@ -399,8 +410,11 @@ def write_model(parts: Parts, path: Path, model_card: str | None) -> None:
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerFast, max_length: int, directory: Path) -> None:
-    """The tokenizer's files. fastembed takes the smaller of two lengths, of which transformers keeps only one up to
-    date, and older loaders read the special tokens from a file that transformers 5 no longer writes."""
+    """Write the tokenizer's files.
+
+    fastembed takes the smaller of two lengths, and transformers updates only one of them, so both are set here. Older
+    loaders read the special tokens from a file that transformers 5 no longer writes.
+    """
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"

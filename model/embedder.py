@@ -47,11 +47,11 @@ if hasattr(os, "register_at_fork"):
 
 
 class Embedder(nn.Module):
-    """A sentence embedder: DistilledBert or its kin, pooling, an optional dense layer, optional normalisation.
+    """A sentence embedder: DistilledBert or another encoder, pooling, an optional dense layer, optional normalisation.
 
     Texts go into `encode`, their tokens into `embed`, and one packed batch into the module itself, `forward`. In
     training mode `forward` computes with the network; in evaluation mode with an engine, the same weights laid out for
-    encoding. It can be pickled, engine apart, so that other processes may be given one; a forked one computes with one
+    encoding. It can be pickled, without its engine, and so sent to other processes. A forked process computes with one
     thread.
     """
 
@@ -75,10 +75,10 @@ class Embedder(nn.Module):
         if getattr(bert, "pooler", None) is not None:
             self.bert.pooler.requires_grad_(False)  # no embedding depends on it
         self.precision = "fp32"
-        self.calibration = calibration  # what int8 rounds by
+        self.calibration = calibration  # the ranges that int8 rounds by
         self._engine: Engine | None = None
-        self.tokens_per_batch: int | None = None  # computed at a time at most; None is what suits the device
-        # A copy: encoding must not truncate or pad as other users of the tokenizer please.
+        self.tokens_per_batch: int | None = None  # at most this many at a time; None: what suits the device
+        # A copy: other users of the tokenizer may change its truncation and padding.
         self._rust_tokenizer = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
         self._rust_tokenizer.no_padding()
         if settings.lowercase:
@@ -102,7 +102,7 @@ class Embedder(nn.Module):
         Args:
             path: directory in the sentence-transformers or the plain transformers layout, or a Hub name.
             device: such as "cpu" or "cuda:1"; None takes a GPU if there is one.
-            precision: auto, fp32, bf16, fp16 or int8 (CPU); weights are kept in fp32 beside it.
+            precision: auto, fp32, bf16, fp16 or int8 (CPU); the fp32 weights are kept as well.
             pooling: cls or mean in place of what the model's files say.
             max_length: tokens of a sentence that are read, in place of what the model's files say.
 
@@ -140,10 +140,10 @@ class Embedder(nn.Module):
 
     @property
     def engine(self) -> Engine:
-        """The weights laid out for encoding, and again where they have changed or moved to another device.
+        """The weights laid out for encoding; laid out again after they changed or moved to another device.
 
         Raises:
-            InputError: the new device has no use for the precision.
+            InputError: the new device does not support the precision.
         """
         if self._engine is not None and self._engine.is_outdated():
             self._engine = self.calibration = None
@@ -156,7 +156,7 @@ class Embedder(nn.Module):
 
     @contextlib.contextmanager
     def with_layers(self, layers: Sequence[int]) -> Iterator[None]:
-        """While the block runs, encode with these of the layers only, counted from 0; nothing is copied."""
+        """While the block runs, encode with only these layers, counted from 0; nothing is copied."""
         whole = self.engine
         self._engine = whole.with_layers(layers)
         try:
@@ -168,18 +168,18 @@ class Embedder(nn.Module):
         return self.__dict__ | {"_engine": None}  # repacked weights can't be pickled
 
     def calibrate(self, sentences: Sequence[str]) -> None:
-        """Find what int8 encoding rounds by, which `use_precision` then takes and `save` keeps.
+        """Measure the ranges that int8 encoding rounds by; `use_precision` then uses them and `save` keeps them.
 
-        The text in the package takes part: long sentences reach numbers that no short one does.
+        The package's own text is measured too: long sentences reach numbers that short ones never do.
 
         Args:
-            sentences: a few hundred like those to encode, with their prompts; what exceeds 8,192 tokens is not read.
+            sentences: a few hundred like those to encode, with their prompts; at most 8,192 tokens are read.
         """
         tokenized = self.tokenize([*TEXT.read_text(encoding="utf-8").splitlines(), *sentences])
         count = max(1, int((tokenized.lengths.cumsum() <= CALIBRATION_TOKENS).sum()))
         order = np.argsort(tokenized.lengths[:count], kind="stable")
         batches = [order[start : start + CPU_BATCH] for start in range(0, count, CPU_BATCH)]
-        packed = [PackedTokens.pack(tokenized.take(rows), self.device) for rows in batches]
+        packed = [PackedTokens.pack(tokenized.take(indices), self.device) for indices in batches]
         self.calibration = calibrate(self.bert, packed)
 
     def set_max_length(self, max_length: int) -> None:
@@ -194,7 +194,7 @@ class Embedder(nn.Module):
         self._rust_tokenizer.enable_truncation(max_length, direction=self.tokenizer.truncation_side)
 
     def keep_layers(self, layers: Sequence[int]) -> "Embedder":
-        """A new Embedder with copies of these of the encoder's layers, counted from 0, in fp32."""
+        """A new Embedder with copies of only these encoder layers, counted from 0, in fp32."""
         bert, settings, dense = self.bert.keep_layers(layers), copy.deepcopy(self.settings), copy.deepcopy(self.dense)
         return Embedder(bert, self.tokenizer, settings, dense, self.dense_activation).eval()
 
@@ -215,11 +215,11 @@ class Embedder(nn.Module):
         texts = [prompt + sentence for sentence in sentences]
         try:
             encodings = self._rust_tokenizer.encode_batch_fast(texts)
-        except TypeError:  # JSON can hold half a surrogate pair, UTF-8 and the tokenizer cannot
+        except TypeError:  # JSON can hold half a surrogate pair; UTF-8 and the tokenizer cannot
             bad = next((text for text in texts if text != text.encode(errors="replace").decode()), "")
             raise InputError(f"sentences: {ascii(bad[:60])} holds half a surrogate pair, which is no text") from None
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of Rust, which is no Exception
+            if type(error).__name__ != "PanicException":  # a panic in Rust, which is not an Exception
                 raise
             what = f"{self.settings.origin}: the tokenizer fails on a sentence ({first_line(error)})"
             raise InputError(what) from None
@@ -232,12 +232,12 @@ class Embedder(nn.Module):
     def forward(self, tokens: PackedTokens) -> torch.Tensor:
         """Embed a packed batch: (B, dimensions), fp32, in the batch's order."""
         if self.training:
-            self._engine = self.calibration = None  # the weights that they were made of are about to change
+            self._engine = self.calibration = None  # made from weights that are about to change
             return self.finish(self.bert.forward_packed(tokens, self.settings.pooling))
         return self.finish(self.engine(tokens, self.settings.pooling))
 
     def finish(self, pooled_BD: torch.Tensor) -> torch.Tensor:
-        """Pooled vectors (B, D) to embeddings (B, dimensions): dense layer, norm and truncation, where there are."""
+        """Pooled vectors (B, D) to embeddings (B, dimensions): dense layer, norm, truncation, if the model has them."""
         if self.dense is not None:
             with torch.autocast(pooled_BD.device.type, enabled=False):  # in fp32, in training too
                 pooled_BD = getattr(nn, self.dense_activation)()(self.dense(pooled_BD))
@@ -264,7 +264,7 @@ class Embedder(nn.Module):
         Args:
             sentences: one sentence, or many.
             prompt_name: name of one of the model's prompts to put before each sentence.
-            prompt: the text itself to put before each; wins over `prompt_name`.
+            prompt: the text itself to put before each sentence; used instead of `prompt_name` if both are given.
             batch_size: sentences computed at a time at most; None takes what suits the device.
             show_progress_bar: show progress on stderr.
             convert_to_numpy: return a numpy array; without this and the next, a list of torch tensors.
@@ -286,7 +286,7 @@ class Embedder(nn.Module):
             if value is not None and not (isinstance(value, Integral) and value >= 1):
                 raise InputError(f"{name}: {value!r} must be a whole number of at least 1")
         before = self.prompt_text(prompt_name, prompt)
-        where = self.device if convert_to_tensor else "cpu"  # many embeddings may not fit beside the model on a GPU
+        where = self.device if convert_to_tensor else "cpu"  # many embeddings may not fit on the GPU beside the model
         result = torch.empty(len(texts), min(self.dimensions, truncate_dim or self.dimensions), device=where)
         with tqdm(total=len(texts), unit=" sentences", disable=not show_progress_bar) as progress:
             for start in range(0, len(texts), CHUNK):
@@ -334,20 +334,20 @@ class Embedder(nn.Module):
             tokenized: token numbers of n sentences.
             batch_size: sentences computed at a time at most; None takes what suits the device.
             progress: told the number of sentences after each batch.
-            check: wait for the result and, where a number went beyond fp16's range, compute all of it again in fp32,
-                and what is embedded later too. Without, nothing waits: a GPU may still be at work when this returns.
+            check: wait for the result and, where a number went beyond fp16's range, compute everything again in fp32,
+                and all later embeddings too. Without it nothing waits: a GPU may still be computing on return.
         """
-        if len(tokenized) == 1:  # a query: nothing to sort and to cut
+        if len(tokenized) == 1:  # a query: nothing to sort or to split
             assert not self.training, "encode in evaluation mode: call .eval() first"
             with torch.no_grad():
                 result = self(PackedTokens.pack(tokenized, self.device))
             progress(1)
         else:
             result = torch.empty(len(tokenized), self.dimensions, device=self.device)
-            for rows, embeddings in self._batches(tokenized, batch_size):
-                (indices,) = to_device([rows], self.device)
-                result.index_copy_(0, indices.long(), embeddings)
-                progress(len(rows))
+            for indices, embeddings in self._batches(tokenized, batch_size):
+                (rows,) = to_device([indices], self.device)
+                result.index_copy_(0, rows.long(), embeddings)
+                progress(len(indices))
         if check and self.precision == "fp16" and not result.isfinite().all():
             warnings.warn("a number is beyond fp16's range: embeddings are computed in fp32 from here on", stacklevel=2)
             return self.use_precision("fp32").embed(tokenized, batch_size)
@@ -357,10 +357,10 @@ class Embedder(nn.Module):
     def _batches(self, tokenized: Tokenized, batch_size: int | None) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Embed tokenised sentences in batches of equal length where possible, without a token of padding.
 
-        Where memory runs out, the batch is tried again in halves, and the later ones are no larger.
+        Where memory runs out, the batch is tried again in halves, and later batches are no larger.
 
         Yields:
-            (b,) indices in `tokenized`, and (b, dimensions) fp32 embeddings, until each was given once.
+            (b,) indices in `tokenized`, and their (b, dimensions) fp32 embeddings; every sentence once.
         """
         assert not self.training, "encode in evaluation mode: call .eval() first"
         lengths = tokenized.lengths
@@ -371,16 +371,16 @@ class Embedder(nn.Module):
         while start < len(order):
             budget = self.tokens_per_batch or tokens_that_suit(self.device, self.bert.config.hidden_size)
             longest = int(lengths[order[start]])
-            rows = order[start : start + max(1, min(batch_size, budget // longest))][::-1].copy()
+            indices = order[start : start + max(1, min(batch_size, budget // longest))][::-1].copy()
             try:
-                embeddings = self(PackedTokens.pack(tokenized.take(rows), self.device))
+                embeddings = self(PackedTokens.pack(tokenized.take(indices), self.device))
             except (RuntimeError, MemoryError) as error:
-                if len(rows) == 1 or not is_out_of_memory(error):
+                if len(indices) == 1 or not is_out_of_memory(error):
                     raise
-                self.tokens_per_batch = len(rows) * longest // 2
+                self.tokens_per_batch = len(indices) * longest // 2
                 continue
-            yield rows, embeddings
-            start += len(rows)
+            yield indices, embeddings
+            start += len(indices)
 
     def prompt_text(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
         """The text that goes before each sentence.
@@ -429,17 +429,17 @@ class Embedder(nn.Module):
 def tokens_that_suit(device: torch.device, hidden_size: int) -> int:
     """Tokens to compute at a time.
 
-    On a GPU as many as keep it at work for longer than the host takes to start a batch: 32,768 at 1024 dimensions,
-    which take 1 GB in half precision, and 131,072 at 384. On a CPU fewer: long sentences must stay within memory.
+    On a GPU, as many as keep it busy for longer than the host takes to start a batch: 32,768 at 1024 dimensions, which
+    take 1 GB in half precision, and 131,072 at 384. On a CPU fewer, so that long sentences fit into memory.
     """
     return 16_384 if device.type == "cpu" else min(131_072, 2**35 // hidden_size**2)
 
 
 def as_list(sentences: Any) -> list[Any]:
-    """Whatever can be listed.
+    """The items of anything that can be iterated over.
 
     Raises:
-        InputError: it can't.
+        InputError: it can't be.
     """
     try:
         return list(sentences)
@@ -449,5 +449,5 @@ def as_list(sentences: Any) -> list[Any]:
 
 def unit_rows(vectors: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Rows divided by their L2 norm, as a torch tensor (n, d); one vector (d,) counts as one row."""
-    rows = torch.atleast_2d(torch.as_tensor(vectors).float())
-    return F.normalize(rows, dim=-1)
+    matrix = torch.atleast_2d(torch.as_tensor(vectors).float())
+    return F.normalize(matrix, dim=-1)

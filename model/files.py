@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Names under which processes leave what they had not finished: ours, of what is to be or was at NAME; and those of
-# safetensors 0.8, which wrote through a file of its own.
+# What killed processes leave behind: .NAME.*.tmp, which was to become NAME; .NAME.*.old, which was NAME before; and the
+# temporary files of safetensors 0.8.
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(tmp|old)|\.tmp[A-Za-z0-9]{6}")
 
 
@@ -34,7 +34,7 @@ def first_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Text of others on one line, safe to show in a terminal: escape codes and the like are spelled out, as \\x1b."""
+    """Text from elsewhere on one line, safe to show in a terminal: control characters are spelled out, as \\x1b."""
     line = " ".join(text.split())
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
@@ -58,15 +58,15 @@ def check_replaceable(path: Path, mark: str, kind: str, instead: str) -> None:
         InputError: something else is there.
     """
     if path.exists() and not (path / mark).exists() and (path.is_file() or any(path.iterdir())):
-        raise InputError(f"{path}: is there and no {kind}, so it is not replaced; choose another {instead}")
+        raise InputError(f"{path}: exists and is not a {kind}, so it is not replaced; choose another {instead}")
 
 
 @contextlib.contextmanager
 def errors_about(path: Path, temporary: Path) -> Iterator[None]:
     """Let a failed write to `temporary` inside the block name `path`, which the user knows.
 
-    Rust libraries (safetensors, tokenizers) tell a failed write only in their text, as "... (os error 28)": it becomes
-    the OSError that it stands for.
+    Rust libraries (safetensors, tokenizers) name the cause only in their message, as "... (os error 28)". It is raised
+    as the OSError of that number.
     """
     try:
         yield
@@ -75,25 +75,25 @@ def errors_about(path: Path, temporary: Path) -> Iterator[None]:
             error.filename = str(path)
         raise
     except Exception as error:
-        found = re.search(r"\(os error (\d+)\)", str(error))
-        if found is None:
+        match = re.search(r"\(os error (\d+)\)", str(error))
+        if match is None:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error
 
 
 def make_directory(path: Path) -> None:
     """Make a directory and those above it where they are missing, and flush that to disk."""
-    missing = [each for each in (path, *path.parents) if not each.exists()]
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for each in missing:
-        flush_to_disk(each.parent)
+    for folder in missing:
+        flush_to_disk(folder.parent)
 
 
 @contextlib.contextmanager
 def temporary_beside(path: Path, directory: bool = False) -> Iterator[Path]:
     """Yield a new temporary file or directory beside `path`, which is removed when the block ends if it is still there.
 
-    It is locked as long: `remove_leftovers` knows by that whether its process is alive. What a killed process left for
+    It is locked until then, which tells `remove_leftovers` that its process is alive. What a killed process left for
     the same `path` is removed first.
     """
     make_directory(path.parent)
@@ -114,9 +114,9 @@ def temporary_beside(path: Path, directory: bool = False) -> Iterator[Path]:
 
 
 def lock_of(path: Path) -> int:
-    """Lock a file or directory for as long as the descriptor that is given is open; -1 if another has it or it is gone.
+    """Lock a file or directory until the returned descriptor is closed; -1 if another process holds it or it is gone.
 
-    Where the file system has no locks, no process is seen to be at work.
+    Where the file system has no locks, every process looks as if it had ended.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -194,18 +194,18 @@ def read_json(path: Path | str) -> Any:
 
 
 def read_json_lines(path: Path | str) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON value a line. A line that holds none, since a crash cut it short, is skipped.
+    """The objects of a file with one JSON value a line. A line that a crash cut short is skipped.
 
     Raises:
         OSError: the file can't be read.
     """
-    found = []
+    objects = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(line)
             if isinstance(value, dict):
-                found.append(value)
-    return found
+                objects.append(value)
+    return objects
 
 
 @contextlib.contextmanager
@@ -223,7 +223,7 @@ def atomic_directory(path: Path | str) -> Iterator[Path]:
             flush_to_disk(file)
         if not path.exists() or not exchange(temporary, path):
             replace_directory(temporary, path)
-        flush_to_disk(path.parent)  # before the old one goes
+        flush_to_disk(path.parent)  # before the old one is removed
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -260,10 +260,10 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
 
     Args:
         path: the lock file.
-        busy: what to say where another process holds it; None waits for it.
+        busy: the error's message if another process holds the lock; None waits for it instead.
 
     Raises:
-        InputError: `busy`.
+        InputError: with the message `busy`.
     """
     from filelock import FileLock, Timeout  # here, since all else runs where it is not installed
 
@@ -276,17 +276,17 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
 
 
 def remove_leftovers(directory: Path, name: str | None = None) -> None:
-    """Remove the temporary files that killed processes left; those of processes at work stay.
+    """Remove the temporary files that killed processes left; those of running processes stay.
 
     Args:
         directory: where.
-        name: of the file that they were to be; None for any.
+        name: only what was to become this file or directory; None for all.
     """
     for path in list(directory.iterdir()) if directory.exists() else []:
         match = LEFTOVER.fullmatch(path.name)
         if match is None or name not in (None, match["name"]):
             continue
-        with contextlib.suppress(OSError):  # another user's, say
+        with contextlib.suppress(OSError):  # such as another user's file
             lock = path.with_suffix(".tmp") if path.suffix == ".old" else path
             descriptor = lock_of(lock)
             if descriptor >= 0 or not lock.exists():

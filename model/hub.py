@@ -11,7 +11,7 @@ from shortstack.model.files import InputError, first_line
 # What is downloaded beside the weights; no ONNX and the like.
 HUB_FILES = ["*.json", "*.txt", "*/config.json", "*/model.safetensors", "*/pytorch_model.bin"]
 HUB_FILES += ["int8_calibration.safetensors"]
-OUR_FOLDERS = ("assets", "runs")  # never a user of the Hub, whether they are there or not
+OUR_FOLDERS = ("assets", "runs")  # never names of Hub users, whether these folders exist or not
 FILE_ENDINGS = (
     ".csv",
     ".gguf",
@@ -54,7 +54,7 @@ def local_directory(name: str) -> Path:
 
 
 def looks_like_a_path(name: str) -> bool:
-    """Whether a name means a file or directory, also where there is none, and no repository of the Hub."""
+    """Whether a name means a file or directory, even a missing one, rather than a repository of the Hub."""
     first, slash, _ = name.partition("/")
     return (
         name.startswith((".", "/", "~"))

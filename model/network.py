@@ -42,7 +42,7 @@ class Layer:
     output: nn.Linear  # 4 D -> D
     output_norm: nn.LayerNorm
     heads: int
-    activation: str  # the name of one of transformers'
+    activation: str  # its name in transformers
 
     def __call__(
         self,
@@ -94,7 +94,7 @@ class PackedForward:
     config: Any
     embeddings: Any
     encoder: Any  # has the list `layer`
-    pooler: Any  # of the original model; never used or trained, kept so that the files are complete
+    pooler: Any  # never used or trained; kept so that saved files are complete
     training: bool
     dropout = 0.0
     segments = False
@@ -106,7 +106,7 @@ class PackedForward:
         Args:
             tokens: the batch.
             pooling: how to make one vector of each sentence; None leaves one a token. For cls the last layer computes
-                the first tokens' rows only, which gives the same and spares most of that layer.
+                only the first tokens' rows: the result is the same, and most of that layer is saved.
 
         Returns:
             (B, D) in fp32; without pooling (N, D).
@@ -123,7 +123,7 @@ class PackedForward:
         return pool(hidden, (tokens.of_first_tokens if first_only else tokens).groups, pooling)
 
     def embed_packed(self, tokens: PackedTokens) -> torch.Tensor:
-        """Word, position and, where there are any, segment vectors, summed and normalised: (N, D)."""
+        """Word, position and, if the model has them, segment vectors, summed and normalised: (N, D)."""
         tables = self.embeddings
         summed_ND = tokens.word_vectors
         if summed_ND is None:
@@ -135,7 +135,7 @@ class PackedForward:
         return F.dropout(tables.LayerNorm(summed_ND), self.dropout, self.training)
 
     def position_bias(self, tokens: PackedTokens) -> torch.Tensor | None:
-        """What is added to the attention scores of all layers, (H, T, T); BERT adds nothing."""
+        """The bias added to the attention scores of all layers, (H, T, T); None, as for BERT, adds nothing."""
         return None
 
     # -- where things are --------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class PackedForward:
         return [self.layer_of(module) for module in self.encoder.layer]
 
     def layer_of(self, module: Any) -> Layer:
-        """A layer of transformers' under the paper's names; these are BERT's, and those of most."""
+        """One of transformers' layers under the paper's names, from the module names of BERT and most others."""
         attend = module.attention.self
         return Layer(
             query=attend.query,
@@ -167,17 +167,17 @@ class PackedForward:
 
     @property
     def first_position(self) -> int:
-        """The number of a sentence's first position: RoBERTa and its kin keep some places for padding."""
+        """The number of a sentence's first position: RoBERTa and MPNet reserve some positions for padding."""
         padding = self.embeddings.position_embeddings.padding_idx
         return 0 if padding is None else padding + 1
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sentence that there are positions for."""
+        """Tokens of the longest sentence that the model has positions for."""
         return self.config.max_position_embeddings - self.first_position
 
     def keep_layers(self, layers: Sequence[int]) -> Self:
-        """A copy with these of the layers, counted from 0, and all that is around them."""
+        """A copy with only these layers, counted from 0, and everything around them."""
         kept = copy.deepcopy(self)
         kept.encoder.layer = nn.ModuleList(kept.encoder.layer[number] for number in layers)
         kept.config.num_hidden_layers = len(layers)

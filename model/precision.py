@@ -8,15 +8,15 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware; without, bf16 is emulated and many times slower than fp32."""
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16") or found.get("sve_bf16"))
+    """Whether this CPU multiplies bf16 in hardware; if not, bf16 is emulated and many times slower than fp32."""
+    has = torch.cpu.get_capabilities()
+    return any(bool(has.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
 def cpu_has_int8() -> bool:
     """Whether this CPU multiplies int8 in hardware and this build of torch has the products for it."""
-    found = torch.cpu.get_capabilities()
-    hardware = found.get("avx512_vnni") or found.get("avx_vnni") or found.get("amx_int8")
+    has = torch.cpu.get_capabilities()
+    hardware = has.get("avx512_vnni") or has.get("avx_vnni") or has.get("amx_int8")
     operators = hasattr(torch.ops.onednn, "qlinear_prepack") and hasattr(torch.ops.onednn, "qlinear_pointwise")
     return bool(hardware and operators and torch.backends.mkldnn.is_available())
 
@@ -28,7 +28,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     an embedding NaN or infinite; `Embedder.embed` can check for that.
 
     Raises:
-        InputError: an unknown precision, or one that this device has no use for.
+        InputError: an unknown precision, or one that this device does not support.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")

@@ -1,4 +1,4 @@
-"""Tokens of many sentences end to end: in memory as `Tokenized`, in a batch as `PackedTokens`. None is ever padding.
+"""Tokens of many sentences end to end: in memory as `Tokenized`, in a batch as `PackedTokens`. There is no padding.
 
 Shapes: n sentences in memory, B sentences of a batch, N tokens of them all, D hidden dimensions.
 """
@@ -25,9 +25,9 @@ class Tokenized:
 
     @classmethod
     def of(cls, sentences: Sequence[np.ndarray]) -> "Tokenized":
-        """Each sentence's token numbers (T,) laid end to end."""
+        """From the token numbers of sentences, one array (T,) each."""
         ids = np.concatenate(sentences) if len(sentences) else np.empty(0)
-        return cls(ids.astype(np.int32, copy=False), np.array([len(each) for each in sentences], dtype=np.int64))
+        return cls(ids.astype(np.int32, copy=False), np.array([len(tokens) for tokens in sentences], dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -43,7 +43,9 @@ class Tokenized:
     def take(self, indices: np.ndarray) -> "Tokenized":
         """The sentences at these indices, in this order."""
         lengths = self.lengths[indices]
-        shift = self.starts[indices] - (lengths.cumsum() - lengths)  # from the index in the result to the index here
+        shift = self.starts[indices] - (
+            lengths.cumsum() - lengths
+        )  # from a token's index in the result to its index here
         return Tokenized(self.ids[np.arange(lengths.sum()) + np.repeat(shift, lengths)], lengths)
 
 
@@ -89,7 +91,7 @@ class PackedTokens:
 
     @classmethod
     def of_one(cls, ids: np.ndarray) -> "PackedTokens":
-        """One sentence, on the CPU: a query is so short that computing more than it needs would take its time."""
+        """One sentence, on the CPU: a query is so short that what only batches need would take noticeable time."""
         packed = cls(torch.from_numpy(ids), torch.arange(len(ids)), torch.tensor([len(ids)]))
         packed.groups = [(0, 1, len(ids))]
         return packed
@@ -123,7 +125,7 @@ class PackedTokens:
     @cached_property
     def of_first_tokens(self) -> "PackedTokens":
         """The same sentences cut to their first token: what cls pooling reads."""
-        ids, positions = (each.index_select(0, self.first_rows) for each in (self.input_ids, self.positions))
+        ids, positions = (tensor.index_select(0, self.first_rows) for tensor in (self.input_ids, self.positions))
         return PackedTokens(ids, positions, torch.ones_like(self.lengths))
 
 
@@ -134,7 +136,7 @@ def to_device(arrays: Sequence[np.ndarray], device: torch.device | str) -> tuple
 
 
 def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """A tensor of the host's on the device. From pinned memory a GPU fetches it while the host goes on."""
+    """Copy a tensor to the device. From pinned memory a GPU fetches it while the host goes on."""
     if torch.device(device).type in ("cpu", "mps"):
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Weights of a model directory, which may be anyone's: no code runs, and memory is bounded by the files' size."""
+"""Weights of a model directory that anyone may have made: no code runs, and memory is bounded by the files' size."""
 
 import io
 import pickletools
@@ -13,8 +13,8 @@ from shortstack.model.bert import ARCHITECTURES
 from shortstack.model.files import InputError, first_line, read_json
 from shortstack.model.tensors import load_tensors
 
-PREFIXES = sorted({f"{each.base_model_prefix}." for each in ARCHITECTURES.values()})  # of names in weight files
-PICKLE_LIMIT = 2**24  # bytes of the part of a .bin file that tells what is in it; 50 KB in a large model
+PREFIXES = sorted({f"{model.base_model_prefix}." for model in ARCHITECTURES.values()})  # of names in weight files
+PICKLE_LIMIT = 2**24  # bytes of the part of a .bin file that lists its content; 50 KB in a large model
 # What such a part may name: tensors, their storages and dictionaries.
 GLOBALS = re.compile(
     r"collections OrderedDict|torch(\.storage)? \w+Storage|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
@@ -56,7 +56,7 @@ def read_shards(index: Path) -> dict[str, torch.Tensor]:
     value = read_json(index)
     files = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise InputError(f"{index}: weight_map must tell each tensor's file")
+        raise InputError(f"{index}: weight_map must name each tensor's file")
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(files.values())):
         tensors |= load_tensors(inside(index.parent, name))[0]
@@ -85,7 +85,7 @@ def read_pickled(path: Path) -> dict[str, torch.Tensor]:
 
 
 def check_pickles(path: Path) -> None:
-    """Make sure that a .bin file names nothing but tensors and that unpacking it takes no more than it may.
+    """Make sure that a .bin file names nothing but tensors and unpacks to no more than `check_size` allows.
 
     Raises:
         InputError: it does.
@@ -116,28 +116,28 @@ def check_size(path: Path, files: Iterable[Path], needed: int) -> None:
         needed: bytes.
 
     Raises:
-        InputError: more than 4 times the files' size, the most that fp8 in them takes in fp32, and 500 MB.
+        InputError: more than 500 MB beside 4 times the files' size, which is what fp8 weights take in fp32.
     """
     size = sum(file.stat().st_size for file in files)
     if needed > 4 * size + 500_000_000:
         raise InputError(f"{path}: asks for {needed / 1e6:,.0f} MB, far more than its {size / 1e6:,.1f} MB can fill")
 
 
-def check_weights(shapes: dict[str, tuple[int, ...]], found: dict[str, torch.Tensor], folder: Path) -> None:
-    """Make sure that every tensor of `shapes` was found, in its shape, as finite floating-point numbers.
+def check_weights(shapes: dict[str, tuple[int, ...]], tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    """Make sure that every name of `shapes` has a tensor of that shape, of finite floating-point numbers.
 
     Raises:
         InputError: one is missing, of another shape or type, or holds NaN or infinity.
     """
-    missing = [name for name in shapes if name not in found]
+    missing = [name for name in shapes if name not in tensors]
     if missing:
         raise InputError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} first; does config.json fit?")
     for name, shape in shapes.items():
-        if found[name].shape != shape:
-            raise InputError(f"{folder}: {name} has shape {tuple(found[name].shape)}, config.json asks for {shape}")
-        if not found[name].is_floating_point():
-            raise InputError(f"{folder}: {name} is {found[name].dtype}; quantised weights are not supported")
-        if not found[name].isfinite().all():
+        if tensors[name].shape != shape:
+            raise InputError(f"{folder}: {name} has shape {tuple(tensors[name].shape)}, config.json asks for {shape}")
+        if not tensors[name].is_floating_point():
+            raise InputError(f"{folder}: {name} is {tensors[name].dtype}; quantised weights are not supported")
+        if not tensors[name].isfinite().all():
             raise InputError(f"{folder}: {name} holds numbers that are not finite (NaN or infinity); fetch it again")
 
 

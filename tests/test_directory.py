@@ -251,7 +251,10 @@ def test_missing_files_are_named(model_copy: Path) -> None:
 CUTS = {
     "model.safetensors": ([0, 4, 100, 0.5, 0.999], "truncated or not a safetensors file"),
     "pytorch_model.bin": ([0, 1, 100, 0.5, 0.99], "pytorch_model.bin: damaged"),
-    "vocab.txt": ([40, 0.5, 0.8], f"words, the model {len(VOCABULARY)}, is a file cut?"),  # else most would be [UNK]
+    "vocab.txt": (
+        [40, 0.5, 0.8],
+        f"words, the model {len(VOCABULARY)}; is a file cut off?",
+    ),  # else most would be [UNK]
 }
 
 
@@ -648,7 +651,7 @@ def test_what_is_no_model_is_not_replaced(tiny_model_dir: Path, tmp_path: Path) 
     (tmp_path / "file").write_text("x")
     before = contents(tmp_path)
     for name in ("letters", "file"):
-        with pytest.raises(InputError, match=f"{tmp_path / name}: is there and no model, so it is not replaced"):
+        with pytest.raises(InputError, match=f"{tmp_path / name}: exists and is not a model, so it is not replaced"):
             embedder.save(tmp_path / name)
     assert contents(tmp_path) == before
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,4 @@
-"""Calibration: the range of every product's inputs, on text, which int8 rounds by."""
+"""Calibration: measure on text the range of every product's inputs, by which int8 then rounds."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,12 +11,12 @@ from shortstack.model.engine.products import Norm, Product, linears_of
 from shortstack.model.network import PackedForward
 from shortstack.model.tokens import PackedTokens
 
-TEXT = Path(__file__).parent / "calibration.txt"  # a sentence a line, part of every calibration
+TEXT = Path(__file__).parent / "calibration.txt"  # one sentence a line; part of every calibration
 PRODUCTS = ("qkv", "attention_output", "intermediate", "output")
 
 
 class WatchedProduct(Product):
-    """A product in fp32 that notes the range of what it is given."""
+    """A product in fp32 that records the range of its inputs."""
 
     inputs: Range | None = None
 
@@ -29,7 +29,7 @@ class WatchedProduct(Product):
 
 @torch.no_grad()
 def calibrate(bert: PackedForward, batches: Iterable[PackedTokens]) -> Calibration:
-    """Find the range of every product's inputs.
+    """Measure the range of every product's inputs.
 
     Args:
         bert: the network, in evaluation mode.
@@ -54,7 +54,7 @@ def tensors_of(calibration: Calibration) -> dict[str, torch.Tensor]:
 
 
 def calibration_of(tensors: dict[str, torch.Tensor], layers: int) -> Calibration:
-    """What `tensors_of` made tensors of.
+    """The calibration that `tensors_of` turned into tensors, for a model of so many layers.
 
     Raises:
         KeyError: a layer's part is missing.

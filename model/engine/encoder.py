@@ -1,4 +1,4 @@
-"""The engine: the network's forward once more, with weights that are laid out for encoding."""
+"""The engine: the forward pass of network.py again, with weights that are laid out for encoding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from shortstack.model.tokens import PackedTokens
 
 @dataclass
 class EngineLayer:
-    """What one layer computes with."""
+    """The products and norms of one layer."""
 
     qkv: Product  # (N, D) -> (N, 3 D): queries, keys and values in one
     attention_output: Product  # (N, D) and a residual -> (N, D)
@@ -31,8 +31,8 @@ class Engine:
     """A network laid out for encoding in one precision.
 
     Attributes:
-        layers: of the encoder.
-        device: that the weights were on.
+        layers: the encoder's layers, laid out.
+        device: where the weights were when they were laid out.
     """
 
     def __init__(self, bert: PackedForward, layers: list[EngineLayer], dtype: torch.dtype, is_int8: bool) -> None:
@@ -43,9 +43,9 @@ class Engine:
         self.device = bert.embeddings.LayerNorm.weight.device
 
     def __call__(self, tokens: PackedTokens, pooling: Pooling | None = None) -> torch.Tensor:
-        """What the network's `forward_packed` gives, within what the precision rounds."""
+        """The same as the network's `forward_packed`, but for the rounding of the precision."""
         hidden, bias_HTT = self.bert.embed_packed(tokens).to(self.dtype), self.bert.position_bias(tokens)
-        attend, heads = (attention_alike if self.is_int8 else attention), self.bert.config.num_attention_heads
+        attend, heads = (attention_of_one_form if self.is_int8 else attention), self.bert.config.num_attention_heads
         for number, layer in enumerate(self.layers, start=1):
             first_only = pooling is Pooling.CLS and number == len(self.layers)
             qkv_N3HE = layer.qkv(hidden).view(len(hidden), 3, heads, -1)
@@ -59,22 +59,22 @@ class Engine:
         return pool(hidden, (tokens.of_first_tokens if pooling is Pooling.CLS else tokens).groups, pooling)
 
     def is_outdated(self) -> bool:
-        """Whether a weight has changed in place since. A fused optimizer's step goes unnoticed."""
+        """Whether a weight was changed in place since. The step of a fused optimizer is not noticed."""
         return [weight._version for weight in self.weights] != self.versions
 
     def with_layers(self, layers: Sequence[int]) -> "Engine":
-        """The same with these of its layers only; nothing is copied."""
+        """This engine with only these of its layers, counted from 0; nothing is copied."""
         return Engine(self.bert, [self.layers[number] for number in layers], self.dtype, self.is_int8)
 
 
 @torch.no_grad()
 def lay_out(bert: PackedForward, precision: str, calibration: Calibration | None = None) -> Engine:
-    """Make an engine of a network's weights as they are now.
+    """Make an engine from the current weights of a network.
 
     Args:
         bert: the network.
-        precision: one of PRECISIONS but auto.
-        calibration: what int8 rounds by.
+        precision: one of PRECISIONS except auto.
+        calibration: the ranges that int8 rounds by; only int8 needs it.
     """
     device = bert.embeddings.LayerNorm.weight.device
     dtype = dtype_of(precision)
@@ -93,12 +93,13 @@ def lay_out(bert: PackedForward, precision: str, calibration: Calibration | None
     return Engine(bert, layers, dtype, precision == "int8")
 
 
-def attention_alike(
+def attention_of_one_form(
     qkv_N3HE: torch.Tensor, tokens: PackedTokens, first_only: bool = False, *, bias_HTT: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`attention` on a CPU, by a form that does not depend on how many sentences of a length there are.
+    """`attention` on a CPU, computed in the same way however many sentences share a length.
 
-    int8 rounds so coarsely that two forms, which differ in a last bit, could differ in a step of its scale.
+    Two ways of computing may differ in the last bit. int8 rounds so coarsely that this could become a whole step of its
+    scale, and an embedding would depend on the sentences beside it.
     """
     return joined(
         [

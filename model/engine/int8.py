@@ -1,7 +1,7 @@
-"""int8 products for encoding on a CPU: they take and give bytes, with scales that text fixes once.
+"""int8 products for encoding on a CPU: bytes in, bytes out, with scales fixed once by calibration on text.
 
-An activation x becomes q = x / smoothing / scale + zero_point, 0 <= q <= 255. Scale and zero point follow from what the
-inputs of each product are on some hundred sentences (calibration.py). Nothing is measured while encoding, so an
+An activation x becomes q = x / smoothing / scale + zero_point, 0 <= q <= 255. Scale and zero point follow from the
+inputs of each product on a few hundred sentences (calibration.py). Nothing is measured while encoding, so an
 embedding does not depend on the sentences beside it. A weight becomes -127 <= q <= 127, with a scale for each output.
 
 Shapes: N tokens, I inputs of a product, O its outputs, D hidden dimensions.
@@ -20,8 +20,8 @@ from transformers.activations import ACT2FN
 from shortstack.model.engine.products import FUSED, Linear, Product, limit_kernel_caches
 
 SMOOTHING = 0.75  # SmoothQuant's alpha: how much of an input's size moves into its weights
-SPLIT = 48  # one channel more for each 48 between the two products of the MLP
-SMALLEST = 1e-6  # a range for what is all 0
+SPLIT = 48  # one more channel for every 48 between the two products of the MLP
+SMALLEST = 1e-6  # the range of inputs that are all 0
 # GELU by its tanh formula is far closer to the exact one than a byte can tell, and several times as fast.
 FUSED_WITH_BYTES = FUSED | {"gelu": ("gelu", [], "tanh")}
 
@@ -39,7 +39,7 @@ Calibration = dict[str, Range]  # by layer and product: "0.qkv", "0.attention_ou
 class Rounding(NamedTuple):
     """How a product's inputs become bytes."""
 
-    smoothing: torch.Tensor  # (I,): what each is divided by, and its weights are multiplied by
+    smoothing: torch.Tensor  # (I,): each input is divided by it, its weights are multiplied by it
     scale: float
     zero_point: int
 
@@ -50,7 +50,7 @@ def quantise(linears: dict[str, Linear], ranges: dict[str, Range], dtype: torch.
     Args:
         linears: the layer's products in fp32, by name.
         ranges: of their inputs, by the same names.
-        dtype: of queries, keys and values: bf16 where the CPU has it, else fp32.
+        dtype: of queries, keys and values: bf16 if the CPU has it, else fp32.
     """
     linears, ranges = dict(linears), dict(ranges)
     fused = linears["intermediate"].activation in FUSED
@@ -62,7 +62,7 @@ def quantise(linears: dict[str, Linear], ranges: dict[str, Range], dtype: torch.
         name: rounding_of(ranges[name], linear.weight, 0.0 if name == "output" else SMOOTHING)
         for name, linear in linears.items()
     }
-    # attention is linear in the values: what its output is to be divided by, their weights are divided by
+    # attention is linear in the values, so their weights are divided by what its output should be divided by
     qkv, divisor = linears["qkv"], roundings["attention_output"].smoothing
     divisor = torch.cat([torch.ones_like(divisor).repeat(2), divisor])
     linears["qkv"] = Linear(qkv.weight / divisor[:, None], None if qkv.bias is None else qkv.bias / divisor)
@@ -76,12 +76,12 @@ def quantise(linears: dict[str, Linear], ranges: dict[str, Range], dtype: torch.
 
 
 def rounding_of(inputs: Range, weight_OI: torch.Tensor, exponent: float) -> Rounding:
-    """The rounding that just covers a range, its inputs divided so that they become more alike.
+    """The rounding that just covers a range, its inputs divided so that their ranges become more equal.
 
     Args:
         inputs: the range.
         weight_OI: the product's weights.
-        exponent: how much of an input's size moves into its weights; 0 for nothing.
+        exponent: how much of an input's size moves into its weights; 0 for none.
     """
     smoothing = torch.ones_like(inputs.low)
     if exponent:
@@ -95,9 +95,9 @@ def rounding_of(inputs: Range, weight_OI: torch.Tensor, exponent: float) -> Roun
 
 
 def split_large(intermediate: Linear, output: Linear, between: Range) -> tuple[Linear, Linear, Range]:
-    """Let several channels carry what is too large for one, so that all of them need a smaller range.
+    """Split the largest channels into several, so that all channels need a smaller range.
 
-    A few of the MLP's channels reach ten times what the others do, and would make everyone's steps ten times as coarse.
+    A few of the MLP's channels reach ten times what the others do, and would make the steps of all ten times as coarse.
     With a limit c, a byte keeps min(x, c) of x = GELU(y). A copy of the channel computes GELU(y - c), nearly the rest,
     and meets the same weights in the output product; further copies carry what is above 2c, and so on.
 
@@ -106,7 +106,7 @@ def split_large(intermediate: Linear, output: Linear, between: Range) -> tuple[L
         between: the range of the channels between them.
 
     Returns:
-        The products with more channels, and the range of these.
+        The two products with more channels between them, and the range of these channels.
     """
     room = len(between.high) // SPLIT
     limit = float(between.high.max().clamp(min=SMALLEST))
@@ -117,7 +117,7 @@ def split_large(intermediate: Linear, output: Linear, between: Range) -> tuple[L
         smallest, counts = limit * part, copies.long()
     channels = torch.arange(len(counts)).repeat_interleave(counts)
     offsets = torch.tensor([smallest * (k + 1) for n in counts.tolist() for k in range(n)])
-    more = room - len(channels)  # filled up, for kernels that like round numbers
+    more = room - len(channels)  # zeros: kernels are fastest with round numbers of channels
     bias = intermediate.bias if intermediate.bias is not None else torch.zeros(len(intermediate.weight))
     weight = torch.cat([intermediate.weight, F.pad(intermediate.weight[channels], (0, 0, 0, more))])
     bias = torch.cat([bias, F.pad(bias[channels] - offsets, (0, more))])
@@ -135,9 +135,9 @@ class ByteProduct(Product):
         """
         Args:
             linear: its weights in fp32.
-            rounding: of its input, unless that comes as bytes.
+            rounding: of its input, where that does not come as bytes already.
             gives: the type of its output, or the rounding of the bytes that it gives.
-            smooth: whether its input has yet to be divided by the smoothing.
+            smooth: whether the input must still be divided by the smoothing.
         """
         limit_kernel_caches()
         weight_OI = linear.weight * rounding.smoothing
@@ -150,7 +150,7 @@ class ByteProduct(Product):
         self.fused = FUSED_WITH_BYTES.get(linear.activation, FUSED[""])
         self.activate = None if linear.activation in FUSED else ACT2FN[linear.activation]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch says once in a process that it will drop what `to_bytes` calls
+            warnings.simplefilter("ignore")  # torch warns once that it will drop the function that `to_bytes` calls
             to_bytes(torch.zeros(1, 1), 1.0, 0)
 
     def __call__(self, x_NI: torch.Tensor, residual_NO: torch.Tensor | None = None) -> torch.Tensor:
@@ -169,7 +169,7 @@ def to_bytes(x_NI: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """Round x / scale + zero_point to uint8, ties to even.
 
     `torch.quantize_per_tensor` does it in one pass, four times as fast as arithmetic and a cast. Its result is read as
-    plain bytes, without a copy. torch plans to drop it; then the arithmetic remains.
+    plain bytes, without a copy. torch plans to drop it; without it, plain arithmetic is used.
     """
     if not hasattr(torch, "quantize_per_tensor"):
         return (x_NI / scale + zero_point).round_().clamp_(0, 255).to(torch.uint8)

@@ -4,7 +4,7 @@ Shapes: N tokens, I inputs, O outputs.
 
 torch has no public call for a product that reads repacked weights, applies the activation in the same pass, or
 multiplies int8 on a CPU. So this file and int8.py, and they alone, call the oneDNN operators that torch's own compiler
-emits for such products, `mkldnn::_linear_pointwise` and `onednn::qlinear_pointwise`, and what packs for them.
+emits for such products, `mkldnn::_linear_pointwise` and `onednn::qlinear_pointwise`, and those that pack for them.
 """
 
 import os
@@ -28,11 +28,11 @@ FUSED: dict[str, tuple[str, list[None], str]] = {
 
 @dataclass
 class Linear:
-    """What a product is made of, out of autograd's sight."""
+    """The weights of a product, detached from autograd, and the activation after it."""
 
     weight: torch.Tensor  # (O, I)
     bias: torch.Tensor | None  # (O,)
-    activation: str = ""  # the name of one of transformers'; "" for none
+    activation: str = ""  # its name in transformers; "" for none
 
     def to(self, dtype: torch.dtype) -> "Linear":
         return Linear(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype), self.activation)
@@ -54,7 +54,7 @@ def linears_of(layer: Layer) -> dict[str, Linear]:
 
 
 class Norm:
-    """A layer norm in another type."""
+    """A layer norm with its weights cast to a type."""
 
     def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
         self.weight, self.bias = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
@@ -79,10 +79,10 @@ class Product:
 
 
 class RepackedProduct(Product):
-    """The same, its weights blocked once in the order that oneDNN's kernels read them.
+    """A product whose weights are stored once in the order in which oneDNN's kernels read them.
 
-    It saves a reordering on every call. An activation or a residual done on the product's output while that is in cache
-    saves writing and reading (N, O) numbers again.
+    This saves reordering them in every call. The activation or the residual is applied while the output is still in the
+    cache, which saves writing and reading (N, O) numbers once more.
     """
 
     def __init__(self, linear: Linear, dtype: torch.dtype) -> None:
@@ -102,7 +102,7 @@ class RepackedProduct(Product):
 
 
 def product_for(linear: Linear, precision: str, device: torch.device) -> Product:
-    """The fastest product for a precision other than int8 on a device."""
+    """The fastest product on a device, for a precision other than int8."""
     repack = device.type == "cpu" and torch.backends.mkldnn.is_available() and repacking_pays(precision)
     return (RepackedProduct if repack else Product)(linear, dtype_of(precision))
 
@@ -114,7 +114,7 @@ def repacking_pays(precision: str) -> bool:
     eighth, and an activation fused into oneDNN's product costs more than one on its own (docs/speed.md).
     """
     if precision == "bf16":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # without, it is slow, but it computes
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # without it, products are slow but work
     return not torch.backends.mkl.is_available() or bool(torch.cpu.get_capabilities().get("avx512_f"))
 
 
@@ -123,7 +123,7 @@ def limit_kernel_caches() -> None:
 
     It compiles a kernel for every shape, and torch and oneDNN each keep the last 1,024 of them: 400 MB, hardly ever
     used again, since packed batches differ in their number of tokens. A forward pass needs a dozen; 256 leave room for
-    other models in the process. Both read these variables at the first product, so they are set before it.
+    other models in the process. torch and oneDNN read these variables at the first product.
     """
     for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(cache, "256")
