@@ -1,14 +1,14 @@
-"""How fast a student is: beside its teacher, beside other tools, and beside what the machine could do at best.
+"""How fast a student is: compared with its teacher, with other tools, and with the best that the machine can do.
 
     python bench.py runs/minilm-3/model                                     # the teacher is the run's own
     python bench.py MODEL --teacher T --precision all --peers               # and ONNX Runtime, OpenVINO, ...
     python bench.py MODEL --teacher T --precision all --peers --latency     # and one query at a time
     python bench.py --shape bert-large --layers 24,8                        # random weights of a shape, no download
 
-Every system encodes the same sentences, tokenising included, in turn: A B C A B C ... The figure is the median of the
-turns, which a machine that others use disturbs least, with the slowest and fastest beside it. `fraction_of_peak`
-compares with this machine's own matrix products, of the model's shapes and in that precision, in the same turns.
-`cosine` is the mean cosine of a system's embeddings to ours in fp32.
+All systems encode the same sentences in turn, A B C A B C ..., tokenising included. The figure is the median of the
+turns, with the slowest and the fastest beside it: on a shared machine a median is disturbed least. `fraction_of_peak`
+compares with matrix products of the model's shapes in the same precision, timed on this machine in the same turns.
+`cosine` is the mean cosine similarity of a system's embeddings with this project's in fp32.
 """
 
 from shortstack.distillation.flags import answer_first, parse_arguments
@@ -71,12 +71,13 @@ def encode_once(make: Callable[[], Encoder], sentences: Sequence[str], batch_siz
 def bench(
     systems: Sequence[System], exact: dict[str, np.ndarray], sentences: list[str], repeats: int, batch_size: int
 ) -> dict[str, Any]:
-    """Time systems, a teacher and a student of ours first among them; returns the content of bench.json.
+    """Time systems; returns the content of bench.json.
 
     Args:
-        systems: those named "student" have its weights, all others the teacher's.
+        systems: the first two are this project's teacher and student. Those named "student" have the student's weights,
+            all others the teacher's.
         exact: the embeddings of both in fp32, by name, (n, dimensions).
-        sentences: n of them.
+        sentences: n sentences to encode.
         repeats: timed turns.
         batch_size: sentences at a time.
     """
@@ -122,7 +123,7 @@ def bench(
 def speed_of(
     system: System, config: PretrainedConfig, lengths: np.ndarray, times: list[float], peak: float
 ) -> dict[str, Any]:
-    """A system's speed, from the seconds of its turns; `config` is that of a system which is not ours."""
+    """A system's speed from the seconds of its turns; `config` gives the shape where the system is another tool's."""
     ours = system.encoder if isinstance(system.encoder, Embedder) else None
     shape = ours.bert.config if ours else config
     first_token_only = ours is not None and ours.settings.pooling is Pooling.CLS
@@ -141,13 +142,14 @@ def speed_of(
     }
 
 
-def mean_cosine(found: Any, exact: np.ndarray) -> float:
-    """The mean cosine between rows; for numbers on any device, (n, dimensions)."""
-    return float(torch.nn.functional.cosine_similarity(torch.as_tensor(found).cpu(), torch.from_numpy(exact)).mean())
+def mean_cosine(embeddings: Any, exact: np.ndarray) -> float:
+    """The mean cosine similarity of embeddings, on any device, with exact ones, row by row: (n, dimensions) each."""
+    rounded = torch.as_tensor(embeddings).cpu()
+    return float(torch.nn.functional.cosine_similarity(rounded, torch.from_numpy(exact)).mean())
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """The rows as text."""
+    """Print the content of bench.json as a table."""
     tokens = result["workload"]["tokens"]["mean"]
     print(f"{result['device']['name']}, {result['workload']['sentences']:,} sentences of {tokens:.1f} tokens")
     peaks = result["device"]["peak_tflops"].items()
@@ -178,7 +180,7 @@ def print_table(result: dict[str, Any]) -> None:
         print("one query at a time, milliseconds, p50 / p99")
         print(f"{'system':<39} {'precision':<9} {'layers':>6} " + " ".join(f"{f'{n} tokens':>15}" for n in TOKENS))
         for row in result["rows"]:
-            times = [f"{each['p50']:.2f} / {each['p99']:.2f}" for each in row["latency_ms"].values()]
+            times = [f"{latency['p50']:.2f} / {latency['p99']:.2f}" for latency in row["latency_ms"].values()]
             cells = " ".join(f"{time:>15}" for time in times)
             print(f"{row['system']:<39} {row['precision']:<9} {row['layers']:>6} {cells}")
 
@@ -190,7 +192,7 @@ def precisions_to_measure(names: Sequence[str], device: torch.device) -> list[st
     """Precisions by name, "auto" resolved; "all" stands for those that the device has instructions for.
 
     Raises:
-        InputError: one that it can't do.
+        InputError: a precision that the device does not support.
     """
     if "all" in names:
         if device.type == "cuda":
@@ -204,10 +206,10 @@ def precisions_to_measure(names: Sequence[str], device: torch.device) -> list[st
 def teacher_and_student(
     arguments: argparse.Namespace, run: Path | None, device: torch.device
 ) -> list[partial[Embedder]]:
-    """What loads them, wanting a precision.
+    """Functions that load the teacher and the student, given a precision.
 
     Raises:
-        InputError: nothing says which models.
+        InputError: the flags do not say which models, or contradict each other.
     """
     if arguments.shape:
         if arguments.model or arguments.peers:
@@ -228,16 +230,16 @@ def teacher_and_student(
 
 
 def sentences_to_encode(arguments: argparse.Namespace, run: Path | None, embedder: Embedder) -> list[str]:
-    """The text that the flags name, else what the run held out, else the embedded default's, else random words."""
+    """The text that the flags name, else what the run held out, else the default's text, else random words."""
     if arguments.sentences:
-        found = [sentence for source in arguments.sentences for sentence in read_sentences(source)]
+        sentences = [sentence for source in arguments.sentences for sentence in read_sentences(source)]
     elif run is not None and (run / "held_out.json").exists():
-        found, _ = read_held_out(run)
+        sentences, _ = read_held_out(run)
     elif not arguments.shape:
-        found = [sentence for path in sorted(ASSETS.glob("*.txt")) for sentence in read_sentences(str(path))]
+        sentences = [sentence for path in sorted(ASSETS.glob("*.txt")) for sentence in read_sentences(str(path))]
     else:
-        found = []
-    return found[: arguments.count] or random_sentences(embedder, arguments.count, arguments.mean_tokens)
+        sentences = []
+    return sentences[: arguments.count] or random_sentences(embedder, arguments.count, arguments.mean_tokens)
 
 
 def main() -> None:

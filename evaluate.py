@@ -5,8 +5,9 @@
     python evaluate.py runs/minilm-3/model --teacher assets/all-MiniLM-L6-v2 --retrieval captions=parallel:a.txt,b.txt
 
 Prints a table and writes evaluation.json and evaluation_pairs.json beside the model. Teacher, STS sets, retrieval sets
-and held-out sentences are those of the run that made the model; a flag replaces its own kind. What is in the two files
-already stays where it is of the same models: sets that are not judged again, and what training said.
+and held-out sentences are those of the run that made the model; a flag replaces those of its kind. Where the two
+files are already there and of the same models, the sets that are not evaluated again stay in them, and the warnings of
+training.
 """
 
 from shortstack.distillation.flags import answer_first, parse_arguments
@@ -31,7 +32,7 @@ from shortstack.model.files import InputError
 
 
 def read_marked(sources: list[str], student: Embedder) -> Texts:
-    """The sentences of sources, each with its source's role."""
+    """The sentences of all sources, with the roles that the sources' marks give them."""
     cutter = cutter_of(student)
     texts = [(text, split_marks(source)[0].role) for source in sources for text in read_sentences(source, cutter)]
     return Texts([text for text, _ in texts], [role for _, role in texts])
@@ -48,7 +49,9 @@ def main() -> None:
     if arguments.retrieval:
         retrieval_sources = named_sources(arguments.retrieval, "--retrieval")
     if not (sts_sources or retrieval_sources or arguments.sentences):
-        raise InputError("nothing to judge by: give --sts NAME=SOURCE, --retrieval NAME=SOURCE or --sentences SOURCE")
+        raise InputError(
+            "nothing to evaluate on: give --sts NAME=SOURCE, --retrieval NAME=SOURCE or --sentences SOURCE"
+        )
     if arguments.sentences and teacher_name == "none":
         raise InputError("--sentences: the negative MSE to a teacher needs one; give --teacher")
     output = arguments.output or run or Path(".")

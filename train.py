@@ -1,7 +1,7 @@
-"""Distil a sentence embedder: keep some of a teacher's layers, and train them to give the teacher's embeddings.
+"""Distil a sentence embedder: copy some of a teacher's layers and train them to give the teacher's embeddings.
 
     python train.py                                   # the embedded default: recipes/minilm-3.toml
-    python train.py recipes/mxbai-large-8.toml        # the reference run; wants a GPU and the Hub
+    python train.py recipes/mxbai-large-8.toml        # the reference run; needs a GPU and the Hub
     python train.py RECIPE --layers 0,5 --learning-rate 5e-4 --name two-layers
     python train.py RECIPE --resume                   # resume after a stop
     torchrun --nproc-per-node 8 train.py RECIPE       # the same steps on eight GPUs
@@ -69,7 +69,7 @@ def distil(run: Run) -> None:
     """Everything from the recipe to the model directory.
 
     Raises:
-        InputError: whatever a recipe can say wrong, before the run's directory is touched.
+        InputError: anything wrong with the recipe, before the run's directory is touched.
     """
     recipe, ranks = run.recipe, run.ranks
     sts = [read_sts(name, source) for name, source in recipe.sts.items()]
@@ -105,13 +105,13 @@ def distil(run: Run) -> None:
 def load_teacher(run: Run) -> Embedder:
     """The recipe's teacher, in the precision that the run labels and evaluates in.
 
-    Of a teacher that is known only by its vectors, what stands in its place: the encoder that the student starts from.
+    With `teacher_vectors`, where the teacher itself is not at hand: the encoder that the student starts from.
     """
     recipe, device = run.recipe, run.ranks.device
     precision = encoding_precision(recipe.precision, device)
     name = recipe.start_from if recipe.teacher_vectors else recipe.teacher
     teacher = Embedder.load(name, device, precision, **teacher_overrides(recipe))
-    if recipe.teacher_vectors:  # the teacher read its texts as they are
+    if recipe.teacher_vectors:  # the vectors are those of the texts without a prompt
         teacher.settings.prompts, teacher.settings.default_prompt_name = {}, None
     teacher.tokens_per_batch = recipe.tokens_per_batch or None
     for note in teacher.settings.notes:
@@ -120,7 +120,7 @@ def load_teacher(run: Run) -> Embedder:
 
 
 def describe_run(teacher: Embedder, student: Embedder, labels: Labels, corpus: Corpus, run: Run) -> None:
-    """Say what the run is made of, and write it into the run's directory."""
+    """Print what the run is made of, and write it into the run's directory."""
     if not run.ranks.is_main:
         return
     recipe, history = run.recipe, student.settings.history
@@ -147,7 +147,7 @@ def describe_run(teacher: Embedder, student: Embedder, labels: Labels, corpus: C
 
 
 def size_of(embedder: Embedder) -> str:
-    """Parameters that take part in an embedding, in words."""
+    """The number of parameters that an embedding depends on, in words."""
     return f"{sum(p.numel() for name, p in embedder.named_parameters() if 'pooler' not in name) / 1e6:.1f} M parameters"
 
 
@@ -156,7 +156,7 @@ def sanity_of(progress: Progress, labels: Labels, run: Run) -> dict[str, Any]:
     warnings = []
     if progress.best_step == 0:
         warnings.append("training did not improve on the untrained student: try another learning rate or more text")
-    # fp16 finds its scale by overflows: at most 16 at first, and one each time that it tries a larger scale.
+    # fp16 finds its loss scale by overflows: at most 16 at first, then one for every larger scale that it tries.
     ordinary = 16 + progress.step // 2000 if run.recipe.precision == "fp16" else 0
     if progress.skipped > ordinary:
         warnings.append(f"{progress.skipped} steps were skipped because their gradient was not finite")
@@ -243,7 +243,7 @@ def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:
 def log_steps(
     progress: Progress, steps_per_epoch: int, optimizer: StudentOptimizer, meter: Meter, run: Run
 ) -> dict[str, float]:
-    """Log the steps since the last line. Here, and not in each step, the device is waited for."""
+    """Log the steps since the last line. Only here, not in every step, does the host wait for the device."""
     progress.skipped, progress.skipped_in_a_row = optimizer.skips.tolist()
     figures = {"learning_rate": optimizer.learning_rate, "grad_norm": float(optimizer.grad_norm), **meter.read()}
     figures |= {"epoch": progress.step / steps_per_epoch, "skipped_steps": progress.skipped}
@@ -253,7 +253,7 @@ def log_steps(
 
 
 def end_early(progress: Progress, checkpoints: Checkpoints, meter: Meter, run: Run) -> None:
-    """End the run, with what is needed to resume it, where it should not go on.
+    """End the run, with all that is needed to resume it, if it should not go on.
 
     Raises:
         RunError: a signal came, or too many gradients in a row are not finite.
@@ -265,7 +265,7 @@ def end_early(progress: Progress, checkpoints: Checkpoints, meter: Meter, run: R
         )
     if run.stop_wanted(progress.step):
         checkpoints.save(progress, meter)
-        run.ranks.wait_for_all()  # a rank that ended would make torchrun end the one that still saves
+        run.ranks.wait_for_all()  # if a rank ended now, torchrun would end the one that is still saving
         run.end(f"stopped after step {progress.step} of {progress.total}, which is saved; go on with: {run.again}")
 
 
@@ -275,13 +275,13 @@ def in_parallel(student: Embedder) -> DistributedDataParallel:
 
 
 def seed_dropout(recipe: Recipe, step: int, ranks: Ranks) -> None:
-    """Draw dropout from the step's own seed, so that a resumed run drops the same."""
+    """Seed dropout by the step and rank, so that a resumed run drops the same numbers."""
     if recipe.dropout > 0:
         torch.manual_seed(recipe.seed + 1_000_003 * (step * ranks.world + ranks.rank))
 
 
 def measure(student: Embedder, held_out: LabelledSentences, judge: Judge, progress: Progress, run: Run) -> float:
-    """Judge the student and log the figures; returns the one that the best step is chosen by."""
+    """Evaluate the student and log the figures; returns the one that the best step is chosen by."""
     student.eval().use_precision(encoding_precision(run.recipe.precision, run.ranks.device))
     figures = flat(judge.quickly(student, held_out))
     student.train()
@@ -301,7 +301,7 @@ def flat(figures: dict[str, Any]) -> dict[str, float]:
 
 
 def fingerprint(recipe: Recipe, labels: Labels, total: int) -> str:
-    """Tells runs apart that would take other steps."""
+    """A text that differs between runs which would take different steps: SHA-256, in hexadecimal."""
     settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in FREE_TO_CHANGE}
     text = json.dumps([settings, labels.fingerprint, total], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

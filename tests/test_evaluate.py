@@ -577,7 +577,7 @@ def test_only_the_distance_or_only_retrieval(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["{model}"], "nothing to judge by: give --sts NAME=SOURCE"),
+        (["{model}"], "nothing to evaluate on: give --sts NAME=SOURCE"),
         (["{model}", "--sts", "dev.tsv"], "--sts: 'dev.tsv' is not of the form NAME=SOURCE"),
         (["{model}", "--sts", "negative_mse=a.tsv"], "--sts: the name 'negative_mse' is taken"),
         (["{model}", "--sts", "bad={bad}"], "bad.csv:3: score 'high' is not a finite number"),

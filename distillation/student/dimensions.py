@@ -1,4 +1,4 @@
-"""Smaller embeddings: the directions in which the teacher's embeddings vary most, as a final dense layer."""
+"""Smaller embeddings: a final dense layer that keeps the directions in which the teacher's embeddings vary most."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def check_dimensions(teacher: Embedder, dimensions: int) -> None:
     """Make sure that the teacher's embeddings can be projected to so few dimensions.
 
     Raises:
-        InputError: not fewer than the teacher's, or a teacher that has a dense layer already.
+        InputError: not fewer than the teacher's, or a teacher that already has a dense layer or a truncation.
     """
     if teacher.dense is not None:
         raise InputError("dimensions: the teacher has a dense layer of its own; leave dimensions at 0")
@@ -26,13 +26,13 @@ def check_dimensions(teacher: Embedder, dimensions: int) -> None:
 def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int) -> nn.Linear:
     """Give the teacher a dense layer, so that its labels, and a student copied from it, have fewer dimensions.
 
-    The layer's rows are the leading right singular vectors of the embeddings: of all projections this one keeps most of
-    their dot products. The mean is not subtracted, since that would change the cosine similarities.
+    The layer's rows are the leading right singular vectors of the embeddings: of all projections, this one preserves
+    their dot products best. The mean is not subtracted, since that would change the cosine similarities.
 
     Args:
         teacher: an Embedder without a dense layer; changed in place.
-        sentences: text like what the student will see, with its prompts before it; some ten thousand are enough.
-        dimensions: of the new embeddings.
+        sentences: text like what the student will see, prompts included; about ten thousand are enough.
+        dimensions: length of the new embeddings.
 
     Returns:
         The layer.

@@ -7,19 +7,19 @@ from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
 
-RIDGE = 1e-3  # of the mean variance of the inputs
+RIDGE = 1e-3  # strength of the regression's penalty, as a share of the inputs' mean variance
 
 
 def check_body(body: Embedder, dimensions: int, name: str) -> None:
     """Make sure that an encoder can be given a head to vectors of so many dimensions.
 
     Raises:
-        InputError: it has a dense layer to others.
+        InputError: it has a dense layer with another number of dimensions.
     """
     if body.dense is not None and body.dimensions != dimensions:
         raise InputError(
             f"start_from: {name} has a dense layer to {body.dimensions} dimensions, the vectors have {dimensions}; "
-            "start from the encoder that it was made of"
+            "start from the encoder that it was made from"
         )
 
 
@@ -27,14 +27,14 @@ def fit_head(student: Embedder, sample: LabelledSentences, normalised: bool) -> 
     """Give the student a dense layer from its pooled token vectors to the labels, by ridge regression.
 
     Args:
-        student: in evaluation mode; changed in place. A dense layer that is there already stays.
-        sample: sentences with the teacher's vectors; some times as many as the student has dimensions.
-        normalised: whether the teacher's vectors have length 1; the student's then have, too.
+        student: in evaluation mode; changed in place. A dense layer that it already has is kept.
+        sample: sentences with the teacher's vectors; several times as many as the student has dimensions.
+        normalised: whether the teacher's vectors have length 1; the student's then get length 1 too.
 
     Source: Hoerl and Kennard, "Ridge regression", 1970 (https://doi.org/10.1080/00401706.1970.10488634).
     """
     if student.dense is None:
-        student.settings.normalize = False  # here, so that the regression sees what the layer will
+        student.settings.normalize = False  # before the regression, which must see what the layer will see
         inputs_nD = student.use_precision("fp32").embed(sample.tokens).double()
         labels_nd = sample.labels.to(inputs_nD)
         input_mean, label_mean = inputs_nD.mean(dim=0), labels_nd.mean(dim=0)

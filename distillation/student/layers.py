@@ -1,7 +1,7 @@
 """Which layers a student keeps: as a list, by a strategy, or by trial before any training.
 
-`all` leaves none out, `even:8` of 24 gives 0 3 7 10 13 16 20 23 (both ends stay), and `auto:8` searches the eight that
-come closest to the teacher on text.
+`all` leaves none out, `even:8` of 24 gives 0 3 7 10 13 16 20 23 (first and last included), and `auto:8` searches for
+the eight that come closest to the teacher on text.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from shortstack.model.files import InputError
 from shortstack.model.tokens import Tokenized
 
 STRATEGIES = ("auto", "even")  # with a count, such as even:3
-SAMPLE = 256  # sentences that choices are compared on
+SAMPLE = 256  # sentences on which choices are compared
 EXHAUSTIVE = 500  # with more choices than this, layers are removed one by one instead
 
 # -- by name ---------------------------------------------------------------------------------------------------------
@@ -27,11 +27,11 @@ def choose_layers(layers: str | list[int], total: int, whose: str = "the teacher
 
     Args:
         layers: a list of layer numbers, `all`, or `STRATEGY:COUNT` such as `even:8`.
-        total: layers there are.
-        whose: layers these are, in words.
+        total: how many layers there are.
+        whose: the model they belong to, for the error.
 
     Raises:
-        InputError: a layer that is not there, one named twice or out of order, or an unknown strategy.
+        InputError: a layer that does not exist, one named twice or out of order, or an unknown strategy.
 
     Source: keeping every other layer is DistilBERT's initialisation (Sanh et al., 2019,
     https://arxiv.org/abs/1910.01108).
@@ -65,7 +65,7 @@ def count_of(layers: str, total: int) -> int:
     """
     name, _, number = layers.partition(":")
     if name not in STRATEGIES:
-        known = ", ".join(f"{each}:COUNT" for each in STRATEGIES)
+        known = ", ".join(f"{strategy}:COUNT" for strategy in STRATEGIES)
         raise InputError(f"layers: {layers!r} is neither a list of numbers nor one of all, {known}")
     if not number.isdecimal() or not 1 <= int(number) <= total:
         raise InputError(f"layers: {layers!r} needs a count from 1 to {total}, such as {name}:{max(1, total // 3)}")
@@ -76,16 +76,16 @@ def count_of(layers: str, total: int) -> int:
 
 
 def search_layers(teacher: Embedder, sentences: Sequence[str], count: int, exhaustive: int = EXHAUSTIVE) -> list[int]:
-    """Choose the layers whose untrained student gives most nearly the teacher's similarities.
+    """Choose the layers whose untrained student comes closest to the teacher's similarities.
 
-    Up to 500 choices are all tried: C(6, 3) = 20 for MiniLM. Beyond that layers are taken away one at a time, each time
-    the one that is missed least: 264 trials from 24 layers down to 8.
+    If there are at most 500 choices, all are tried: C(6, 3) = 20 for MiniLM. Otherwise layers are removed one at a
+    time, always the one whose loss costs least: 264 trials from 24 layers down to 8.
 
     Args:
-        teacher: in evaluation mode; left as it was.
-        sentences: text like what the student will see, with its prompts before it; the first 256 are used.
+        teacher: in evaluation mode; not changed.
+        sentences: text like what the student will see, prompts included; the first 256 are used.
         count: layers to keep.
-        exhaustive: up to so many choices are all tried.
+        exhaustive: try all choices if there are at most this many.
 
     Returns:
         Teacher layers to keep, ascending.
@@ -110,7 +110,7 @@ def search_layers(teacher: Embedder, sentences: Sequence[str], count: int, exhau
 
 
 def linear_cka(a_nd: torch.Tensor, b_nd: torch.Tensor) -> float:
-    """Linear CKA: how alike the similarities within two sets of embeddings (n, d) of the same sentences are, 0 to 1."""
+    """Linear CKA of two sets of embeddings (n, d) of the same sentences: 1 if their similarities agree, 0 if not."""
     a_nd, b_nd = (unit - unit.mean(dim=0) for unit in (nn.functional.normalize(x, dim=1) for x in (a_nd, b_nd)))
     norms = (a_nd.T @ a_nd).norm() * (b_nd.T @ b_nd).norm()
     return float((a_nd.T @ b_nd).square().sum() / norms)

@@ -1,6 +1,6 @@
-"""The plan of a student: all that a recipe asks of it, checked before the run begins; and the student made of the plan.
+"""The plan of a student: all that a recipe asks of it, checked before the run begins; and the student made from it.
 
-What needs no text is refused in `plan_student`, before the text is read; what needs it in `Plan.settled`.
+`plan_student` makes the checks that need no text, before the text is read; `Plan.settled` makes the others.
 """
 
 import copy
@@ -26,13 +26,13 @@ SAMPLE = 16_384  # sentences that a projection is computed on
 
 @dataclass(frozen=True)
 class Plan:
-    """What a student is to be.
+    """What kind of student to make.
 
     Attributes:
         recipe: its settings; once settled, `layers` is a list of numbers.
         teacher: gives the labels.
         start: the model whose layers are copied: the teacher, or the student that `start_from` names.
-        vectors: in place of the teacher's own; `teacher` is then the start itself, and only tokenises.
+        vectors: used instead of the teacher's own embeddings; `teacher` is then the same as `start` and only tokenises.
     """
 
     recipe: Recipe
@@ -47,7 +47,7 @@ class Plan:
         return self.recipe.layers
 
     def settled(self, corpus: Corpus, ranks: Ranks) -> "Plan":
-        """The plan with layers found by search on text, and the teacher projected to fewer dimensions.
+        """The plan with its layers decided, by search on text where asked for; the teacher is projected too.
 
         Raises:
             InputError: too little text for that.
@@ -66,14 +66,14 @@ class Plan:
         return dataclasses.replace(self, recipe=dataclasses.replace(recipe, layers=layers, teacher=teacher))
 
     def history(self) -> dict[str, Any]:
-        """What the student's directory tells of how it was made.
+        """How the student was made, to be kept in its directory.
 
         teacher: the name of the teacher.
         teacher_commit: of its repository on the Hub, if it came from there.
-        teacher_layers: which of the teacher's layers it has, also where it was made of another student; None where that
-            one does not tell.
+        teacher_layers: which of the teacher's layers it has, also where it was made from another student; None if that
+            student does not say.
         projected: whether its dense layer is the teacher's projection to fewer dimensions.
-        vocabulary: what was cut, where something was.
+        vocabulary: what was cut from it, if anything.
         """
         if self.vectors is not None:
             return {"teacher": ", ".join(self.recipe.teacher_vectors), "teacher_layers": None}
@@ -96,11 +96,11 @@ def plan_student(recipe: Recipe, teacher: Embedder, vectors: TeacherVectors | No
     Args:
         recipe: its settings.
         teacher: gives the labels; beside `vectors`, the encoder that `start_from` names.
-        vectors: of a teacher that is known only by them.
+        vectors: of a teacher whose weights are not at hand.
 
     Raises:
         InputError: layers, width, vocabulary or dimensions that the teacher can't give, or a model to start from that
-            is no student of it.
+            is not a student of the teacher.
     """
     start = load_start(recipe, teacher) if recipe.start_from and vectors is None else teacher
     layers = choose_layers(recipe.layers, start.bert.config.num_hidden_layers, recipe.start_from or "the teacher")
@@ -118,11 +118,11 @@ def plan_student(recipe: Recipe, teacher: Embedder, vectors: TeacherVectors | No
 
 
 def load_start(recipe: Recipe, teacher: Embedder) -> Embedder:
-    """The student that `start_from` names, in fp32, which must live in the teacher's own space.
+    """The student that `start_from` names, in fp32, whose embeddings must be comparable with the teacher's.
 
     Raises:
-        InputError: no such model; or one of other dimensions, whose projection is not the teacher's, or whose tokenizer
-            is no cut of the teacher's.
+        InputError: no such model; or one with other dimensions, without the teacher's projection, or with a tokenizer
+            that is not the teacher's, whole or cut.
     """
     student = Embedder.load(recipe.start_from, teacher.device, "fp32", max_length=teacher.settings.max_length)
     where, wanted = f"start_from: {recipe.start_from}", recipe.dimensions or teacher.dimensions
@@ -139,14 +139,14 @@ def load_start(recipe: Recipe, teacher: Embedder) -> Embedder:
 
 
 def make_student(plan: Plan, labels: Labels, corpus: Corpus, ranks: Ranks) -> tuple[Embedder, Labels]:
-    """The untrained student of a settled plan, in fp32, and the labels with its own tokens."""
+    """The untrained student of a settled plan, in fp32, and the labels with the student's own tokens."""
     recipe, teacher = plan.recipe, plan.teacher
     student = plan.start.keep_layers(plan.layers)
     student.settings.history = plan.history()
     if plan.vectors is not None:
         fit_head(student, labels.read([0]), plan.vectors.are_normalised())
     if recipe.dimensions and student.dense is not None:
-        student.dense.requires_grad_(False)  # stays the teacher's projection, which a further student starts from
+        student.dense.requires_grad_(False)  # stays the teacher's projection: a later student may start from this one
     if recipe.intermediate_size:
         size, loss = recipe.intermediate_size, recipe.loss
         keep_units(student, ranks.from_main("units", lambda: important_units(student, labels.read([0]), size, loss)))
@@ -161,5 +161,5 @@ def make_student(plan: Plan, labels: Labels, corpus: Corpus, ranks: Ranks) -> tu
 
 
 def sample_of(corpus: Corpus, teacher: Embedder, size: int = SAMPLE) -> list[str]:
-    """Training sentences at random, prompts before them: the corpus is shuffled, so its first ones."""
+    """A random sample of training sentences, prompts included: the first ones, since the corpus is shuffled."""
     return teacher.with_prompts(*corpus.training(0, min(size, len(corpus))))

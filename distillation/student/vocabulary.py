@@ -1,8 +1,8 @@
-"""A smaller vocabulary: the pieces that the text does not use leave the tokenizer and the token table together.
+"""A smaller vocabulary: pieces that the text does not use are removed from the tokenizer and the token table.
 
 A piece is what a tokenizer cuts words into. In a small student the table of their vectors is half of the weights, in a
-multilingual one with 250,000 pieces nearly all of them. A text that uses no piece that was cut has the very same tokens
-afterwards, and so the very same embedding; elsewhere a piece that was cut falls apart into shorter ones.
+multilingual one with 250,000 pieces nearly all of them. A text without a removed piece keeps exactly the same tokens,
+and so exactly the same embedding. In other texts a removed piece is split into shorter ones.
 
 Shapes: V pieces of the teacher, K pieces kept.
 """
@@ -35,10 +35,10 @@ BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # what a tokenizer with byte_fallback cut
 
 
 class Pieces:
-    """The pieces of an embedder's tokenizer, and which of them need which.
+    """The pieces of an embedder's tokenizer, and which pieces need which others.
 
     Attributes:
-        names: each piece's text by its number, V of them; numbers that are in no use are missing.
+        names: the text of every piece by its number, V of them; unused numbers are missing.
         required: numbers of the pieces that must stay.
 
     Raises:
@@ -64,11 +64,11 @@ class Pieces:
         self.required = self.with_needs(self.unconditional(embedder, parts))
 
     def unconditional(self, embedder: Embedder, parts: dict[str, Any]) -> Iterator[int]:
-        """Numbers of the pieces that stay whatever the text uses, for a reason of their own."""
+        """Numbers of the pieces that must stay, whatever the text uses, apart from those that these need in turn."""
         added = {token["content"] for token in parts["added_tokens"]} | set(embedder.tokenizer.all_special_tokens)
         for name, number in self.numbers.items():
             letters = self.letters(name)
-            # A piece with a letter that is no piece by itself would not fall apart into known ones.
+            # A piece with a letter that is not a piece itself could not be split into known ones.
             if (
                 len(letters) == 1
                 or name in added
@@ -79,13 +79,13 @@ class Pieces:
         if self.model["type"] == "Unigram":  # the cost of an unknown letter is counted from the least likely piece
             scores = [score for _, score in self.model["vocab"]]
             yield scores.index(min(scores))
-        # RoBERTa counts positions from the number of its padding piece, so what lies before it must stay.
+        # RoBERTa counts positions from the number of its padding piece, so the pieces before it must stay.
         yield from range(1 + (embedder.bert.config.pad_token_id or 0))
         for tokens in embedder.tokenize(list(embedder.settings.prompts.values())):
             yield from tokens.tolist()
 
     def letters(self, name: str) -> list[str]:
-        """The single-character pieces that a piece falls apart into: "##ing" into "##i", "##n", "##g"."""
+        """The single-character pieces that a piece can be split into: "##ing" into "##i", "##n", "##g"."""
         if self.model["type"] == "Unigram":
             return list(name)
         inside = bool(self.prefix) and name.startswith(self.prefix)
@@ -97,22 +97,23 @@ class Pieces:
         return letters
 
     def with_needs(self, numbers: Iterable[int], known: Collection[int] = ()) -> set[int]:
-        """These pieces and all that they are merged from, and that those are, but for what is in `known`."""
-        found: set[int] = set()
+        """These pieces and, by recursion, all pieces that they are merged from, without those in `known`."""
+        needed: set[int] = set()
         todo = list(numbers)
         while todo:
             number = todo.pop()
-            if number not in found and number not in known:
-                found.add(number)
+            if number not in needed and number not in known:
+                needed.add(number)
                 todo += [self.numbers[part] for part in self.merges.get(self.names.get(number, ""), ())]
-        return found
+        return needed
 
     def choose(self, counts_V: np.ndarray, wanted: int | float) -> np.ndarray:
         """The required pieces and those that the text uses most.
 
         Args:
             counts_V: how often the text uses each piece.
-            wanted: pieces to keep, at most; or as a float the share of the text's tokens that they must make up.
+            wanted: the largest number of pieces to keep; or, as a float, the share of the text's tokens that they must
+                cover.
 
         Returns:
             Their numbers, ascending, (K,).
@@ -131,7 +132,7 @@ class Pieces:
 
 
 def merge_pairs(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The merges of a BPE model, in their order; none of any other."""
+    """The merges of a BPE model in their order; nothing for other models."""
     for merge in model.get("merges", []):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         yield left, right
@@ -141,7 +142,8 @@ def check_vocabulary(teacher: Embedder, text: int | str) -> None:
     """Make sure that the teacher's vocabulary can be cut as the recipe asks.
 
     Raises:
-        InputError: it has no more pieces than wanted, more that must stay, or a kind of tokenizer that can't be cut.
+        InputError: it does not have more pieces than wanted, more pieces than wanted must stay, or its kind of
+            tokenizer can't be cut.
     """
     wanted, pieces, total = parse_vocabulary(text), Pieces(teacher), teacher.bert.config.vocab_size
     if isinstance(wanted, int) and not len(pieces.required) <= wanted < total:
@@ -158,7 +160,7 @@ def cut_vocabulary(student: Embedder, counts_V: np.ndarray, text: int | str) -> 
     """The student with a smaller vocabulary, chosen by `Pieces.choose`.
 
     Args:
-        student: loses the rest of its token table; use what is returned in its place.
+        student: loses the rest of its token table; use the returned student instead.
         counts_V: how often the text uses each piece.
         text: the recipe's field.
 
@@ -181,13 +183,13 @@ def keep_pieces(student: Embedder, kept: np.ndarray) -> Embedder:
     bert = student.bert
     new = {old: number for number, old in enumerate(kept.tolist())}
     table = bert.embeddings.word_embeddings
-    rows = table.weight.detach()[torch.from_numpy(kept).to(table.weight.device)].clone()
+    vectors = table.weight.detach()[torch.from_numpy(kept).to(table.weight.device)].clone()
     bert.config.vocab_size = len(kept)
     for key, value in bert.config.to_dict().items():
         if key.endswith("_token_id") and isinstance(value, int):
             setattr(bert.config, key, new.get(value))
     bert.embeddings.word_embeddings = nn.Embedding.from_pretrained(
-        rows, freeze=False, padding_idx=bert.config.pad_token_id
+        vectors, freeze=False, padding_idx=bert.config.pad_token_id
     )
     tokenizer = smaller_tokenizer(student.tokenizer, new)
     smaller = Embedder(bert, tokenizer, student.settings, student.dense, student.dense_activation)
@@ -241,17 +243,17 @@ def renumber_processor(processor: dict[str, Any] | None, new: dict[int, int]) ->
 
 def is_cut_of(student: Embedder, teacher: Embedder) -> bool:
     """Whether the student's tokenizer is the teacher's, with all of its pieces or fewer."""
-    ours, theirs = (json.loads(each.tokenizer.backend_tokenizer.to_str()) for each in (student, teacher))
-    alike = all(ours[key] == theirs[key] for key in ("normalizer", "pre_tokenizer"))
-    alike = alike and ours["model"]["type"] == theirs["model"]["type"]
-    return alike and set(student.tokenizer.get_vocab()) <= set(teacher.tokenizer.get_vocab())
+    ours, theirs = (json.loads(model.tokenizer.backend_tokenizer.to_str()) for model in (student, teacher))
+    same = all(ours[key] == theirs[key] for key in ("normalizer", "pre_tokenizer"))
+    same = same and ours["model"]["type"] == theirs["model"]["type"]
+    return same and set(student.tokenizer.get_vocab()) <= set(teacher.tokenizer.get_vocab())
 
 
 def retokenizer(teacher: Embedder, student: Embedder, corpus: Corpus, shard_size: int) -> Retokenize:
-    """What turns the teacher's tokens of a shard of labels into those of a student with fewer pieces.
+    """A function that turns the teacher's tokens of a shard of labels into those of a student with fewer pieces.
 
-    A sentence of kept pieces is renumbered. One with a piece that was cut is tokenised anew as a whole: the letters
-    beside that piece may be cut otherwise, too.
+    A sentence of kept pieces is only renumbered. A sentence with a removed piece is tokenised again as a whole, since
+    the letters beside that piece may now be split in another way, too.
     """
     numbers = student.tokenizer.get_vocab()
     new_V = np.full(teacher.bert.config.vocab_size, -1, dtype=np.int32)
@@ -263,10 +265,10 @@ def retokenizer(teacher: Embedder, student: Embedder, corpus: Corpus, shard_size
         cut = np.flatnonzero(renumbered.ids < 0)
         if len(cut) == 0:
             return renumbered
-        anew = np.unique(np.searchsorted(renumbered.starts, cut, side="right") - 1).tolist()
+        again = np.unique(np.searchsorted(renumbered.starts, cut, side="right") - 1).tolist()
         texts, sentences = sentences_of(shard, corpus, teacher, shard_size), list(renumbered)
-        for row, sentence in zip(anew, student.tokenize([texts[row] for row in anew]), strict=True):
-            sentences[row] = sentence
+        for index, sentence in zip(again, student.tokenize([texts[index] for index in again]), strict=True):
+            sentences[index] = sentence
         return Tokenized.of(sentences)
 
     return retokenize

@@ -1,4 +1,4 @@
-"""Narrower students: of the units between the two products of each layer's MLP, those that matter most."""
+"""Narrower students: keep the most important units between the two products of every layer's MLP."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from shortstack.model import Embedder
 from shortstack.model.files import InputError
 from shortstack.model.tokens import PackedTokens, send
 
-SAMPLE, BATCH = 2048, 64  # sentences that importance is measured on, and at a time
+SAMPLE, BATCH = 2048, 64  # sentences on which importance is measured, in all and at a time
 
 
 def check_width(teacher: Embedder, units: int) -> None:
     """Make sure that the teacher's layers can be cut to so many units.
 
     Raises:
-        InputError: they have no more.
+        InputError: they do not have more than that.
     """
     has = getattr(teacher.bert.config, teacher.bert.inner_size)
     if units >= has:
@@ -27,16 +27,16 @@ def check_width(teacher: Embedder, units: int) -> None:
 
 
 def important_units(student: Embedder, sample: LabelledSentences, units: int, loss: str) -> list[list[int]]:
-    """The units of each layer without which the loss would change most: ascending numbers.
+    """The units of every layer whose removal would change the loss most: ascending numbers.
 
-    A unit's importance is the square of d loss / d gate, the gate being a factor of 1 on what the unit gives; the mean
-    over batches. The gate's derivative needs no gate: it is the sum over the unit's weights in the second product of
+    Imagine a gate behind every unit, a factor of 1. A unit's importance is the square of d loss / d gate, summed over
+    batches. This needs no real gate: the derivative is the sum, over the unit's weights in the second product, of
     weight times gradient.
 
     Args:
         student: untrained; its gradients are used, then forgotten.
         sample: sentences at random with their labels; the first 2,048 are used.
-        units: to keep of each layer.
+        units: how many to keep in every layer.
         loss: name of one of LOSSES.
 
     Source: Molchanov et al., 2019 (https://arxiv.org/abs/1906.10771), first order.
@@ -44,8 +44,8 @@ def important_units(student: Embedder, sample: LabelledSentences, units: int, lo
     student.train()
     outputs = [output for _, output in products(student)]
     importance = [torch.zeros(output.in_features, device=student.device) for output in outputs]
-    rows = np.argsort(sample.lengths[:SAMPLE], kind="stable")
-    for batch in np.array_split(rows, -(-len(rows) // BATCH)):
+    order = np.argsort(sample.lengths[:SAMPLE], kind="stable")
+    for batch in np.array_split(order, -(-len(order) // BATCH)):
         tokens = PackedTokens.pack(sample.tokens.take(batch), student.device)
         labels_Bd = send(sample.labels[torch.from_numpy(batch)], student.device).float()
         LOSSES[loss](student(tokens).float(), labels_Bd).mean().backward()
@@ -57,14 +57,14 @@ def important_units(student: Embedder, sample: LabelledSentences, units: int, lo
 
 
 def keep_units(student: Embedder, units: list[list[int]]) -> None:
-    """Drop all other units of each layer, in place."""
+    """Keep only these units of every layer, by their numbers; changes the student in place."""
     for (inner, output), kept in zip(products(student), units, strict=True):
-        inner.weight, inner.bias = (nn.Parameter(each.detach()[kept]) for each in (inner.weight, inner.bias))
+        inner.weight, inner.bias = (nn.Parameter(tensor.detach()[kept]) for tensor in (inner.weight, inner.bias))
         output.weight = nn.Parameter(output.weight.detach()[:, kept].contiguous())
         inner.out_features = output.in_features = len(kept)
     setattr(student.bert.config, student.bert.inner_size, len(units[0]))
 
 
 def products(student: Embedder) -> list[tuple[Any, Any]]:
-    """Each layer's two products of the MLP."""
+    """The two products of the MLP in every layer."""
     return [(layer.intermediate, layer.output) for layer in student.bert.layers()]
