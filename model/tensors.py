@@ -10,8 +10,8 @@ from safetensors import safe_open
 
 from shortstack.model.files import InputError, atomic_path, first_line
 
-FORMAT = {"format": "pt"}  # what transformers looks for in a safetensors file
-DTYPES = {  # the format's names of the types that we write
+FORMAT = {"format": "pt"}  # transformers requires this in a safetensors file
+DTYPES = {  # the format's names of the types that are written
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
