@@ -5,9 +5,9 @@
     python evaluate.py runs/minilm-3/model --teacher assets/all-MiniLM-L6-v2 --retrieval captions=parallel:a.txt,b.txt
 
 Prints a table and writes evaluation.json and evaluation_pairs.json beside the model. Teacher, STS sets, retrieval sets
-and held-out sentences are those of the run that made the model; a flag replaces those of its kind. Where the two
-files are already there and of the same models, the sets that are not evaluated again stay in them, and the warnings of
-training.
+(also the one of a user's own documents) and held-out sentences are those of the run that made the model; a flag
+replaces those of its kind. Where the two files are already there and of the same models, the sets that are not
+evaluated again stay in them, and the warnings of training.
 """
 
 from shortstack.distillation.flags import answer_first, parse_arguments
@@ -22,6 +22,7 @@ from shortstack.distillation.data.passages import cutter_of
 from shortstack.distillation.data.sentences import Texts, read_sentences
 from shortstack.distillation.data.sources import split_marks
 from shortstack.distillation.evaluation.judge import Judge
+from shortstack.distillation.evaluation.own import NAME, verdict
 from shortstack.distillation.evaluation.results import merged, read_results, write_results
 from shortstack.distillation.evaluation.sets import read_held_out, read_retrieval, read_sts
 from shortstack.distillation.evaluation.table import table
@@ -48,6 +49,8 @@ def main() -> None:
         sts_sources = named_sources(arguments.sts, "--sts")
     if arguments.retrieval:
         retrieval_sources = named_sources(arguments.retrieval, "--retrieval")
+    elif run is not None and (run / NAME).is_dir():
+        retrieval_sources = {NAME: str(run / NAME), **retrieval_sources}
     if not (sts_sources or retrieval_sources or arguments.sentences):
         raise InputError(
             "nothing to evaluate on: give --sts NAME=SOURCE, --retrieval NAME=SOURCE or --sentences SOURCE"
@@ -73,9 +76,12 @@ def main() -> None:
 
     kept = run.parent / "labels" if run is not None else None
     results = Judge(sts, retrieval, held_out, kept=kept).fully(student, teacher)
-    write_results(output, merged(earlier, results))
+    results = merged(earlier, results)
+    write_results(output, results)
     print(table(results[0]))
     print(f"wrote {output / 'evaluation.json'}")
+    if line := verdict(results[0]):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,9 @@ from shortstack.distillation.data.labels import LabelledSentences, Labels, label
 from shortstack.distillation.data.passages import cutter_of
 from shortstack.distillation.data.vectors import TeacherVectors
 from shortstack.distillation.evaluation.judge import Judge
+from shortstack.distillation.evaluation.own import NAME, own_documents, verdict, write_retrieval
 from shortstack.distillation.evaluation.results import Results, write_results
-from shortstack.distillation.evaluation.sets import read_retrieval, read_sts
+from shortstack.distillation.evaluation.sets import RetrievalSet, read_retrieval, read_sts
 from shortstack.distillation.evaluation.table import table
 from shortstack.distillation.host import overlaps, prefetch, release_freed_memory
 from shortstack.distillation.ranks import Ranks
@@ -88,9 +89,12 @@ def distil(run: Run) -> None:
 
     labels = label_corpus(teacher, corpus, run.recipe, ranks)
     ranks.agree("labels", {"teacher": labels.fingerprint})
+    own = own_set(corpus, teacher, run)
+    judge = Judge(sts, retrieval, corpus.evaluation(), ranks, Path(recipe.output) / "labels", own)
+    if recipe.start_from and own is not None:
+        judge.hear_start(plan.start, teacher)
     student, labels = make_student(plan, labels, corpus, ranks)
     describe_run(teacher, student, labels, corpus, run)
-    judge = Judge(sts, retrieval, corpus.evaluation(), ranks, Path(recipe.output) / "labels")
     if vectors is None:
         judge.hear(teacher)
     progress = train(student, labels, judge, run)
@@ -117,6 +121,17 @@ def load_teacher(run: Run) -> Embedder:
     for note in teacher.settings.notes:
         run.say(f"note: {note}")
     return teacher
+
+
+def own_set(corpus: Corpus, teacher: Embedder, run: Run) -> RetrievalSet | None:
+    """On rank 0 of a run on a user's own documents: the set to judge search on them by, kept in the run's directory."""
+    if corpus.own is None or not run.ranks.is_main:
+        return None
+    data, what = own_documents(corpus, cutter_of(teacher), run.recipe.seed)
+    run.say(what)
+    if data is not None:
+        write_retrieval(data, run.directory / NAME)
+    return data
 
 
 def describe_run(teacher: Embedder, student: Embedder, labels: Labels, corpus: Corpus, run: Run) -> None:
@@ -179,6 +194,8 @@ def hand_over(results: Results, findings: dict[str, Any], run: Run) -> None:
     for warning in findings["sanity"]["warnings"]:
         print(f"warning: {warning}")
     print(f"student of step {findings['best_step']}: {run.directory / 'model'}")
+    if line := verdict(figures):
+        print(line)
 
 
 # -- the loop --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from shortstack.distillation.data.own import Own, Part
 from shortstack.distillation.data.passages import ESTIMATE, Cutter
 from shortstack.distillation.data.sentences import Texts, in_passages, read_sentences
 from shortstack.distillation.data.sources import parse_source, split_marks, what_is_read, with_reading
@@ -39,7 +40,8 @@ class Corpus:
     """Distinct sentences in shuffled order, in a memory-mapped Arrow file: `size` to train on, then the held-out ones.
 
     `fingerprint` is the SHA-256 of all of them in order, of their roles and of the split; `counts` says how many of the
-    training sentences came from each source. Where `vectors` are there, they are the labels of all sentences.
+    training sentences came from each source. Where `vectors` are there, they are the labels of all sentences. `own` is
+    there in a run on a user's own text with general text beside it: the held-out sentences are the user's then.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Corpus:
     fingerprint: str
     counts: dict[str, int]
     vectors: TeacherVectors | None = None
+    own: Own | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -89,20 +92,21 @@ def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks, vectors: TeacherVe
     reading = "" if recipe.reading == "auto" else recipe.reading
     texts = recipe.sentences or [f"lines@{text_source(source)}" for source in recipe.teacher_vectors]
     sources = [*(with_reading(source, reading) for source in texts), *recipe.general]
+    own = Own.of(sources[: len(texts)], recipe.seed) if recipe.general else None
     cut_by = cutter.name if any(in_passages(source) for source in sources) else ""
-    key = hashlib.sha256(repr((sources, limits, cut_by)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((sources, limits, cut_by, *([own] if own else []))).encode()).hexdigest()[:16]
     directory = Path(recipe.output) / "corpus" / key
     if ranks.is_main:
         for line in filter(None, map(what_is_read, sources)):
             print(line, flush=True)
         with locked(directory.with_name(f".{key}.lock")), errors_about(directory, directory):
             remove_leftovers(directory)
-            corpus = build_corpus(directory, sources, *limits, cutter=cutter)
+            corpus = build_corpus(directory, sources, *limits, cutter=cutter, own=own)
     ranks.wait_for_main("corpus")
     if not ranks.is_main:
-        corpus = build_corpus(directory, sources, *limits, cutter=cutter)
+        corpus = build_corpus(directory, sources, *limits, cutter=cutter, own=own)
     ranks.wait_for_all()  # rank 0 keeps the store: it must not end while another still waits there
-    return replace(corpus, vectors=vectors)
+    return replace(corpus, vectors=vectors, own=own)
 
 
 def build_corpus(
@@ -113,6 +117,7 @@ def build_corpus(
     seed: int,
     sampling: str = "mixed",
     cutter: Cutter = ESTIMATE,
+    own: Own | None = None,
 ) -> Corpus:
     """Gather the distinct sentences of `sources` in `directory`, shuffled by `seed`, with some held out.
 
@@ -120,7 +125,8 @@ def build_corpus(
 
     sampling="mixed" draws both parts at random from all sources together. sampling="in_order" holds out the same
     number from each source and trains on all of the first source, then all of the second, and so on, the last one cut
-    at random where `max_sentences` is reached.
+    at random where `max_sentences` is reached. With `own`, whose sources are the first of `sources`, only the user's
+    texts are held out: see `choose_own`.
 
     Memory: about 25 bytes a sentence read. A corpus that was built from the same files with the same settings is used
     again when its fingerprint still holds.
@@ -142,18 +148,26 @@ def build_corpus(
         "settings": [max_sentences, evaluation_sentences, seed, sampling],
         "passages": cutter.name if any(in_passages(source) for source in sources) else "",
     }
+    if own is not None:
+        key["held out"] = list(map(str, own.held_out))
     corpus = finished_corpus(directory, key)
     if corpus is not None:
         return corpus
 
+    parts = [Part(source) for source in sources] if own is None else own.parts(sources[len(own.sources) :])
     with tempfile.NamedTemporaryFile(dir=directory, prefix=".spool.") as spool:
-        hashes, starts = write_spool(Path(spool.name), sources, cutter)
+        hashes, starts = write_spool(Path(spool.name), parts, cutter)
         distinct = np.flatnonzero(first_occurrences(hashes))
         del hashes
-        training, evaluation = choose(distinct, starts, sources, max_sentences, evaluation_sentences, seed, sampling)
+        rng = np.random.default_rng(seed)
+        if own is None:
+            distinct = within_limits(distinct, starts, parts, rng)
+            training, evaluation = choose(distinct, starts, sources, max_sentences, evaluation_sentences, rng, sampling)
+        else:
+            training, evaluation = choose_own(distinct, starts, parts, own, max_sentences, evaluation_sentences, rng)
         counts = dict.fromkeys(sources, 0)
-        for source, start, stop in zip(sources, starts[:-1], starts[1:], strict=True):
-            counts[source] += int(np.count_nonzero((training >= start) & (training < stop)))
+        for part, start, stop in zip(parts, starts[:-1], starts[1:], strict=True):
+            counts[part.source] += int(np.count_nonzero((training >= start) & (training < stop)))
         path = directory / "sentences.arrow"
         size = len(training)
         with atomic_path(path) as temporary:
@@ -188,15 +202,13 @@ def finished_corpus(directory: Path, key: dict[str, Any]) -> Corpus | None:
 
 def choose(
     distinct: np.ndarray, starts: np.ndarray, sources: list[str], max_sentences: int | None,
-    evaluation_sentences: int, seed: int, sampling: str,
+    evaluation_sentences: int, rng: np.random.Generator, sampling: str,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Training and evaluation rows among the distinct ones, in shuffled order.
 
     Raises:
         InputError: there are too few.
     """
-    rng = np.random.default_rng(seed)
-    distinct = within_limits(distinct, starts, sources, rng)
     if len(distinct) < evaluation_sentences + 1:
         raise InputError(
             f"{', '.join(sources)}: {len(distinct):,} distinct sentences, but {evaluation_sentences:,} to hold out "
@@ -207,22 +219,47 @@ def choose(
 
 
 def within_limits(
-    distinct: np.ndarray, starts: np.ndarray, sources: list[str], rng: np.random.Generator
+    distinct: np.ndarray, starts: np.ndarray, parts: Sequence[Part], rng: np.random.Generator
 ) -> np.ndarray:  # fmt: skip
     """The distinct rows, of each source no more than its mark allows, drawn at random."""
-    limits = [split_marks(source)[0].limit for source in sources]
+    limits = [split_marks(part.source)[0].limit for part in parts]
     if not any(limits):
         return distinct
     bounds = np.searchsorted(distinct, starts)
-    parts = [distinct[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
-    drawn = [rng.permutation(part)[:limit] for part, limit in zip(parts, limits, strict=True)]
+    slices = [distinct[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    drawn = [rng.permutation(part)[:limit] for part, limit in zip(slices, limits, strict=True)]
     return np.sort(np.concatenate(drawn))
 
 
-def write_spool(path: Path, sources: list[str], cutter: Cutter) -> tuple[np.ndarray, np.ndarray]:
-    """Write every sentence of every source to an Arrow file.
+def choose_own(
+    distinct: np.ndarray, starts: np.ndarray, parts: Sequence[Part], own: Own,
+    max_sentences: int | None, evaluation_sentences: int, rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Training rows from all sources, evaluation rows from the user's alone, at random.
 
-    Returns their 128-bit hashes (n, 2), uint64, and where each source starts, with the end as last (sources + 1,).
+    Where documents are held out, evaluation rows are from these, and what else is in them is not trained on; else
+    they are at most a tenth of the user's texts.
+
+    Raises:
+        InputError: the user's text is too little.
+    """
+    held_out = sum(part.files is not None and all(file in own.held_out for file in part.files) for part in parts)
+    users = sum(part.files is not None for part in parts)
+    apart = distinct[: np.searchsorted(distinct, starts[held_out])]
+    rest = within_limits(distinct[len(apart) :], starts[held_out:], parts[held_out:], rng)
+    user_rows = rest[: np.searchsorted(rest, starts[users])]
+    if not len(user_rows) or len(user_rows) + len(apart) < 2:
+        raise InputError(f"{', '.join(own.sources)}: too little text to train on some and hold out some; add more")
+    if not len(apart):
+        apart = rng.permutation(user_rows)[: max(1, min(evaluation_sentences, len(user_rows) // 10))]
+        rest = np.setdiff1d(rest, apart)
+    return rng.permutation(rest)[:max_sentences], rng.permutation(apart)[:evaluation_sentences]
+
+
+def write_spool(path: Path, parts: Sequence[Part], cutter: Cutter) -> tuple[np.ndarray, np.ndarray]:
+    """Write every sentence of some parts of sources to an Arrow file.
+
+    Returns their 128-bit hashes (n, 2), uint64, and where each part starts, with the end as last (parts + 1,).
     """
     hashes = bytearray()
     starts = [0]
@@ -236,9 +273,9 @@ def write_spool(path: Path, sources: list[str], cutter: Cutter) -> tuple[np.ndar
             batch.clear()
             roles.clear()
 
-        for source in sources:
-            role = ROLES.index(split_marks(source)[0].role)
-            for sentence in read_sentences(source, cutter):
+        for part in parts:
+            role = ROLES.index(split_marks(part.source)[0].role)
+            for sentence in read_sentences(part.source, cutter, part.files):
                 hashes += hashlib.blake2b(sentence.encode(), digest_size=16, salt=bytes([role])).digest()
                 batch.append(sentence)
                 roles.append(role)

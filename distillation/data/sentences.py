@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +26,14 @@ class Texts(NamedTuple):
     roles: list[str]
 
 
-def read_sentences(source: str, cutter: Cutter = ESTIMATE) -> Iterator[str]:
+def read_sentences(
+    source: str, cutter: Cutter = ESTIMATE, files: Sequence[Path | None] | None = None
+) -> Iterator[str]:  # fmt: skip
     """The sentences of a source, in order, stripped, without empty ones; repetitions stay.
 
     Without column names every column with a usual name (sentence1, anchor, premise, text, ...) is taken. Where the
-    source is to be read as passages, `cutter` cuts each text, of a plain text or Markdown file each paragraph.
+    source is to be read as passages, `cutter` cuts each text, of a plain text or Markdown file each paragraph. `files`
+    are those of the source to read, None for all.
 
     Raises:
         InputError: nothing there, nothing in it, or a row that cannot be read, named by file and line.
@@ -38,7 +41,7 @@ def read_sentences(source: str, cutter: Cutter = ESTIMATE) -> Iterator[str]:
     marks, plain_source = split_marks(source)
     parsed = parse_source(plain_source, default_split="train")
     found = False
-    for file in files_of(parsed):
+    for file in files_of(parsed) if files is None else files:
         part = parsed if file is None else dataclasses.replace(parsed, files=[file])
         texts = read_texts_of(part)
         if is_cut(marks.reading, file):
@@ -48,7 +51,7 @@ def read_sentences(source: str, cutter: Cutter = ESTIMATE) -> Iterator[str]:
             if text:
                 found = True
                 yield text
-    if not found:
+    if not found and files is None:
         raise InputError(f"{source}: no sentences in it")
 
 

@@ -49,7 +49,9 @@ def means(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """The middle 95% of bootstrap values: [low, high]."""
+    """The middle 95% of bootstrap values: [low, high]; those that are NaN are left out."""
+    if np.isnan(values).all():
+        return [float("nan")] * 2
     return [float(value) for value in np.nanpercentile(values, [2.5, 97.5])]
 
 

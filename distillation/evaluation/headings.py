@@ -1,6 +1,6 @@
 """Queries made of a user's own documents: each heading asks for the paragraphs below it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from shortstack.distillation.data.documents import DOCUMENTS, blocks_of
@@ -10,13 +10,16 @@ from shortstack.distillation.evaluation.sets import RetrievalSet
 from shortstack.model.files import InputError
 
 
-def heading_queries(name: str, files: Sequence[Path], cutter: Cutter = ESTIMATE) -> RetrievalSet:
+def heading_queries(
+    name: str, files: Sequence[Path], cutter: Cutter = ESTIMATE, others: Iterable[str] = ()
+) -> RetrievalSet:
     """Headings as queries, all paragraphs as documents; those between a heading and the next one answer it.
 
     Args:
         name: of the set.
         files: documents that are not trained on; those of another kind than Markdown, ReST and HTML are passed over.
         cutter: makes the same passages of long paragraphs as those to train on.
+        others: further documents, which answer none of the headings.
 
     Raises:
         InputError: no heading with a paragraph below it, or a file that cannot be read.
@@ -24,17 +27,28 @@ def heading_queries(name: str, files: Sequence[Path], cutter: Cutter = ESTIMATE)
     answers: dict[str, dict[int, float]] = {}  # a heading that occurs again, as "Example" does, has them all
     documents: dict[str, int] = {}
     for file in files:
-        if suffix_of(file) not in DOCUMENTS:
-            continue
-        heading = ""
-        for block in blocks_of("\n".join(line for _, line in read_lines(file)), suffix_of(file)):
-            if block.is_heading:
-                heading = block.text
-                continue
-            for passage in cutter.cut([block.text]):
-                index = documents.setdefault(passage, len(documents))
-                if heading:
-                    answers.setdefault(heading, {})[index] = 1.0
+        for heading, passage in paragraphs_below(file, cutter):
+            index = documents.setdefault(passage, len(documents))
+            if heading:
+                answers.setdefault(heading, {})[index] = 1.0
     if not answers:
         raise InputError(f"{name}: no heading with a paragraph below it in {len(files)} files")
+    for passage in others:
+        documents.setdefault(passage, len(documents))
     return RetrievalSet(name, list(answers), list(documents), list(answers.values()))
+
+
+def paragraphs_below(file: Path, cutter: Cutter) -> Iterator[tuple[str, str]]:
+    """The passages of a document's paragraphs, each after the heading above it ("" before the first one).
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if suffix_of(file) not in DOCUMENTS:
+        return
+    heading = ""
+    for block in blocks_of("\n".join(line for _, line in read_lines(file)), suffix_of(file)):
+        if block.is_heading:
+            heading = block.text
+        else:
+            yield from ((heading, passage) for passage in cutter.cut([block.text]))

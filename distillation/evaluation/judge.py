@@ -36,6 +36,7 @@ class Judge:
         held_out: texts that no student was trained on.
         ranks: who shares the work of `quickly`.
         kept: directory of the teacher's embeddings of the retrieval sets, such as OUTPUT/labels; None keeps none.
+        own: the set of a user's own documents, which `fully` judges search by first.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class Judge:
         held_out: Texts = NO_TEXTS,
         ranks: Ranks = ALONE,
         kept: Path | None = None,
+        own: RetrievalSet | None = None,
     ) -> None:
         self.sts, self.retrieval, self.held_out = sts, retrieval, held_out
-        self.ranks, self.kept = ranks, kept
+        self.ranks, self.kept, self.own = ranks, kept, own
+        self._before: dict[str, float] = {}
         self._wanted: dict[str, np.ndarray] = {}
 
     def hear(self, teacher: Embedder) -> "Judge":
@@ -85,6 +88,17 @@ class Judge:
             figures[pairs.name] = correlations(sts_similarities(student, pairs, self.ranks), pairs.scores)
         return figures
 
+    def hear_start(self, start: Embedder, teacher: Embedder) -> None:
+        """Judge the model that the student starts from by the user's own documents: `fully` says it as "before"."""
+        if self.own is None:
+            return
+        precision = start.precision
+        figures: dict[str, Any] = {}
+        self._search(self.own, start.eval().use_precision(teacher.precision), teacher, figures)
+        found = figures["retrieval"][self.own.name]["student"]
+        start.use_precision(precision)
+        self._before = {key: found[key] for key in ("ndcg@10", "found@10", "kept")}
+
     def fully(self, student: Embedder, teacher: Embedder | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """All figures of a student and, where given, its teacher. This rank computes them alone.
 
@@ -105,8 +119,10 @@ class Judge:
                 figures[section][pairs.name] = value
         if teacher is not None and self.held_out[0] and student.dimensions == teacher.dimensions:
             self._compare(student, teacher, figures)
-        for data in self.retrieval:
+        for data in [*([self.own] if self.own else []), *self.retrieval]:
             self._search(data, student, teacher, figures)
+        if self.own and self._before:
+            figures["retrieval"][self.own.name]["before"] = self._before
         return with_means(figures), pairs_file
 
     def by_labels(self, student: Embedder, held_out: LabelledSentences) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -51,6 +51,10 @@ def merged(old: Results, new: Results) -> Results:
             if key in before or key in figures:
                 result[key] = before.get(key, {}) | figures.get(key, {})
         result, pairs = with_means(result), pairs_before | pairs
+    for name, systems in result.get("retrieval", {}).items():
+        earlier = before.get("retrieval", {}).get(name, {})
+        if "before" in earlier and weights_of(before) == weights_of(figures):  # of the model that training started from
+            result["retrieval"][name] = systems | {"before": earlier["before"]}
     if of_training:
         result["sanity"] = result.get("sanity", {}) | of_training
     if "best_step" in before:

@@ -88,8 +88,8 @@ def evaluate_retrieval(
 
     Returns:
         For each: the means of `judge_rankings`, ndcg@10's interval, and beside a teacher for the student and asymmetric
-        `kept`, the share of the teacher's ndcg@10; `difference` to it, over the same resampled queries; found@10 and
-        its interval.
+        `kept`, the share of the teacher's ndcg@10, with its interval; `difference` to it, over the same resampled
+        queries; found@10 and its interval.
     """
     rankings = {"student": first_ten(*student)}
     if teacher is not None:
@@ -105,6 +105,7 @@ def evaluate_retrieval(
         if teacher is not None and who != "teacher":
             kept, whole = (float(judged[name]["ndcg@10"].mean()) for name in (who, "teacher"))
             figures[who]["kept"] = kept / whole if whole else float("nan")
+            figures[who]["kept_interval"] = interval(ratio(resampled[who], resampled["teacher"]))
             figures[who]["difference"] = {"ndcg@10": kept - whole, **paired(resampled[who], resampled["teacher"])}
             found = share_found(rankings[who], rankings["teacher"])
             figures[who]["found@10"] = float(found.mean())
@@ -131,6 +132,11 @@ def missed_documents(data: RetrievalSet, student: SetEmbeddings, teacher: SetEmb
         cut = {who: [text[:CHARACTERS] for text in each] for who, each in texts.items()}
         shown.append({"query": data.queries[row][:CHARACTERS], "found": float(found[row]), **cut})
     return shown
+
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Part over whole, NaN where the whole is 0."""
+    return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)
 
 
 def mean_over_sets(retrieval: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:

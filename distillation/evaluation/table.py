@@ -46,9 +46,11 @@ def retrieval_lines(figures: dict[str, Any], width: int) -> list[str]:
         for who, row in systems.items():
             cells = [f"{row[key]:.4f}" if key in row else "" for key in keys]
             line = f"  {who:<{width - 2}} " + " ".join(f"{cell:>10}" for cell in cells)
-            if "kept" in row:
+            if "difference" in row:
                 clear = "clear" if row["difference"]["clear"] else "within the noise"
                 line += f"   {row['kept']:.1%} of the teacher's nDCG@10 kept, {clear}"
+            elif "kept" in row:  # before training
+                line += f"   {row['kept']:.1%} of the teacher's nDCG@10"
             lines.append(line)
     means = figures.get("retrieval_mean", {})
     if means:

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from shortstack.distillation.evaluation.own import NAME as OWN_DOCUMENTS
+from shortstack.distillation.evaluation.own import verdict
 from shortstack.distillation.recipe import Recipe
 from shortstack.model.files import InputError, read_json, read_json_lines
 
@@ -194,7 +196,7 @@ class RunFiles:
 
     @cached_property
     def searches(self) -> list[SearchResult]:
-        """The figures of each retrieval set, the user's own first, else in the order they were evaluated."""
+        """The figures of each retrieval set: the user's documents, the user's other sets, then those of the project."""
         rows = []
         sources = self.recipe.get("retrieval", {})
         for name, systems in (self.evaluation.get("retrieval") or {}).items():
@@ -203,12 +205,13 @@ class RunFiles:
             found = [(each.get("found@10"), interval_of(each.get("found@10_interval"))) for each in figures[:2]]
             own = "assets" not in Path(sources.get(name, "")).parts
             rows.append(SearchResult(name, *gains[0], *gains[1], *gains[2], *found[0], *found[1], own))
-        return sorted(rows, key=lambda row: not row.own)
+        return sorted(rows, key=lambda row: (row.name != OWN_DOCUMENTS, not row.own))
 
     @cached_property
     def search_mean(self) -> SearchResult | None:
-        """The mean over the user's own retrieval sets, or over all where none is the user's; None without sets."""
-        rows = [row for row in self.searches if row.own] or self.searches
+        """The user's documents; else the mean over the user's sets, or over all where none is; None without sets."""
+        rows = [row for row in self.searches if row.name == OWN_DOCUMENTS]
+        rows = rows or [row for row in self.searches if row.own] or self.searches
         if not rows:
             return None
 
@@ -265,13 +268,14 @@ class RunFiles:
 
     @property
     def headline(self) -> str:
-        """The run in a line: layers, what search finds, what is kept of the teacher, the worst first; what is won."""
+        """The run in a line: search on the user's documents, layers, search, what is kept and won."""
         layers = f"{self.student['layers']} layers"
         if self.teacher.get("layers"):
             layers = f"{self.student['layers']} of {self.teacher['layers']} layers"
-        parts = [layers]
+        own = verdict(self.evaluation)
+        parts = [f"{own}; {layers}" if own else layers]
         search = self.search_mean
-        if search is not None and search.found is not None:
+        if search is not None and not own and search.found is not None:
             parts.append(f"search on {search.name} finds {search.found:.1%} of the teacher's first ten documents")
         if self.kept:
             worst, what = self.kept[0]
