@@ -1,4 +1,4 @@
-"""A corpus on disk: deduplicated, shuffled, split; read through a memory map, so that memory does not grow with it."""
+"""A corpus on disk: deduplicated, shuffled, split; read through a memory map, so memory does not grow with it."""
 
 import hashlib
 import tempfile
@@ -40,7 +40,7 @@ class Corpus:
     """Distinct sentences in shuffled order, in a memory-mapped Arrow file: `size` to train on, then the held-out ones.
 
     `fingerprint` is the SHA-256 of all of them in order, of their roles and of the split; `counts` says how many of the
-    training sentences came from each source. Where `vectors` are there, they are the labels of all sentences. `own` is
+    training sentences came from each source. `vectors`, if given, are the labels of all sentences. `own` is
     there in a run on a user's own text with general text beside it: the held-out sentences are the user's then.
     """
 
@@ -80,10 +80,10 @@ class Corpus:
 
 
 def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks, vectors: TeacherVectors | None = None) -> Corpus:
-    """The corpus of a recipe: gathered by rank 0, then opened by the others, however long that takes.
+    """The corpus of a recipe: gathered by rank 0 and then opened by the others, who wait as long as it takes.
 
-    Another run that gathers the same corpus is waited for. `cutter` makes passages for the recipe's teacher. `vectors`
-    are those of the recipe's `teacher_vectors`, whose texts are the corpus then.
+    If another run is gathering the same corpus, this one waits for it. `cutter` makes passages for the recipe's
+    teacher. `vectors` are those of the recipe's `teacher_vectors`; their texts then are the corpus.
 
     Raises:
         InputError: see `build_corpus`.
@@ -180,7 +180,7 @@ def build_corpus(
 
 
 def file_stamps(source: str) -> list[list[Any]]:
-    """Name, size and time of change of a source's files; nothing for a Hub dataset, whose name has to do."""
+    """Name, size and time of change of a source's files; empty for a Hub dataset, which only its name identifies."""
     parsed = parse_source(split_marks(source)[1], default_split="train")
     files = parsed.files or sorted(path for path in Path(parsed.dataset).rglob("*") if path.is_file())
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
@@ -290,18 +290,18 @@ def write_spool(path: Path, parts: Sequence[Part], cutter: Cutter) -> tuple[np.n
 def first_occurrences(hashes: np.ndarray) -> np.ndarray:
     """Which rows of `hashes` (n, 2) are the first of their value: (n,) bool.
 
-    Sixteen times a sixteenth of the values, so that sorting needs little memory beside the hashes themselves.
+    They are sorted in sixteen parts, so that sorting needs little memory beside the hashes themselves.
     """
     first = np.zeros(len(hashes), dtype=bool)
     part = (hashes[:, 0] >> np.uint64(60)).astype(np.uint8)
     for value in range(16):
-        rows = np.flatnonzero(part == value)
-        high, low = hashes[rows, 0], hashes[rows, 1]
+        indices = np.flatnonzero(part == value)
+        high, low = hashes[indices, 0], hashes[indices, 1]
         order = np.lexsort((low, high))  # stable: equal values stay in the order in which they appear
         high, low = high[order], low[order]
-        new = np.ones(len(rows), dtype=bool)
+        new = np.ones(len(indices), dtype=bool)
         new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-        first[rows[order[new]]] = True
+        first[indices[order[new]]] = True
     return first
 
 
@@ -318,7 +318,7 @@ def choose_in_order(
     distinct: np.ndarray, starts: np.ndarray, max_sentences: int | None, evaluation_sentences: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Evaluation rows from every source alike; training rows from the first source, then the next, until enough."""
+    """Evaluation rows, equally many of every source; training rows of the first source, then the next, until enough."""
     count = len(starts) - 1
     bounds = np.searchsorted(distinct, starts)
     training: list[np.ndarray] = []

@@ -11,10 +11,10 @@ HTML = (".html", ".htm", ".xhtml")
 DOCUMENTS = (*MARKDOWN, *REST, *HTML)
 
 FRONT_MATTER = re.compile(r"---\n.*?\n---\n", re.DOTALL)
-# Of HTML: what ends a paragraph, and what is no prose.
+# HTML elements that end a paragraph, and those that hold no prose.
 BLOCKS = re.compile("p|div|li|dd|dt|h[1-6]|section|article|blockquote|br|hr|ul|ol|dl|body|figcaption")
 NO_PROSE = re.compile("pre|script|style|nav|header|footer|table|head|svg|form|button|template")
-# Of ReST: directives whose body is prose.
+# ReST directives whose body is prose.
 PROSE_DIRECTIVES = re.compile(
     "note|warning|tip|important|caution|attention|hint|danger|seealso|admonition|topic|version(added|changed)|deprecated"
 )
@@ -43,7 +43,7 @@ def blocks_of(text: str, suffix: str) -> Iterator[Block]:
 
 
 def passages_of(blocks: Iterable[Block], least_words: int = 3) -> Iterator[str]:
-    """The texts of a document to train on; headings and items of a word or two are none."""
+    """The texts of a document to train on; headings and items of only a word or two are left out."""
     return (block.text for block in blocks if len(block.text.split()) >= least_words)
 
 
@@ -51,7 +51,7 @@ def passages_of(blocks: Iterable[Block], least_words: int = 3) -> Iterator[str]:
 
 
 def markdown_blocks(text: str) -> Iterator[Block]:
-    """Of CommonMark with tables. Code, tables, raw HTML and front matter are left out."""
+    """The blocks of CommonMark with tables. Code, tables, raw HTML and front matter are left out."""
     from markdown_it import MarkdownIt  # here, because only documents need it
 
     text = FRONT_MATTER.sub("", text, count=1) if text.startswith("---\n") else text
@@ -64,7 +64,7 @@ def markdown_blocks(text: str) -> Iterator[Block]:
             prose = [child.content if child.type in ("text", "code_inline") else " " * child.type.endswith("break")
                      for child in token.children or []]  # fmt: skip
             line = "".join(prose)
-            if not re.match(r"\[![A-Z]+\]\s*$|:::|\[\^", line):  # marks of a note, of a container, a footnote
+            if not re.match(r"\[![A-Z]+\]\s*$|:::|\[\^", line):  # a note's mark, a container, a footnote
                 yield Block(re.sub(r"^\[(?:[ xX]|![A-Z]+)\]\s*", "", line), heading)
 
 
@@ -99,7 +99,7 @@ class ProseParser(HTMLParser):
             self._text.append(data)
 
     def end_block(self) -> None:
-        """What was collected is a block."""
+        """Make a block of the text collected so far."""
         if self._text:
             text = "".join(self._text).replace("¶", " ")
             self.blocks.append(Block(text, self._heading))
@@ -107,7 +107,7 @@ class ProseParser(HTMLParser):
 
 
 def html_blocks(text: str) -> Iterator[Block]:
-    """Of HTML, however broken. Code, tables, navigation, headers and footers are left out."""
+    """The blocks of HTML, however broken. Code, tables, navigation, headers and footers are left out."""
     parser = ProseParser()
     parser.feed(text)
     parser.close()
@@ -119,7 +119,7 @@ def html_blocks(text: str) -> Iterator[Block]:
 
 
 def rest_blocks(text: str) -> Iterator[Block]:
-    """Of reStructuredText. Directives but notes, comments, literal blocks, doctests and tables are left out."""
+    """The blocks of reStructuredText, without comments, literal blocks, doctests, tables, and directives but notes."""
     skip_deeper_than = -1  # the indentation of a directive or a paragraph that ends in "::", whose body is left out
     for lines in rest_paragraphs(text):
         indent = len(lines[0]) - len(lines[0].lstrip())

@@ -1,10 +1,10 @@
-"""Epochs of batches: which sentences each optimizer step sees, the same for every number of ranks, and who takes which.
+"""Epochs of batches: which sentences each optimizer step sees, whatever the number of ranks, and each rank's share.
 
-The corpus is shuffled once, when it is built. An epoch then goes through it in windows of some shards, shuffles each
+The corpus is shuffled once, when it is built. An epoch then goes through it in windows of a few shards, shuffles each
 window, and cuts it into batches. Within a pool of `POOL` batches sentences are sorted by length before the cut, so that
-a batch holds few distinct lengths and attention runs in few pieces; the batches are then shuffled again. What is left
-of randomness: which sentences meet in a pool is random, and so is the order of the steps; a batch's own sentences are
-neighbours in length within their pool.
+a batch holds few distinct lengths and attention runs in few pieces; the batches are then shuffled again. So it is
+random which sentences share a pool, and in which order the steps come; but the sentences of a batch have similar
+lengths.
 """
 
 import math
@@ -18,7 +18,7 @@ from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.model.files import InputError
 
-POOL = 16  # batches sorted together; 1 would make batches fully random, at the price of more, smaller attention calls
+POOL = 16  # batches sorted together; 1 would make batches fully random, but need more and smaller attention calls
 
 
 # -- epochs ----------------------------------------------------------------------------------------------------------
@@ -30,8 +30,8 @@ class Epochs:
 
     Attributes:
         labels: the sentences with their labels, of which one window is in memory at a time.
-        batch_size: sentences of a batch, all ranks together.
-        seed: of the order.
+        batch_size: sentences of a batch over all ranks.
+        seed: decides the order.
         count: epochs of the run.
     """
 
@@ -99,9 +99,9 @@ class Epochs:
 # -- windows and batches ---------------------------------------------------------------------------------------------
 
 
-def window_sizes(rows: int, window: int) -> list[int]:
+def window_sizes(sentences: int, window: int) -> list[int]:
     """Sentences of each window of an epoch: `window` of them, fewer in the last one."""
-    return [min(window, rows - start) for start in range(0, rows, window)]
+    return [min(window, sentences - start) for start in range(0, sentences, window)]
 
 
 def window_batches(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -109,7 +109,7 @@ def window_batches(lengths: np.ndarray, batch_size: int, generator: np.random.Ge
 
     Args:
         lengths: tokens of each sentence of the window, (n,).
-        batch_size: sentences of a batch; where it does not divide n, some batches hold fewer.
+        batch_size: sentences of a batch; if it does not divide n, some batches hold fewer.
         generator: the source of randomness.
 
     Returns:
@@ -163,7 +163,7 @@ def check_batches(recipe: Recipe, sentences: int, ranks: Ranks) -> None:
 
 
 def rank_share(batch: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """A rank's part of a batch that ascends in length: dealt out back and forth, so that all get equal work.
+    """A rank's part of a batch in ascending order of length: dealt out back and forth, so that all get equal work.
 
     Example, 8 sentences on 2 ranks: rank 0 takes 0 3 4 7, rank 1 takes 1 2 5 6.
     """
@@ -179,6 +179,6 @@ def micro_shares(sentences: int, ranks: Ranks, count: int) -> list[np.ndarray]:
 
 
 def idle_share(lengths: np.ndarray, world: int) -> float:
-    """The share of the ranks' time spent waiting for the one with the most tokens of a batch."""
+    """The share of the ranks' time that is spent waiting for the rank with the most tokens of a batch."""
     tokens = [int(rank_share(lengths, rank, world).sum()) for rank in range(world)]
     return 1 - sum(tokens) / (world * max(tokens))

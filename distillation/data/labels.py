@@ -39,10 +39,10 @@ from shortstack.model.tensors import load_tensors, save_tensors, sha256_of_tenso
 from shortstack.model.tokens import Tokenized
 
 EVALUATION = "evaluation"  # name of the one shard that holds the evaluation sentences
-CHECKED = 100  # sentences that the teacher embeds again before labels are trusted
+CHECKED = 100  # sentences that the teacher embeds again to check labels on disk
 TOLERANCE = 0.1  # bf16 is 0.01 from fp32, and may round differently among other sentences; another prompt gives 0.7
 
-Retokenize = Callable[[int | str, Tokenized], Tokenized]  # of a shard's name and the teacher's tokens
+Retokenize = Callable[[int | str, Tokenized], Tokenized]  # (a shard's name, the teacher's tokens) -> the student's
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,14 @@ class Labels:
         directory: where they are.
         rows: training sentences.
         shard_size: sentences of every shard but the last.
-        window_shards: shards in memory at once, whose sentences are shuffled together.
+        window_shards: shards in memory at a time; their sentences are shuffled together.
         dimensions: of a label.
         tokens: statistics over the training sentences' lengths: min, mean, max.
         pieces: how often each of the teacher's pieces occurs in the training sentences, (its vocabulary,).
         fingerprint: of everything that decides what the labels are.
-        retokenize: gives the student's tokens where they are not the teacher's; None where they are.
-        difference: to what the teacher says of some sentences now, as a share of the labels' L2 norm.
+        retokenize: gives the student's tokens; None if they are the same as the teacher's.
+        difference: between labels on disk and the teacher's embeddings now, on some sentences, relative to their L2
+            norm.
     """
 
     directory: Path
@@ -107,13 +108,13 @@ class Labels:
         return self.read([EVALUATION])
 
     def read(self, names: Sequence[int | str]) -> LabelledSentences:
-        """Some shards in memory, their tokens the student's."""
+        """Read shards into memory, with the student's tokens."""
         paths = [self.directory / shard_name(name) for name in names]
         if self.retokenize is None:
             return read_shards(paths, self.fingerprint)
         shards = [read_shards([path], self.fingerprint) for path in paths]
         tokens = [self.retokenize(name, shard.tokens) for name, shard in zip(names, shards, strict=True)]
-        ids, lengths = (np.concatenate([getattr(each, key) for each in tokens]) for key in ("ids", "lengths"))
+        ids, lengths = (np.concatenate([getattr(part, key) for part in tokens]) for key in ("ids", "lengths"))
         return LabelledSentences(Tokenized(ids, lengths), torch.cat([shard.labels for shard in shards]))
 
 
@@ -150,23 +151,23 @@ def read_shard(path: Path, fingerprint: str) -> dict[str, torch.Tensor]:
 
 
 def identity_of(path: Path, fingerprint: str) -> dict[str, str]:
-    """What a shard says of itself, so that one copied over another is found."""
+    """A shard's name and labels, written into it, so that a shard copied over another one is noticed."""
     return {"shard": path.stem, "labels": fingerprint}
 
 
 def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks) -> Labels:
-    """The teacher's labels of a corpus: those on disk, and what is missing computed now, shared among the ranks.
+    """The teacher's labels of a corpus: those on disk; missing ones are computed now, the work shared among the ranks.
 
     Args:
         teacher: in evaluation mode, in the precision it labels with. It only tokenises where the corpus has vectors.
         corpus: the sentences.
-        recipe: `labels`, where they are or shall be, else a directory of the fingerprint's name under `output`;
+        recipe: `labels`, their directory, by default one named after the fingerprint under `output`;
             `label_precision` and the sizes of a shard and a window.
         ranks: shard i is computed by rank i modulo their number.
 
     Raises:
-        InputError: the directory holds the labels of another teacher, corpus or setting, or labels that are not what
-            the teacher says now, or not all ranks see it.
+        InputError: the directory holds the labels of another teacher, corpus or setting, or labels that differ
+            from what the teacher gives now, or not all ranks see it.
         RunError: the teacher gives NaN or infinite embeddings.
     """
     parts = fingerprint_parts(teacher, corpus, recipe)
@@ -176,10 +177,10 @@ def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks
     if ranks.is_main:
         write_once(manifest, {"parts": parts, "rows": len(corpus)})
     if manifest.exists():
-        found = read_json(manifest)
-        found = found.get("parts", {}) if isinstance(found, dict) else {}
-        if found != parts:
-            differing = [key for key in parts if found.get(key) != parts[key]]
+        value = read_json(manifest)
+        on_disk = value.get("parts", {}) if isinstance(value, dict) else {}
+        if on_disk != parts:
+            differing = [key for key in parts if on_disk.get(key) != parts[key]]
             raise InputError(
                 f"{directory}: these labels are of another {' and '.join(differing)}; "
                 "give another --labels directory, or delete this one"
@@ -191,7 +192,7 @@ def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks
     store = Store(directory, fingerprint, recipe.shard_size, recipe.label_precision)
     counts = label_shards(teacher, corpus, store, names[ranks.rank :: ranks.world], ranks.is_main)
     # Summing also waits until every rank's shards are written.
-    histogram, pieces = (ranks.sum(torch.from_numpy(each).to(ranks.device)).cpu() for each in counts)
+    histogram, pieces = (ranks.sum(torch.from_numpy(array).to(ranks.device)).cpu() for array in counts)
     unseen = [path for path in (directory / shard_name(name) for name in names) if not path.exists()]
     if unseen:
         raise InputError(
@@ -215,7 +216,7 @@ def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks
 
 
 def check_labels(labels: Labels, teacher: Embedder, corpus: Corpus) -> float:
-    """The relative difference between labels on disk and what the teacher says now of the first held-out sentences.
+    """The relative difference between labels on disk and the teacher's embeddings now, on the first held-out sentences.
 
     Raises:
         InputError: it is more than rounding explains.
@@ -237,7 +238,7 @@ def check_labels(labels: Labels, teacher: Embedder, corpus: Corpus) -> float:
 
 
 def write_once(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all, unless the file is there: of two runs at the same moment one writes it."""
+    """Write JSON, whole or not at all, unless the file exists: of two runs that start together only one writes it."""
     with temporary_beside(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         flush_to_disk(temporary)
@@ -312,7 +313,7 @@ def label_shards(
 
 
 def fingerprint_parts(teacher: Embedder, corpus: Corpus, recipe: Recipe) -> dict[str, Any]:
-    """Everything that decides what the labels are, by the name a user knows it by."""
+    """Everything that decides what the labels are, under names that a user knows."""
     return teacher_parts(teacher) | {
         "sentences": corpus.fingerprint,
         "precision": f"computed in {teacher.precision}, stored in {recipe.label_precision}",
@@ -322,9 +323,9 @@ def fingerprint_parts(teacher: Embedder, corpus: Corpus, recipe: Recipe) -> dict
 
 
 def teacher_parts(teacher: Embedder) -> dict[str, Any]:
-    """Everything of a teacher that decides what its embeddings are, but for its precision."""
+    """Everything about a teacher that decides its embeddings, except its precision."""
     settings = teacher.settings
-    bert = teacher.bert  # of its shape, the weights don't tell this:
+    bert = teacher.bert  # the part of its shape that the weights don't show:
     shape = f"{bert.config.num_attention_heads} {bert.activation} {bert.embeddings.LayerNorm.eps}"
     weights = sha256_of_tensors(teacher.state_dict(), shape + teacher.tokenizer.backend_tokenizer.to_str())
     return {
@@ -337,7 +338,7 @@ def teacher_parts(teacher: Embedder) -> dict[str, Any]:
 
 
 def finish_shard(store: Store, name: int | str, sentences: Sequence[str], shard: LabelledSentences) -> None:
-    """Fetch a shard's labels from the device, which may still be at work on them, and write them.
+    """Fetch a shard's labels from the device, which may still be computing them, and write them.
 
     Raises:
         RunError: a label is not finite, or does not fit into fp16.
@@ -367,7 +368,7 @@ def write_shard(store: Store, name: int | str, shard: LabelledSentences) -> None
 
 
 def whole_shard(path: Path, fingerprint: str) -> LabelledSentences | None:
-    """A shard; None where it is missing, or where it is corrupt or another one, which is printed."""
+    """A shard; None if it is missing or, after a line that says so, if it is corrupt or another one."""
     if not path.exists():
         return None
     try:

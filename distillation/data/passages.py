@@ -1,7 +1,7 @@
-"""Passages: long text cut at sentence ends, so that every part of it is within what the teacher reads.
+"""Passages: long text cut at sentence ends, so that the teacher reads every part of it to its end.
 
-A plain text file read as lines gives one sentence a line. Read as passages it is prose: its paragraphs, whole where
-they fit, else cut into parts of about equal length. Markdown, ReST and HTML are always read in this way, without
+A plain text file read as lines gives one sentence a line. Read as passages it gives its paragraphs, whole if they fit,
+else cut into parts of about equal length. Markdown, ReST and HTML are always read in this way, without
 their markup and code; see documents.py.
 """
 
@@ -45,9 +45,9 @@ class Cutter:
     """Cuts paragraphs into passages.
 
     Attributes:
-        limit: tokens of a passage at most.
-        count: tokens of each of some texts, without [CLS] and [SEP].
-        name: tells cutters apart that would cut elsewhere.
+        limit: the largest number of tokens of a passage.
+        count: gives the number of tokens of each text, without [CLS] and [SEP].
+        name: differs between cutters that cut in different places.
     """
 
     limit: int = 254
@@ -89,9 +89,9 @@ ESTIMATE = Cutter()
 
 
 def cutter_of(embedder: Embedder) -> Cutter:
-    """A cutter to passages that the model reads to their end, whatever prompt of its own goes before them."""
+    """A cutter whose passages the model reads to their end, whichever of its prompts goes before them."""
     prompts = embedder.tokenize(list(embedder.settings.prompts.values()) or [""])
-    # One less than fits: the tokenizer cuts what is longer, so a text of just as many tokens could be longer.
+    # One less than fits: the tokenizer truncates, so a text of exactly the limit may have been longer.
     limit = max(1, embedder.settings.max_length - max(map(len, prompts)) - 1)
     tokenizer = hashlib.sha256(embedder.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
@@ -110,7 +110,7 @@ def is_cut(reading: str, file: Path | None) -> bool:
 
 
 def text_paragraphs(texts: Iterable[str], file: Path | None) -> Iterator[str]:
-    """The paragraphs of a file's texts: of lines that belong together, or of each cell of a table for itself."""
+    """The paragraphs of a file's texts: of lines that belong together, or of each cell of a table by itself."""
     if file is not None and suffix_of(file) in DOCUMENTS:
         yield from passages_of(blocks_of("\n".join(texts), suffix_of(file)))
         return
@@ -135,7 +135,7 @@ def paragraphs_of(lines: Iterable[str], markdown: bool) -> Iterator[str]:
 
 
 def joined(lines: list[str]) -> Iterator[str]:
-    """One paragraph, if there are words in it."""
+    """One paragraph, if there is a letter in it."""
     paragraph = " ".join(lines)
     if any(character.isalpha() for character in paragraph):
         yield paragraph

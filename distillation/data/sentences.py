@@ -20,7 +20,7 @@ TEXT_COLUMN = re.compile(
 
 
 class Texts(NamedTuple):
-    """n sentences, each with its role: query, document or "", which takes the default prompt."""
+    """n sentences, each with its role: query, document or "" (the default prompt)."""
 
     sentences: list[str]
     roles: list[str]
@@ -31,16 +31,16 @@ def read_sentences(
 ) -> Iterator[str]:  # fmt: skip
     """The sentences of a source, in order, stripped, without empty ones; repetitions stay.
 
-    Without column names every column with a usual name (sentence1, anchor, premise, text, ...) is taken. Where the
-    source is to be read as passages, `cutter` cuts each text, of a plain text or Markdown file each paragraph. `files`
+    Without column names, every column with a usual name (sentence1, anchor, premise, text, ...) is read. If the source
+    is read as passages, `cutter` cuts every text, or every paragraph of a plain text or Markdown file. `files`
     are those of the source to read, None for all.
 
     Raises:
-        InputError: nothing there, nothing in it, or a row that cannot be read, named by file and line.
+        InputError: no such source, nothing in it, or a row that cannot be read, named by file and line.
     """
     marks, plain_source = split_marks(source)
     parsed = parse_source(plain_source, default_split="train")
-    found = False
+    is_empty = True
     for file in files_of(parsed) if files is None else files:
         part = parsed if file is None else dataclasses.replace(parsed, files=[file])
         texts = read_texts_of(part)
@@ -49,9 +49,9 @@ def read_sentences(
         for text in texts:
             text = text.strip()
             if text:
-                found = True
+                is_empty = False
                 yield text
-    if not found and files is None:
+    if is_empty and files is None:
         raise InputError(f"{source}: no sentences in it")
 
 

@@ -9,8 +9,8 @@ Text to train on may have marks before it, with commas between them and an @ aft
 
     query@questions.txt    document,passages@'docs/**/*.md'    20000@wiki.parquet
 
-query or document: under which of the teacher's prompts it is embedded; without, under the default one.
-passages or lines: in which way texts are cut; see passages.py. A number: so many texts at most, drawn at random.
+query or document: which of the teacher's prompts goes before the texts; without either, the default one.
+passages or lines: how texts are cut; see passages.py. A number: at most this many texts, drawn at random.
 """
 
 import csv
@@ -37,7 +37,7 @@ from shortstack.distillation.data.documents import DOCUMENTS
 from shortstack.model.files import InputError
 
 Row = dict[str, Any]
-LINE_LIMIT = 2**24  # bytes; a longer line is no text, and this bounds the memory that a corrupt file can ask for
+LINE_LIMIT = 2**24  # bytes; a longer line is not text, and the limit bounds the memory that a corrupt file can ask for
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 DATA_SUFFIXES = (".txt", *TABLES, *DOCUMENTS, ".gz")
 STS_BENCHMARK_COLUMNS = ["genre", "file", "year", "id", "score", "sentence1", "sentence2"]
@@ -48,12 +48,12 @@ MARK = r"(?:query|document|passages|lines|[1-9]\d*)"
 
 @dataclass(frozen=True)
 class Marks:
-    """What stands before the @ of a source.
+    """The marks before the @ of a source.
 
     Attributes:
         role: query, document or "".
         reading: passages, lines or "", which is passages for Markdown and lines for all else.
-        limit: most texts to take, or None for all.
+        limit: the largest number of texts to read, or None for all.
     """
 
     role: str = ""
@@ -62,7 +62,7 @@ class Marks:
 
 
 def split_marks(source: str) -> tuple[Marks, str]:
-    """A source's marks, and the source without them. A path that is there wins over marks.
+    """A source's marks, and the source without them. A path that exists is never read as marks.
 
     Raises:
         InputError: two marks of one kind.
@@ -83,7 +83,7 @@ def split_marks(source: str) -> tuple[Marks, str]:
 
 
 def with_reading(source: str, reading: str) -> str:
-    """A source with this mark of how it is read, unless it has one or the mark is empty."""
+    """A source with this reading mark, unless it already has one or the mark is empty."""
     marks, plain = split_marks(source)
     if marks.reading or not reading:
         return source
@@ -104,7 +104,7 @@ class Source:
 def parse_source(source: str, default_split: str) -> Source:
     """Read a source: PATH[:COLUMN,...] for a file or a glob, NAME[:CONFIG[:SPLIT[:COLUMN,...]]] for a dataset.
 
-    A path that is there wins over a Hub name, also when it has colons in it. Empty parts stand for the default.
+    A path that exists is preferred to a Hub name, even if it contains colons. Empty parts stand for the default.
 
     Raises:
         InputError: no such file, a glob without a match, or too many parts.
@@ -114,8 +114,9 @@ def parse_source(source: str, default_split: str) -> Source:
         path, rest = ":".join(parts[:count]), parts[count:]
         files = [path] if os.path.isfile(path) else []
         if not files and re.search(r"[*?\[]", path) and "\0" not in path:
-            found = {os.path.realpath(match): match for match in sorted(glob.glob(path, recursive=True), reverse=True)}
-            files = sorted(match for match in found.values() if os.path.isfile(match))  # each once, links or not
+            matches = sorted(glob.glob(path, recursive=True), reverse=True)
+            unique = {os.path.realpath(match): match for match in matches}  # a file once, however many links to it
+            files = sorted(match for match in unique.values() if os.path.isfile(match))
         if files:
             if len(rest) > 1:
                 raise InputError(f"{source}: a file takes column names only, as in {path}:sentence1,sentence2")
@@ -142,15 +143,15 @@ def parse_source(source: str, default_split: str) -> Source:
 def documents_in(directory: Path) -> tuple[list[Path], list[Path]]:
     """The documents and plain text files below a directory, by name, and all its other files.
 
-    Hidden files are passed over, and links to directories are not followed. A directory with tables is a dataset, in
-    which there are no documents.
+    Hidden files are skipped, and links to directories are not followed. A directory with tables is a dataset, which has
+    no documents.
     """
-    found = sorted(path for path in directory.rglob("[!.]*") if path.is_file())
-    found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
-    if any(suffix_of(path) in TABLES for path in found):
-        return [], found
-    read = [path for path in found if suffix_of(path) in (*DOCUMENTS, ".txt")]
-    return read, [path for path in found if path not in set(read)]
+    files = sorted(path for path in directory.rglob("[!.]*") if path.is_file())
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
+    if any(suffix_of(path) in TABLES for path in files):
+        return [], files
+    read = [path for path in files if suffix_of(path) in (*DOCUMENTS, ".txt")]
+    return read, [path for path in files if path not in set(read)]
 
 
 def what_is_read(source: str) -> str:
@@ -158,7 +159,7 @@ def what_is_read(source: str) -> str:
     directory = split_marks(source)[1]
     read, others = documents_in(Path(directory)) if os.path.isdir(directory) else ([], [])
     counts = [Counter(suffix_of(path) or "no ending" for path in paths).most_common() for paths in (read, others)]
-    kinds, left_out = (", ".join(f"{count} {suffix}" for suffix, count in each) for each in counts)
+    kinds, left_out = (", ".join(f"{count} {suffix}" for suffix, count in endings) for endings in counts)
     return f"{directory}: {len(read)} files read ({kinds}); left out: {left_out or 'none'}" if read else ""
 
 
@@ -183,14 +184,14 @@ def read_dataset(source: Source) -> Iterator[tuple[int, Row]]:
     Raises:
         InputError: it cannot be reached or read.
     """
-    from datasets import load_dataset  # here, because it takes seconds to import and local files do without it
+    from datasets import load_dataset  # here: the import takes seconds, and local files don't need it
 
     try:
         rows = load_dataset(source.dataset, source.config or None, split=source.split, streaming=True)
         if source.columns and set(source.columns) <= set(rows.column_names or []):
             rows = rows.select_columns(source.columns)  # Parquet then reads only these
         yield from enumerate(rows, start=1)
-    except Exception as error:  # the library and all it stands on raise too many kinds to name
+    except Exception as error:  # the library and those below it raise too many kinds to name
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         what = "directory" if os.path.isdir(source.dataset) else "no such file here, and the Hub dataset of this name"
         raise InputError(
@@ -223,7 +224,7 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[in
 
 
 def suffix_of(path: Path) -> str:
-    """The ending that says what a file holds, in lower case; one of .gz is passed over."""
+    """The ending that says what a file holds, in lower case; an ending .gz is skipped."""
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
@@ -261,8 +262,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 def table_rows(path: Path, suffix: str) -> Iterator[tuple[int, Row]]:
     """The rows of a CSV file (commas, standard quoting) or a TSV file (tabs, no quoting), with a header.
 
-    The STS Benchmark's files have tabs, no header and no quoting, whatever they are called; they are known by a first
-    line of at least seven columns with a number in the fifth.
+    The STS Benchmark's files have tabs, no header and no quoting, whatever they are called; they are recognised by a
+    first line of at least seven columns with a number in the fifth.
     """
     lines = read_lines(path)
     first = next(lines, None)

@@ -1,4 +1,4 @@
-"""A teacher known only by its vectors: texts with their embeddings, as an index or an API left them.
+"""A teacher known only by its vectors: texts with their embeddings, as an index or an API gives them.
 
 A source is one of
 
@@ -23,7 +23,7 @@ import pyarrow.parquet as parquet
 from shortstack.distillation.data.sources import json_rows, read_lines
 from shortstack.model.files import InputError, first_line
 
-ROWS = 1024  # read at a time
+ROWS = 1024  # texts read at a time
 UNIT = 1e-2  # how far the length of a normalised vector may be from 1: some are stored in half precision
 
 Batch = tuple[list[str], np.ndarray]  # some texts and their vectors, (b, d) float32
@@ -36,7 +36,7 @@ class TeacherVectors:
     Attributes:
         vectors: (n, d) float32, memory-mapped.
         fingerprint: SHA-256 over all texts and vectors, in hexadecimal.
-        keys, rows: a number for each text, ascending, and the row that its vector is in: (n,) each.
+        keys, rows: (n,) each: for every text a number, ascending, and the row of its vector.
     """
 
     vectors: np.ndarray
@@ -46,14 +46,14 @@ class TeacherVectors:
 
     @classmethod
     def read(cls, sources: Sequence[str], directory: Path) -> "TeacherVectors":
-        """Copy the vectors of all sources into one file, which is gone when this process ends.
+        """Copy the vectors of all sources into one file, which is deleted when this process ends.
 
         Args:
-            sources: as at the top of this file, all of one teacher.
-            directory: where there is room for the file.
+            sources: in the form described at the top of this file, all of one teacher.
+            directory: where the file goes.
 
         Raises:
-            InputError: a file that is missing or can't be read, other dimensions from one vector to the next, or a
+            InputError: a file that is missing or can't be read, vectors with different dimensions, or a
                 vector that is zero or not finite.
         """
         keys: list[np.ndarray] = []
@@ -73,7 +73,7 @@ class TeacherVectors:
                 raise InputError(f"{', '.join(sources)}: no vectors in it")
             file.flush()
             all_keys = np.concatenate(keys)
-            order = np.argsort(all_keys, kind="stable")  # of a text that comes twice, the first row counts
+            order = np.argsort(all_keys, kind="stable")  # if a text occurs twice, its first row counts
             mapped = np.memmap(file, np.float32, "r", shape=(len(all_keys), dimensions))
         return cls(mapped, digest.hexdigest(), all_keys[order], order)
 
@@ -82,19 +82,19 @@ class TeacherVectors:
         return self.vectors.shape[1]
 
     def of(self, texts: Sequence[str]) -> np.ndarray:
-        """The vectors of these texts, which must be among those that were read: (b, d) float32."""
+        """The vectors of these texts, all of which must have been read: (b, d) float32."""
         places = np.searchsorted(self.keys, wanted := keys_of(texts))
         assert (self.keys[places.clip(max=len(self.keys) - 1)] == wanted).all(), "a text has no vector"
         return np.asarray(self.vectors[self.rows[places]])
 
     def are_normalised(self, sample: int = 1000) -> bool:
         """Whether the vectors have length 1, by a sample."""
-        rows = np.linspace(0, len(self.vectors) - 1, min(sample, len(self.vectors))).astype(int)
-        return bool((np.abs(np.linalg.norm(self.vectors[rows], axis=1) - 1) < UNIT).all())
+        indices = np.linspace(0, len(self.vectors) - 1, min(sample, len(self.vectors))).astype(int)
+        return bool((np.abs(np.linalg.norm(self.vectors[indices], axis=1) - 1) < UNIT).all())
 
 
 def text_source(source: str) -> str:
-    """The source of the texts alone, as recipes name text to train on."""
+    """The source of only the texts, in the form in which recipes name text to train on."""
     path, _, second = source.rpartition(":")
     return second if path.endswith(".npy") else f"{path}:{second.split(',')[0]}"
 
@@ -138,11 +138,11 @@ def _npy(file: Path, texts: Path) -> Iterator[Batch]:
     lines = (text.strip() for _, text in read_lines(texts))
     start = 0
     while part := [text for _, text in zip(range(ROWS), lines, strict=False)]:
-        rows = np.asarray(vectors[start : start + len(part)], np.float32)
+        block = np.asarray(vectors[start : start + len(part)], np.float32)
         start += len(part)
         if start > len(vectors):
             raise InputError(f"{texts}: has more lines than {file} has rows, {len(vectors):,}")
-        yield part, rows
+        yield part, block
     if start < len(vectors):
         raise InputError(f"{texts}: has {start:,} lines, {file} has {len(vectors):,} rows")
 
@@ -184,10 +184,10 @@ def _json(file: Path, columns: Sequence[str]) -> Iterator[Batch]:
 
 
 def check_vectors(vectors: np.ndarray, dimensions: int, source: str, texts: Sequence[str]) -> None:
-    """Refuse what can't be a teacher's vectors.
+    """Refuse vectors that no teacher can have given.
 
     Raises:
-        InputError: says which text's.
+        InputError: names the text.
     """
     if vectors.shape[1] != dimensions:
         raise InputError(f"{source}: vectors of {vectors.shape[1]} dimensions after others of {dimensions}")
@@ -198,6 +198,6 @@ def check_vectors(vectors: np.ndarray, dimensions: int, source: str, texts: Sequ
 
 
 def keys_of(texts: Iterable[str]) -> np.ndarray:
-    """A 64-bit number for each text, by which its vector is found again: (b,) uint64."""
+    """A 64-bit number for each text, under which its vector is looked up: (b,) uint64."""
     digests = (hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(digests), np.uint64)

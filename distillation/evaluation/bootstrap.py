@@ -13,23 +13,23 @@ RESAMPLES = 1000  # the interval's ends are then good to about a tenth of its wi
 def bootstrap(
     statistic: Callable[..., np.ndarray], columns: Sequence[np.ndarray], seed: int = 0, resamples: int = RESAMPLES
 ) -> np.ndarray:
-    """Statistics of columns (n,) over resampled rows, the same resamples for each column.
+    """Statistics of columns (n,) over resampled rows, with the same resamples for all columns.
 
     Args:
         statistic: `spearmans` or `means`.
-        columns: what it takes; row i of each belongs to the same pair or query.
+        columns: its arguments; row i of every column belongs to the same pair or query.
         seed: of the resampling.
-        resamples: how many.
+        resamples: how many resamples to draw.
 
     Returns:
         (outputs of the statistic, resamples).
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile intervals).
     """
-    if len(columns[0]) < 2:  # one row can be drawn in one way only, which scipy refuses to do
+    if len(columns[0]) < 2:  # scipy refuses to resample a single row
         return np.repeat(statistic(*(column[None] for column in columns)), resamples, axis=1)
     settings = {"paired": True, "vectorized": True, "method": "percentile", "n_resamples": resamples, "batch": 100}
-    with warnings.catch_warnings():  # of resamples whose statistic is NaN: `interval` leaves them out
+    with warnings.catch_warnings():  # about resamples whose statistic is NaN: `interval` leaves them out
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         return stats.bootstrap(tuple(columns), statistic, rng=seed, **settings).bootstrap_distribution
 
@@ -56,6 +56,6 @@ def interval(values: np.ndarray) -> list[float]:
 
 
 def paired(student: np.ndarray, teacher: np.ndarray) -> dict[str, Any]:
-    """The interval of a difference, from bootstrap values over the same resamples, and whether it leaves out 0."""
+    """The interval of a difference, from bootstrap values over the same resamples, and whether it excludes 0."""
     low, high = interval(student - teacher)
     return {"interval": [low, high], "clear": low * high > 0}

@@ -1,4 +1,4 @@
-"""Embeddings to judge by: shared among ranks, and the teacher's of a retrieval set, computed once and kept on disk."""
+"""Embeddings for the evaluation: the work shared among ranks, and the teacher's embeddings of sets kept on disk."""
 
 import hashlib
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class SetEmbeddings(NamedTuple):
 
 
 def embed_shared(embedder: Embedder, tokens: Tokenized, ranks: Ranks = ALONE) -> torch.Tensor:
-    """Embed tokenised sentences, shared among the ranks: (n, d) fp32 on the embedder's device, on every rank."""
+    """Embed tokenised sentences, sharing the work among ranks: (n, d) fp32 on the embedder's device, on every rank."""
     result = torch.zeros(len(tokens), embedder.dimensions, device=embedder.device)
     mine = np.arange(ranks.rank, len(tokens), ranks.world)
     result[mine] = embedder.embed(tokens.take(mine), check=True)
@@ -33,7 +33,7 @@ def embed_shared(embedder: Embedder, tokens: Tokenized, ranks: Ranks = ALONE) ->
 
 
 def embed_texts(embedder: Embedder, texts: Sequence[str], role: str, ranks: Ranks = ALONE) -> torch.Tensor:
-    """`embed_shared` of texts under the model's prompt for their role; the role "" stands for the default prompt."""
+    """`embed_shared` of texts under the model's prompt for their role; the role "" takes the default prompt."""
     return embed_shared(embedder, embedder.tokenize(texts, embedder.role_prompt(role)), ranks)
 
 
@@ -47,16 +47,16 @@ def embed_set(embedder: Embedder, data: RetrievalSet, ranks: Ranks = ALONE) -> S
 def teacher_embeddings(
     teacher: Embedder, data: RetrievalSet, directory: Path | None, ranks: Ranks = ALONE
 ) -> SetEmbeddings:
-    """The teacher's embeddings of a retrieval set: those on disk, else computed now and kept.
+    """The teacher's embeddings of a retrieval set: read from disk, or computed now and kept.
 
     Args:
         teacher: in evaluation mode.
-        data: the set. Only its texts matter, neither its name nor its judgements.
-        directory: where they are kept, one file a set, under a name that tells the teacher, its prompts, its precision
-            and the texts. None keeps nothing.
-        ranks: who shares the work. All of them must come here.
+        data: the set. Only its texts matter, not its name or its judgements.
+        directory: where they are kept, one file a set. Its name depends on the teacher, its prompts, its precision and
+            the texts. None keeps nothing.
+        ranks: these share the work. All of them must call this together.
 
-    A file that is damaged is made again, which is printed.
+    A damaged file is made again, and a line says so.
     """
     if directory is None:
         return embed_set(teacher, data, ranks)
@@ -66,15 +66,15 @@ def teacher_embeddings(
     kept = read_kept(path, fingerprint)
     if not ranks.any(kept is None):  # otherwise all ranks compute: they may not see the same files
         assert kept is not None
-        return SetEmbeddings(*(each.to(teacher.device) for each in kept))
+        return SetEmbeddings(*(matrix.to(teacher.device) for matrix in kept))
     embeddings = embed_set(teacher, data, ranks)
-    if ranks.is_main and all(bool(each.isfinite().all()) for each in embeddings):
+    if ranks.is_main and all(bool(matrix.isfinite().all()) for matrix in embeddings):
         save_tensors(path, embeddings._asdict(), state=fingerprint)
     return embeddings
 
 
 def read_kept(path: Path, fingerprint: str) -> SetEmbeddings | None:
-    """Embeddings that `teacher_embeddings` kept; None where there are none or the file is damaged."""
+    """Embeddings that `teacher_embeddings` kept; None if there are none or the file is damaged."""
     if not path.exists():
         return None
     try:

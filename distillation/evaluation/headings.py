@@ -1,4 +1,4 @@
-"""Queries made of a user's own documents: each heading asks for the paragraphs below it."""
+"""Queries made from a user's own documents: each heading asks for the paragraphs below it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,18 +13,18 @@ from shortstack.model.files import InputError
 def heading_queries(
     name: str, files: Sequence[Path], cutter: Cutter = ESTIMATE, others: Iterable[str] = ()
 ) -> RetrievalSet:
-    """Headings as queries, all paragraphs as documents; those between a heading and the next one answer it.
+    """Headings as queries, all paragraphs as documents; the paragraphs below a heading, up to the next, answer it.
 
     Args:
         name: of the set.
-        files: documents that are not trained on; those of another kind than Markdown, ReST and HTML are passed over.
-        cutter: makes the same passages of long paragraphs as those to train on.
+        files: documents that are not trained on; all but Markdown, ReST and HTML are skipped.
+        cutter: cuts long paragraphs into passages, the same as for the text to train on.
         others: further documents, which answer none of the headings.
 
     Raises:
         InputError: no heading with a paragraph below it, or a file that cannot be read.
     """
-    answers: dict[str, dict[int, float]] = {}  # a heading that occurs again, as "Example" does, has them all
+    answers: dict[str, dict[int, float]] = {}  # a heading that occurs several times, as "Example" does, has all of them
     documents: dict[str, int] = {}
     for file in files:
         for heading, passage in paragraphs_below(file, cutter):

@@ -34,7 +34,7 @@ class Judge:
         sts: pairs of sentences, with people's scores.
         retrieval: queries and documents, with people's grades.
         held_out: texts that no student was trained on.
-        ranks: who shares the work of `quickly`.
+        ranks: these share the work of `quickly`.
         kept: directory of the teacher's embeddings of the retrieval sets, such as OUTPUT/labels; None keeps none.
         own: the set of a user's own documents, which `fully` judges search by first.
     """
@@ -54,7 +54,7 @@ class Judge:
         self._wanted: dict[str, np.ndarray] = {}
 
     def hear(self, teacher: Embedder) -> "Judge":
-        """Rank each set's documents as the teacher does: `quickly` gives found@10 from then on. Returns self.
+        """Keep the teacher's rankings of the retrieval sets, so that `quickly` gives found@10. Returns self.
 
         All ranks must come here together.
         """
@@ -100,7 +100,7 @@ class Judge:
         self._before = {key: found[key] for key in ("ndcg@10", "found@10", "kept")}
 
     def fully(self, student: Embedder, teacher: Embedder | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """All figures of a student and, where given, its teacher. This rank computes them alone.
+        """All figures of a student and, if given, its teacher, computed on this rank only.
 
         Returns:
             The content of evaluation.json, and of evaluation_pairs.json (each STS pair with its similarities).
@@ -110,12 +110,12 @@ class Judge:
         figures |= {
             "retention": {},
             "difference": {},
-            "models": {name: describe(each) for name, each in models.items()},
+            "models": {name: describe(model) for name, model in models.items()},
         }
         pairs_file: dict[str, Any] = {}
         for pairs in self.sts:
-            found, pairs_file[pairs.name] = evaluate_sts(models, pairs)
-            for section, value in found.items():
+            sections, pairs_file[pairs.name] = evaluate_sts(models, pairs)
+            for section, value in sections.items():
                 figures[section][pairs.name] = value
         if teacher is not None and self.held_out[0] and student.dimensions == teacher.dimensions:
             self._compare(student, teacher, figures)
@@ -133,7 +133,7 @@ class Judge:
         return figures, pairs_file
 
     def _compare(self, student: Embedder, teacher: Embedder, figures: dict[str, Any]) -> None:
-        """Add the distance to the teacher on the held-out texts, and the neighbours found."""
+        """Add the distance to the teacher on the held-out texts, and the shared nearest neighbours."""
         texts, roles = self.held_out
         ours, theirs = (
             torch.as_tensor(model.encode(model.with_prompts(texts, roles), prompt="")) for model in (student, teacher)
@@ -157,7 +157,7 @@ class Judge:
 
 
 def with_means(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures with the means over STS sets and over retrieval sets; the latter where there are several."""
+    """The figures with the means over STS sets and, if there are several, over retrieval sets."""
     means = mean_over_pairs(figures)
     retrieval = figures.get("retrieval", {})
     searched = mean_over_sets(retrieval) if len(retrieval) > 1 else {}

@@ -11,10 +11,10 @@ from shortstack.distillation.evaluation.bootstrap import bootstrap, interval, me
 from shortstack.distillation.evaluation.sts import correlations
 from shortstack.model import Embedder
 
-AGREEMENT_ROWS = 1000  # sentences whose every pair is compared: half a million pairs, a fraction of a second
-NEIGHBOURS = 10  # nearest sentences that teacher and student are asked for
+AGREEMENT_ROWS = 1000  # sentences compared in all pairs: half a million of them, in a fraction of a second
+NEIGHBOURS = 10  # nearest sentences to compare between teacher and student
 SIMILARITIES = 2**25  # of queries and documents in memory at a time: 134 MB
-WORST = 5  # sentences shown whose neighbours the student finds least of
+WORST = 5  # sentences to show: those whose neighbours the student misses most
 
 
 def distance_to_teacher(student: torch.Tensor, teacher: torch.Tensor) -> dict[str, float]:
@@ -44,58 +44,62 @@ def agreement(student: torch.Tensor, teacher: torch.Tensor) -> float:
     if len(student) < 3:
         return float("nan")
     first, second = np.triu_indices(len(student), k=1)
-    similarities = [Embedder.similarity(each, each).cpu().numpy()[first, second] for each in (student, teacher)]
+    similarities = [
+        Embedder.similarity(vectors, vectors).cpu().numpy()[first, second] for vectors in (student, teacher)
+    ]
     return correlations(*similarities)["spearman_cosine"]
 
 
 def found_neighbours(student_nd: torch.Tensor, teacher_nd: torch.Tensor) -> dict[str, np.ndarray]:
-    """How many of each sentence's nearest neighbours, as the teacher sees them among n sentences, the student finds.
+    """The share of every sentence's nearest neighbours, by the teacher, that the student finds too.
 
     Args:
-        student_nd, teacher_nd: embeddings of the same sentences. Below 3 there is nothing to find.
+        student_nd, teacher_nd: (n, d) embeddings of the same sentences, at least 3.
 
     Returns:
-        The share of the teacher's ten (n - 1 of fewer than eleven sentences), (n,) each: by the student alone, and
-        asymmetric, by the student's embedding among the teacher's of the other sentences.
+        "student" and "asymmetric", (n,) each: shares of the teacher's ten neighbours (n - 1 if there are fewer than
+        eleven sentences). "student" searches with the student alone, "asymmetric" with the student's embedding of one
+        sentence among the teacher's embeddings of the others.
     """
     count = min(NEIGHBOURS, len(teacher_nd) - 1)
     wanted = nearest(teacher_nd, teacher_nd, count)
-    found = {
+    neighbours = {
         "student": nearest(student_nd, student_nd, count),
         "asymmetric": nearest(student_nd, teacher_nd.to(student_nd), count),
     }
     return {
-        who: (each[:, :, None] == wanted[:, None, :]).any(dim=2).float().mean(dim=1).numpy()
-        for who, each in found.items()
+        who: (indices[:, :, None] == wanted[:, None, :]).any(dim=2).float().mean(dim=1).numpy()
+        for who, indices in neighbours.items()
     }
 
 
 def nearest(queries_nd: torch.Tensor, documents_nd: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of the nearest documents of each query, itself (the same row) left out: (n, count), on the CPU."""
+    """Indices of each query's nearest documents, without itself (the same row): (n, count), on the CPU."""
     queries_nd, documents_nd = F.normalize(queries_nd, dim=-1), F.normalize(documents_nd, dim=-1)
     block = max(1, SIMILARITIES // len(documents_nd))
-    found = []
+    indices = []
     for start in range(0, len(queries_nd), block):
         similarities = queries_nd[start : start + block] @ documents_nd.T
-        rows = torch.arange(len(similarities), device=similarities.device)
-        similarities[rows, rows + start] = -2.0  # below any cosine
-        found.append(similarities.topk(count).indices.cpu())
-    return torch.cat(found)
+        query = torch.arange(len(similarities), device=similarities.device)
+        similarities[query, query + start] = -2.0  # below any cosine
+        indices.append(similarities.topk(count).indices.cpu())
+    return torch.cat(indices)
 
 
 def overlap_figures(student_nd: torch.Tensor, teacher_nd: torch.Tensor, sentences: Sequence[str]) -> dict[str, Any]:
-    """`found_neighbours` on average, with intervals, and the sentences where the student finds least."""
-    found = found_neighbours(student_nd, teacher_nd)
+    """`found_neighbours` on average, with intervals, and the sentences where the student finds fewest."""
+    found = found_neighbours(student_nd, teacher_nd)  # shares, (n,)
     resampled = bootstrap(means, list(found.values()))
     figures: dict[str, Any] = {
         who: {"overlap@10": float(shares.mean()), "interval": interval(again)}
         for (who, shares), again in zip(found.items(), resampled, strict=True)
     }
     worst = np.argsort(found["student"], kind="stable")[:WORST]
-    seen = {who: nearest(each, each, 1)[:, 0] for who, each in (("teacher", teacher_nd), ("student", student_nd))}
+    embeddings = (("teacher", teacher_nd), ("student", student_nd))
+    closest = {who: nearest(vectors, vectors, 1)[:, 0].tolist() for who, vectors in embeddings}
     figures["worst"] = [
-        {"sentence": sentences[row], "found": float(found["student"][row])}
-        | {f"nearest by the {who}": sentences[int(rows[row])] for who, rows in seen.items()}
-        for row in worst.tolist()
+        {"sentence": sentences[index], "found": float(found["student"][index])}
+        | {f"nearest by the {who}": sentences[indices[index]] for who, indices in closest.items()}
+        for index in worst.tolist()
     ]
     return figures | {"sentences": len(sentences)}

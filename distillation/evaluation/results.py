@@ -1,4 +1,4 @@
-"""evaluation.json and evaluation_pairs.json: a new evaluation joins what earlier ones of the same models found."""
+"""evaluation.json and evaluation_pairs.json: a new evaluation is merged into earlier ones of the same models."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ Results = tuple[dict[str, Any], dict[str, Any]]
 
 
 def read_results(directory: Path) -> Results:
-    """What the two files hold; empty where there are none.
+    """The content of the two files; empty if there are none.
 
     Raises:
         InputError: a file that is not as `write_results` writes it.
@@ -37,8 +37,8 @@ def read_results(directory: Path) -> Results:
 def merged(old: Results, new: Results) -> Results:
     """A new evaluation over an old one.
 
-    Sets that only the old one has stay where student, teacher and their precisions are the same. What training said,
-    best_step and warnings, stays where the student's weights are the same.
+    Sets that only the old one has are kept if student, teacher and their precisions are the same. best_step and the
+    warnings, which come from training, are kept if the student's weights are the same.
     """
     (before, pairs_before), (figures, pairs) = old, new
     if weights_of(before).get("student", ("",))[0] != weights_of(figures)["student"][0]:
@@ -63,7 +63,7 @@ def merged(old: Results, new: Results) -> Results:
 
 
 def weights_of(figures: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The weights' SHA-256 and the precision of student and teacher, as far as known."""
+    """SHA-256 of the weights, and precision, of student and teacher, as far as they are known."""
     models = figures.get("models", {})
     return {who: (model["weights"], model.get("precision")) for who, model in models.items() if "weights" in model}
 

@@ -1,4 +1,4 @@
-"""Retrieval: does search by the student find what people judged relevant, and what the teacher would find?"""
+"""Retrieval: does the student find what people judged relevant, and does it find what the teacher finds?"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ SIMILARITIES = 2**25  # of queries and documents in memory at a time: 134 MB
 
 
 def first_ten(queries_Qd: torch.Tensor, documents_Nd: torch.Tensor) -> np.ndarray:
-    """The documents of the highest cosine similarity to each query, best first: (Q, 10), or (Q, N) of fewer."""
+    """The documents with the highest cosine similarity to each query, best first: (Q, 10), or (Q, N) if fewer."""
     top = min(10, len(documents_Nd))
     documents_Nd = F.normalize(documents_Nd, dim=-1)
     block = max(1, SIMILARITIES // len(documents_Nd))
@@ -34,17 +34,17 @@ def judge_rankings(rankings_Qk: np.ndarray, grades: Sequence[Mapping[int, float]
     """How well rankings agree with people's judgements.
 
     Args:
-        rankings_Qk: of `first_ten`.
+        rankings_Qk: indices of documents, best first, as `first_ten` gives them.
         grades: for each query, the grades, above 0, of the documents it should find; one or more.
 
     Returns:
-        Of each query, (Q,):
-        mrr@10: 1 / rank of the first relevant document among the first 10, 0 where there is none.
+        For every query, (Q,):
+        mrr@10: 1 / rank of the first relevant document among the first 10, 0 if there is none.
         ndcg@10: the sum of the grades found, each divided by log2(rank + 1), over the largest possible sum.
         recall@1, recall@10: share of the relevant documents among the first 1 or 10.
 
-    Source: as in BEIR (Thakur et al., 2021, https://arxiv.org/abs/2104.08663), which takes trec_eval's figures. There
-    the gain is the grade itself, not 2 to its power.
+    Source: as in BEIR (Thakur et al., 2021, https://arxiv.org/abs/2104.08663), which uses trec_eval: the gain is the
+    grade itself, not 2 to its power.
     """
     figures: dict[str, list[float]] = {key: [] for key in MEASURES}
     discounts = 1 / np.log2(np.arange(2, 12))
@@ -69,7 +69,7 @@ def share_found(rankings_Qk: np.ndarray, wanted_Qk: np.ndarray) -> np.ndarray:
 def quick_figures(
     student: SetEmbeddings, grades: Sequence[Mapping[int, float]], wanted_Qk: np.ndarray | None = None
 ) -> dict[str, float]:
-    """The means of `judge_rankings` and, where the teacher's first ten are given, of found@10."""
+    """The means of `judge_rankings` and, if the teacher's first ten are given, of found@10."""
     rankings = first_ten(*student)
     figures = judge_rankings(rankings, grades)
     if wanted_Qk is not None:
@@ -84,12 +84,12 @@ def evaluate_retrieval(
 
     Args:
         data: the set.
-        student, teacher: their embeddings of it. Where their dimensions differ, there is nothing asymmetric.
+        student, teacher: their embeddings of the set. If their dimensions differ, asymmetric is left out.
 
     Returns:
-        For each: the means of `judge_rankings`, ndcg@10's interval, and beside a teacher for the student and asymmetric
-        `kept`, the share of the teacher's ndcg@10, with its interval; `difference` to it, over the same resampled
-        queries; found@10 and its interval.
+        For each of the three the means of `judge_rankings` and the interval of ndcg@10. With a teacher also, for the
+        student and asymmetric: `kept`, the share of the teacher's ndcg@10, with its interval; `difference` to it, over
+        the same resampled queries; found@10 and its interval.
     """
     rankings = {"student": first_ten(*student)}
     if teacher is not None:
@@ -97,19 +97,19 @@ def evaluate_retrieval(
         if student.queries.shape[1] == teacher.documents.shape[1]:
             rankings["asymmetric"] = first_ten(student.queries, teacher.documents.to(student.queries))
     judged = {who: judge_rankings(ranking, data.grades) for who, ranking in rankings.items()}
-    resampled = dict(zip(judged, bootstrap(means, [each["ndcg@10"] for each in judged.values()]), strict=True))
+    resampled = dict(zip(judged, bootstrap(means, [values["ndcg@10"] for values in judged.values()]), strict=True))
     figures: dict[str, dict[str, Any]] = {}
-    for who, each in judged.items():
-        figures[who] = {key: float(values.mean()) for key, values in each.items()}
+    for who, measures in judged.items():
+        figures[who] = {key: float(values.mean()) for key, values in measures.items()}
         figures[who]["interval"] = interval(resampled[who])
         if teacher is not None and who != "teacher":
             kept, whole = (float(judged[name]["ndcg@10"].mean()) for name in (who, "teacher"))
             figures[who]["kept"] = kept / whole if whole else float("nan")
             figures[who]["kept_interval"] = interval(ratio(resampled[who], resampled["teacher"]))
             figures[who]["difference"] = {"ndcg@10": kept - whole, **paired(resampled[who], resampled["teacher"])}
-            found = share_found(rankings[who], rankings["teacher"])
-            figures[who]["found@10"] = float(found.mean())
-            figures[who]["found@10_interval"] = interval(bootstrap(means, [found])[0])
+            shares = share_found(rankings[who], rankings["teacher"])
+            figures[who]["found@10"] = float(shares.mean())
+            figures[who]["found@10_interval"] = interval(bootstrap(means, [shares])[0])
     return figures
 
 
@@ -117,20 +117,20 @@ def missed_documents(data: RetrievalSet, student: SetEmbeddings, teacher: SetEmb
     """The queries for which the student finds fewest of the teacher's first ten documents.
 
     Returns:
-        Of each: `query`, `found` (the share), `teacher` (documents among its first ten that the student missed) and
-        `student` (those that it found instead), best first.
+        For each query: `query`, `found` (the share), `teacher` (documents among its first ten that the student missed)
+        and `student` (those that the student found instead), best first. Texts are cut to 500 characters.
     """
     ours, theirs = first_ten(*student), first_ten(*teacher)
-    found = share_found(ours, theirs)
+    shares = share_found(ours, theirs)
     shown = []
-    for row in np.argsort(found, kind="stable")[:WORST].tolist():
-        mine, wanted = ours[row].tolist(), theirs[row].tolist()
+    for index in np.argsort(shares, kind="stable")[:WORST].tolist():
+        mine, wanted = ours[index].tolist(), theirs[index].tolist()
         texts = {
             "teacher": [data.documents[document] for document in wanted if document not in mine][:WORST],
             "student": [data.documents[document] for document in mine if document not in wanted][:WORST],
         }
-        cut = {who: [text[:CHARACTERS] for text in each] for who, each in texts.items()}
-        shown.append({"query": data.queries[row][:CHARACTERS], "found": float(found[row]), **cut})
+        cut = {who: [text[:CHARACTERS] for text in documents] for who, documents in texts.items()}
+        shown.append({"query": data.queries[index][:CHARACTERS], "found": float(shares[index]), **cut})
     return shown
 
 
@@ -140,10 +140,10 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def mean_over_sets(retrieval: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, float]]:
-    """Means of found@10 and kept over the sets that have them, for the student and asymmetric."""
+    """Means of found@10 and kept, for the student and asymmetric, over the sets that have them."""
     result: dict[str, dict[str, float]] = {}
     for who in ("student", "asymmetric"):
-        rows = [systems[who] for systems in retrieval.values() if "found@10" in systems.get(who, {})]
-        if rows:
-            result[who] = {key: mean_of([row.get(key) for row in rows]) for key in ("found@10", "kept")}
+        sets = [systems[who] for systems in retrieval.values() if "found@10" in systems.get(who, {})]
+        if sets:
+            result[who] = {key: mean_of([figures.get(key) for figures in sets]) for key in ("found@10", "kept")}
     return result

@@ -1,4 +1,4 @@
-"""The judgements to evaluate by: STS pairs, retrieval sets, and the text that a run held out."""
+"""The data of an evaluation: STS pairs, retrieval sets, and the text that a run held out."""
 
 import itertools
 import os
@@ -38,8 +38,8 @@ def read_sts(name: str, source: str) -> StsPairs:
     source names. A Hub dataset's default split is test.
 
     Raises:
-        InputError: a missing column or a score that is no finite number, by file and line; fewer than two pairs; scores
-            that are all the same, for which no correlation exists.
+        InputError: a missing column or a score that is not a finite number, by file and line; fewer than two pairs;
+            scores that are all the same, for which no correlation exists.
     """
     parsed = parse_source(source, default_split="test")
     if parsed.columns and len(parsed.columns) != 3:
@@ -48,11 +48,11 @@ def read_sts(name: str, source: str) -> StsPairs:
     columns: tuple[list[Any], ...] = ([], [], [])
     for where, number, row in read_source(parsed):
         for column, names in zip(columns, choices, strict=True):
-            found = [name for name in names if name in row]
-            if not found:
+            present = [name for name in names if name in row]
+            if not present:
                 listed = ", ".join(itertools.islice(row, 20))
                 raise InputError(f"{where}:{number}: no column {' or '.join(names)}; there are: {listed}")
-            column.append(row[found[0]])
+            column.append(row[present[0]])
         sentence1, sentence2, score = columns[0][-1], columns[1][-1], parse_number(columns[2][-1])
         if not isinstance(sentence1, str) or not isinstance(sentence2, str):
             raise InputError(f"{where}:{number}: a sentence is {sentence1!r:.80} or {sentence2!r:.80}, not text")
@@ -87,11 +87,11 @@ def read_retrieval(name: str, source: str) -> RetrievalSet:
     - a directory with queries, documents (or corpus) and relevance (or qrels): .txt or .jsonl, and .tsv
     - the three files, as QUERIES,DOCUMENTS,RELEVANCE
     - parallel:FILE1,FILE2,...: line i of every text file is about the same thing. The first file's lines are the
-      queries, all the others' are the documents, and line i answers line i.
+      queries, the lines of all others are the documents, and line i answers line i.
 
     JSON lines have text (title too, and _id, as in BEIR: Thakur et al. 2021, arXiv:2104.08663); in a text file a line's
     id is its number from 0. A relevance line is query id, document id and, if any, a grade: 0 means not relevant, and
-    without one it is 1. Queries without a relevant document are left out.
+    a missing grade is 1. Queries without a relevant document are left out.
 
     Raises:
         InputError: by file and line: a file missing or corrupt, an id twice or unknown, an empty query.
@@ -189,17 +189,17 @@ def read_relevance(
 
 
 def read_held_out(run: Path | None) -> Texts:
-    """The sentences that a run held out from training; none where there is no run or no such file.
+    """The sentences that a run held out from training; empty if there is no run or no such file.
 
     Raises:
         InputError: held_out.json is not as a run writes it.
     """
     if run is None or not (run / "held_out.json").exists():
         return Texts([], [])
-    kept = read_json(run / "held_out.json")
-    if isinstance(kept, list):  # written before there were roles
-        kept = {"sentences": kept, "roles": [""] * len(kept)}
-    sentences, roles = (kept.get("sentences"), kept.get("roles")) if isinstance(kept, dict) else (None, None)
+    value = read_json(run / "held_out.json")
+    if isinstance(value, list):  # written before there were roles
+        value = {"sentences": value, "roles": [""] * len(value)}
+    sentences, roles = (value.get("sentences"), value.get("roles")) if isinstance(value, dict) else (None, None)
     if isinstance(sentences, list) and isinstance(roles, list) and len(sentences) == len(roles):  # noqa: SIM102
         if all(isinstance(text, str) for text in sentences) and all(role in ROLES for role in roles):
             return Texts(sentences, roles)

@@ -43,8 +43,9 @@ def evaluate_sts(models: Mapping[str, Embedder], pairs: StsPairs) -> tuple[dict[
         pairs: the set.
 
     Returns:
-        Correlations, with an interval, by model; beside a teacher "retention", the share of its Spearman correlation
-        kept, and "difference" to it over the same resampled pairs. Then the set's part of evaluation_pairs.json.
+        Correlations, with an interval, by model. With a teacher also "retention", the share of its Spearman correlation
+        that is kept, and "difference" to it, over the same resampled pairs. Then the set's part of
+        evaluation_pairs.json.
     """
     similarities = {name: sts_similarities(model, pairs) for name, model in models.items()}
     resampled = bootstrap(spearmans, [*similarities.values(), pairs.scores])
@@ -73,5 +74,5 @@ def mean_over_pairs(figures: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def mean_of(values: Sequence[Any]) -> float:
-    """The mean; NaN where one is NaN, or null in a file."""
+    """The mean; NaN if a value is NaN or None (null in a file)."""
     return float(np.mean([value if isinstance(value, (int, float)) else math.nan for value in values]))

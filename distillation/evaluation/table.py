@@ -16,7 +16,7 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def sts_lines(figures: dict[str, Any], names: list[str], width: int) -> list[str]:
-    """A header, a line for each STS set, and their mean where there are several."""
+    """A header, a line for each STS set, and their mean if there are several."""
     if not names:
         return []
     columns = f" {'teacher':>8} {'kept':>7}   difference" if "teacher" in figures else ""

@@ -27,7 +27,8 @@ class Progress:
     Attributes:
         step: optimizer steps done.
         best_step, best_metric: the best evaluation so far and its step; -1 before the first.
-        skipped: steps skipped because of a gradient that was not finite; `skipped_in_a_row` of these the latest.
+        skipped, skipped_in_a_row: steps skipped because of a gradient that was not finite: in all, and in a row up
+            to now.
         loss_sum, losses: sum and number of the losses since the last log line.
         total: steps of the whole run.
     """
@@ -42,7 +43,7 @@ class Progress:
     total: int = 0
 
     def is_due(self, every: int) -> bool:
-        """Whether what happens every so many steps, and after the last one, happens now."""
+        """Whether something that happens every so many steps, and after the last step, happens now."""
         return self.step % every == 0 or self.step == self.total
 
 
@@ -61,10 +62,10 @@ class Checkpoints:
         self._last_is_whole = True
 
     def resume(self, total: int) -> Progress:
-        """Load the last checkpoint that is whole, if there is one; returns how far the run of `total` steps is.
+        """Load the last checkpoint that is whole, if there is one; returns the progress of the run of `total` steps.
 
         Raises:
-            InputError: none is whole, it is of a run with other settings, or some ranks see it and others don't.
+            InputError: all are damaged, the run had other settings, or some ranks see the file and others don't.
         """
         damage = ""
         for path in (self.last, self.earlier):
@@ -84,21 +85,21 @@ class Checkpoints:
         return Progress(total=total)
 
     def _all_see(self, path: Path) -> bool:
-        """Whether the file is there, for all ranks alike.
+        """Whether the file is there; all ranks get the same answer.
 
         Raises:
-            InputError: for some only.
+            InputError: only some ranks see it.
         """
-        found = path.exists()
-        if self._ranks.any(found) and not self._ranks.all(found):
-            sees = "sees it, another does not" if found else "does not see it, another does"
+        exists = path.exists()
+        if self._ranks.any(exists) and not self._ranks.all(exists):
+            sees = "sees it, another does not" if exists else "does not see it, another does"
             raise InputError(
                 f"{path}: rank {self._ranks.rank} {sees}; --output must be on a file system that all hosts share"
             )
-        return found
+        return exists
 
     def _go_on(self, path: Path, tensors: dict[str, torch.Tensor], state: Any, total: int) -> Progress:
-        """Take over a checkpoint's content."""
+        """Continue from a checkpoint's content."""
         progress = restore(path, (tensors, state), self._student, self._optimizer, self._settings)
         progress.total = total
         self._optimizer.skips.copy_(torch.tensor([progress.skipped, progress.skipped_in_a_row]))
@@ -109,7 +110,7 @@ class Checkpoints:
         return progress
 
     def _best_is_whole(self) -> bool:
-        """Whether the best weights so far are there and whole, on every rank; says so where they are not."""
+        """Whether the best weights so far are there and whole on every rank; prints a line if they are not."""
         try:
             read_weights(self.best)
         except InputError as error:
@@ -156,7 +157,7 @@ def save_checkpoint(
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.adamw.state.items():
         tensors |= {f"optimizer.{key}.{names[parameter]}": value for key, value in state.items()}
-    scaler = optimizer.scaler.state_dict()  # empty where it is not used
+    scaler = optimizer.scaler.state_dict()  # empty if it is not used
     save_tensors(path, tensors, {"progress": dataclasses.asdict(progress), "scaler": scaler, "recipe": settings})
 
 
@@ -178,7 +179,7 @@ def restore(
         How far the run had come.
 
     Raises:
-        InputError: it is of a run with other settings.
+        InputError: the checkpoint is of a run with other settings.
     """
     tensors, state = content
     if not isinstance(state, dict) or state.get("recipe") != settings:
@@ -199,7 +200,7 @@ def save_weights(path: Path, model: nn.Module) -> None:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Put weights of `save_weights` back.
+    """Load weights that `save_weights` wrote.
 
     Raises:
         InputError: the file is missing or corrupt.
@@ -208,14 +209,14 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of `save_weights`.
+    """The tensors that `save_weights` wrote.
 
     Raises:
         InputError: the file is missing or corrupt.
     """
     tensors, state = load_tensors(path)
     if state != "weights":  # without our checksum
-        raise InputError(f"{path}: no weights of ours")
+        raise InputError(f"{path}: not weights that a run of this project wrote")
     return tensors
 
 

@@ -13,11 +13,11 @@ from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
 
 SAMPLE = 256  # texts
-LONG = 100_000  # texts trained on, over all epochs, from which it is worth the seconds to say what is ahead
+LONG = 100_000  # texts over all epochs; for longer runs an estimate is worth the seconds it takes
 
 
 def expected_time(teacher: Embedder, student: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks) -> str:
-    """A line that says how many minutes the labels and the steps will take.
+    """A line that says how long the labels and the steps will take.
 
     Args:
         student: a copy that may be changed.

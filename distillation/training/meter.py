@@ -1,4 +1,4 @@
-"""What a log line says of the steps since the last one."""
+"""The figures of a log line: loss, speed and idle share of the steps since the last one."""
 
 import contextlib
 import time

@@ -1,6 +1,6 @@
-"""AdamW for a student: token rows beside the other weights, scaled losses for fp16, clipping, and steps left out.
+"""AdamW for a student: token rows beside the other weights, scaled losses for fp16, clipping, and skipped steps.
 
-Nothing here waits for the device: whether a step is left out is decided there, and counted there until someone asks.
+Nothing here waits for the device, which decides by itself whether a step is skipped and counts the skipped ones.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ class StudentOptimizer:
     small gradients do not vanish (Micikevicius et al., 2017, https://arxiv.org/abs/1710.03740).
 
     Attributes:
-        adamw: the optimizer of all weights but the token table; the table's moments are kept in its state too.
+        adamw: the optimizer of all weights except the token table; the table's moments are kept in its state too.
         scaler: scales the loss in fp16, and is disabled otherwise.
         grad_norm: L2 norm of the last step's gradient before clipping, () fp32 on the device.
-        skips: steps left out in all, and in a row up to now: (2,) int64 on the device.
+        skips: steps skipped in all, and in a row up to now: (2,) int64 on the device.
     """
 
     def __init__(self, student: Embedder, recipe: Recipe, ranks: Ranks) -> None:
@@ -53,7 +53,7 @@ class StudentOptimizer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         return self.adamw.param_groups[0]["lr"]
 
     @learning_rate.setter
@@ -61,7 +61,7 @@ class StudentOptimizer:
         self.adamw.param_groups[0]["lr"] = rate
 
     def take_rows(self, sentences: Tokenized) -> BatchRows:
-        """The rows of the token table that the next step trains: those of the whole batch, all ranks together."""
+        """The rows of the token table that the next step trains: those of the whole batch over all ranks."""
         return BatchRows(self._table, sentences)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -69,12 +69,12 @@ class StudentOptimizer:
         self.scaler.scale(loss).backward()
 
     def step(self, rows: BatchRows) -> None:
-        """Change the weights by the gradients since the last step, and forget these."""
+        """Change the weights by the gradients since the last step, then clear the gradients."""
         assert rows.vectors.grad is not None
         self._ranks.sum(rows.vectors.grad).div_(self._ranks.world)  # as DistributedDataParallel does for the others
         group = self.adamw.param_groups[0]
         with_rows = {**group, "params": [*group["params"], rows.vectors]}
-        self.adamw.param_groups[0] = with_rows  # one scaler looks for infinities in the token rows too
+        self.adamw.param_groups[0] = with_rows  # so that the scaler also looks for infinities in the token rows
         self.scaler.unscale_(self.adamw)
         self.adamw.param_groups[0] = group
 
@@ -83,31 +83,31 @@ class StudentOptimizer:
         excess = (self.grad_norm / self._max_norm).clamp(min=1)
         rows.vectors.grad.div_(excess)
         self.adamw.grad_scale = excess  # type: ignore[attr-defined]  # clips in the step's own pass
-        left_out = ~self.grad_norm.isfinite()
-        self.adamw.found_inf = left_out.float()  # type: ignore[attr-defined]  # fused AdamW then does nothing
+        skipped = ~self.grad_norm.isfinite()
+        self.adamw.found_inf = skipped.float()  # type: ignore[attr-defined]  # fused AdamW then does nothing
         self.scaler.step(self.adamw)
         self.scaler.update()
-        rows.step(self.adamw, left_out)
+        rows.step(self.adamw, skipped)
         self.adamw.zero_grad()
-        self.skips[0] += left_out
-        self.skips[1] = (self.skips[1] + 1) * left_out
+        self.skips[0] += skipped
+        self.skips[1] = (self.skips[1] + 1) * skipped
 
 
 def training_precision(precision: str, device: torch.device) -> str:
-    """Turn `auto` into what trains best: bf16 where the hardware has it, since its range needs no scaled loss."""
+    """Turn `auto` into what trains best: bf16 where a GPU has it, since its range needs no scaled loss."""
     if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16"
     return resolve_precision(precision, device)
 
 
 def encoding_precision(training: str, device: torch.device) -> str:
-    """What a run labels and evaluates in: where a GPU trains in bf16, fp16, which is nearer to fp32 and as fast."""
+    """The precision for labels and evaluation: fp16 if a GPU trains in bf16, as it is closer to fp32 and as fast."""
     return "fp16" if device.type == "cuda" and training == "bf16" else training
 
 
 def micro_batches(network: nn.Module, sentences: int, count: int, ranks: Ranks) -> Iterator[np.ndarray]:
-    """Indices of this rank's share of a batch, in `count` parts; ranks exchange gradients with the last one only."""
+    """Indices of this rank's share of a batch, in `count` parts; ranks exchange gradients only at the last part."""
     for number, share in enumerate(micro_shares(sentences, ranks, count)):
-        alone = isinstance(network, DistributedDataParallel) and number < count - 1
-        with network.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+        waits = isinstance(network, DistributedDataParallel) and number < count - 1
+        with network.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
             yield share

@@ -1,8 +1,8 @@
 """The token embedding table, trained a few rows a step.
 
-A batch touches about a thousand of the table's tens of thousands of rows, yet a dense gradient, its clipping and AdamW
-would go through all of it every step: in a small student that is half of the weights. Instead the rows of the batch are
-taken out, trained as a small dense matrix, and put back.
+A batch uses about a thousand of the table's tens of thousands of rows. A dense gradient, its clipping and AdamW would
+still go through all rows in every step, which in a small student are half of the weights. Instead the rows of the batch
+are taken out, trained as a small dense matrix, and put back.
 
 Shapes: V tokens in the table, U distinct tokens of a batch, D dimensions.
 """
@@ -19,7 +19,7 @@ class BatchRows:
     """The rows of the table that a batch needs, as a leaf tensor that collects their gradient.
 
     Attributes:
-        ids: numbers of the distinct tokens of the whole batch, all ranks together, ascending: (U,) int64.
+        ids: numbers of the distinct tokens of the whole batch over all ranks, ascending: (U,) int64.
         vectors: their vectors, (U, D) fp32, with `.grad` after a backward pass.
     """
 
@@ -45,14 +45,14 @@ class BatchRows:
         return tokens
 
     @torch.no_grad()
-    def step(self, optimizer: torch.optim.Optimizer, left_out: torch.Tensor) -> None:
-        """One AdamW step on these rows, with the optimizer's settings; its state for the table lives in `optimizer`.
+    def step(self, optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
+        """One AdamW step on these rows, with the optimizer's settings; `optimizer` also keeps the table's state.
 
         A row's moments decay only when its token occurs, and its bias correction counts its own steps.
 
         Args:
             optimizer: gives learning rate, betas, eps and weight decay.
-            left_out: () bool on the table's device; where it is true nothing changes.
+            skipped: () bool on the table's device; if it is true, nothing changes.
 
         Source: Loshchilov and Hutter, 2017 (https://arxiv.org/abs/1711.05101), applied lazily as in torch's SparseAdam.
         """
@@ -69,10 +69,10 @@ class BatchRows:
         mean = before["exp_avg"].lerp(gradient, 1 - beta1)  # (U, D)
         square = (before["exp_avg_sq"] * beta2).addcmul_(gradient, gradient, value=1 - beta2)
 
-        exponents = steps.double()[:, None]  # in fp32 the first steps' 1 - 0.999 would be good to five digits only
+        exponents = steps.double()[:, None]  # in fp32 the first steps' 1 - 0.999 would be exact to five digits only
         correction1, correction2 = ((1 - beta**exponents).float() for beta in (beta1, beta2))
         update = (mean / correction1) / ((square / correction2).sqrt_().add_(eps))
         vectors = self.vectors.detach() * (1 - rate * decay) - rate * update
-        self.table[self.ids] = torch.where(left_out, self.vectors.detach(), vectors)
+        self.table[self.ids] = torch.where(skipped, self.vectors.detach(), vectors)
         for key, after in (("step", steps), ("exp_avg", mean), ("exp_avg_sq", square)):
-            state[key][self.ids] = torch.where(left_out, before[key], after)
+            state[key][self.ids] = torch.where(skipped, before[key], after)

@@ -23,8 +23,8 @@ def train_step(
 
     Args:
         network: the student in training mode, bare or in DistributedDataParallel.
-        optimizer: changes its weights.
-        batch: the whole batch, all ranks together, shortest sentences first.
+        optimizer: changes the student's weights.
+        batch: the whole batch over all ranks, shortest sentences first.
 
     Returns:
         This rank's part of the batch's mean loss, () fp32 on the device.
