@@ -21,12 +21,12 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
 
 from shortstack import distillation, model
 from shortstack.distillation.command_line import (
@@ -45,11 +45,13 @@ from shortstack.distillation.evaluation.results import Results, write_results
 from shortstack.distillation.evaluation.sets import RetrievalSet, read_retrieval, read_sts
 from shortstack.distillation.evaluation.table import table
 from shortstack.distillation.host import overlaps, prefetch, release_freed_memory
+from shortstack.distillation.progress import progress_bar
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides, versions
 from shortstack.distillation.run import Run
 from shortstack.distillation.student.plan import make_student, plan_student
 from shortstack.distillation.training.checkpoint import Checkpoints, Progress
+from shortstack.distillation.training.curves import Callback
 from shortstack.distillation.training.expected import LONG, expected_time
 from shortstack.distillation.training.meter import Meter
 from shortstack.distillation.training.optimizer import StudentOptimizer, encoding_precision, training_precision
@@ -59,7 +61,8 @@ from shortstack.model.files import write_json, write_text
 
 # What may differ when a run is resumed: nothing that decides which steps are taken.
 FREE_TO_CHANGE = (
-    "device", "output", "labels", "tokens_per_batch", "log_every", "save_every", "max_skipped_steps", "timeout", "name",
+    "device", "output", "labels", "tokens_per_batch", "log_every", "report_to", "save_every",
+    "max_skipped_steps", "timeout", "name",
 )  # fmt: skip
 
 
@@ -225,7 +228,7 @@ def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress
     # As many batches are made ahead as a shard holds: while they are trained on, the next window of labels is read.
     ahead = epochs.steps_per_shard if overlaps(ranks.device) else 0
     batches = prefetch(epochs.batches(progress.step), ahead)
-    bar = tqdm(total=total, initial=progress.step, unit=" steps", disable=not ranks.is_main)
+    bar = progress_bar(total, " steps", initial=progress.step, disable=not ranks.is_main)
     with run.taking_steps(), bar, contextlib.closing(batches):
         for batch in batches:
             optimizer.learning_rate = learning_rate_at(progress.step, total, recipe)
@@ -237,7 +240,8 @@ def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress
 
             if progress.is_due(recipe.log_every):
                 figures = log_steps(progress, epochs.steps_per_epoch, optimizer, meter, run)
-                bar.set_postfix_str(f"loss {figures['loss']:.2e}, {figures['sentences_per_second']:.0f} sentences/s")
+                rate = f"{figures['sentences_per_second']:.0f} sentences/s"
+                bar.set_postfix_str(f"loss {figures['loss']:.2e}, {rate}", refresh=False)
             with meter.paused():
                 if progress.is_due(recipe.evaluate_every):
                     checkpoints.keep_best(progress, measure(student, held_out, judge, progress, run))
@@ -339,12 +343,22 @@ def what_decides(recipe: Recipe) -> dict[str, Any]:
 
 def main() -> None:
     arguments = parse_arguments("train")
-    recipe = recipe_from_arguments(arguments, arguments.recipe)
+    run_recipe(recipe_from_arguments(arguments, arguments.recipe), arguments.resume)
+
+
+def run_recipe(recipe: Recipe, resume: bool = False, callbacks: Sequence[Callback] = ()) -> None:
+    """Run a recipe, alone or as one of torchrun's processes.
+
+    Args:
+        recipe: checked.
+        resume: whether to resume from the last checkpoint, if there is one.
+        callbacks: called with each line of the log.
+    """
     ranks = Ranks.start(recipe.device, recipe.timeout)
     with ranks.failing_together(end_at_once):
         ranks.agree("settings", what_decides(recipe))
         recipe.precision = training_precision(recipe.precision, ranks.device)
-        run = Run(recipe, ranks, arguments.resume)
+        run = Run(recipe, ranks, resume, callbacks)
         with run.held():
             distil(run)
         ranks.stop()

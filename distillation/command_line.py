@@ -91,7 +91,7 @@ GROUPS = {
     "training": "batch_size gradient_accumulation learning_rate warmup_ratio epochs weight_decay max_grad_norm "
     "dropout loss seed max_skipped_steps",
     "evaluation": "sts retrieval evaluate_every metric_for_best_model",
-    "the run and the machine": "name output device precision tokens_per_batch log_every save_every timeout",
+    "the run and the machine": "name output device precision tokens_per_batch log_every report_to save_every timeout",
 }
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from shortstack.distillation.training.curves import trackers_of
 from shortstack.model.files import InputError
 
 RESERVED = (
@@ -84,6 +85,7 @@ class Recipe:
     labels: str = setting("", "directory of the teacher's labels; empty for OUTPUT/labels/FINGERPRINT")
     evaluate_every: int = setting(500, "optimizer steps between evaluations; the last step always evaluates")
     log_every: int = setting(10, "optimizer steps between lines of log.jsonl")
+    report_to: str = setting("auto", "curves beside log.jsonl: auto (TensorBoard if installed), none, wandb...")
     save_every: int = setting(500, "optimizer steps between checkpoints")
     metric_for_best_model: str = setting("negative_mse", "best checkpoint by: negative_mse, sts_dev_spearman_cosine...")
     seed: int = setting(42, "of shuffling and dropout")
@@ -122,6 +124,7 @@ class Recipe:
         require(0 <= self.warmup_ratio <= 1, "warmup_ratio", "from 0 to 1")
         require(0 <= self.dropout < 1, "dropout", "from 0 to below 1")
         require(self.max_length == 0 or self.max_length >= 3, "max_length", "0, or at least 3")
+        trackers_of(self.report_to)
         if self.vocabulary != "":
             parse_vocabulary(self.vocabulary)
             require(not self.start_from, "vocabulary", "empty beside start_from, whose student keeps its own")

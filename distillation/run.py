@@ -1,16 +1,19 @@
 """The run directory: one run at a time, nothing of an earlier run lost, a whole log, a stop that can be undone."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.training.curves import Callback, open_tracker, trackers_of
 from shortstack.model.files import (
     RunError,
     errors_about,
@@ -20,11 +23,6 @@ from shortstack.model.files import (
     remove_leftovers,
     write_text,
 )
-
-try:  # the extra [tensorboard]
-    from torch.utils.tensorboard import SummaryWriter
-except ImportError:
-    SummaryWriter = None  # type: ignore[assignment, misc]
 
 STOP_CHECK_EVERY = 10  # steps between asking the other ranks whether one was told to stop
 
@@ -37,19 +35,21 @@ class Run:
         ranks: its processes.
         directory: `output/name`.
         resume: whether to resume from the last checkpoint, if there is one.
+        callbacks: called with each line of the log, by rank 0.
     """
 
-    def __init__(self, recipe: Recipe, ranks: Ranks, resume: bool) -> None:
+    def __init__(self, recipe: Recipe, ranks: Ranks, resume: bool, callbacks: Sequence[Callback] = ()) -> None:
         self.recipe, self.ranks = recipe, ranks
         self.directory = recipe.directory
         self._log = self.directory / "log.jsonl"
-        self._tensorboard: SummaryWriter | None = None
+        self._callbacks = list(callbacks)
         self._begun = self._in_steps = False
         self._stop_signal = 0
         # torchrun starts all ranks again after one was lost; they resume the run.
         self.resume = ranks.any(resume or ranks.restarted)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note_signal)
+        in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
+        numbers = (signal.SIGTERM, signal.SIGINT) if in_main else ()
+        self._handlers = {number: signal.signal(number, self._note_signal) for number in numbers}
 
     def _note_signal(self, number: int, frame: Any) -> None:
         if self._stop_signal or not self._in_steps:  # asked twice: stop at once, the last checkpoint is whole
@@ -83,6 +83,9 @@ class Run:
                 yield
         except KeyboardInterrupt:
             self.end(f"stopped; what is finished is kept; go on with: {self.again}")
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
 
     def begin(self, recipe: Recipe) -> None:
         """Take the directory: an earlier run's is moved aside, unless this run resumes it.
@@ -123,8 +126,12 @@ class Run:
         recipe = self.directory / "recipe.toml"
         if not (self._begun and recipe.exists()):
             return "the same command"
-        launcher = "python" if self.ranks.world == 1 else "torchrun (options as before)"
-        return f"{launcher} {sys.argv[0]} {recipe} --resume"
+        command = sys.argv[0] if sys.argv[0].endswith("train.py") else "shortstack train"
+        if self.ranks.world > 1:
+            command = f"torchrun (options as before) {command}"
+        elif command != "shortstack train":
+            command = f"python {command}"
+        return f"{command} {recipe} --resume"
 
     def end(self, what: str) -> NoReturn:
         """End a run before its time on all ranks; they must come here together.
@@ -137,25 +144,24 @@ class Run:
         raise RunError(what)
 
     def cut_log(self, step: int) -> None:
-        """Drop log lines of steps after `step`, which will be taken again; TensorBoard is told to, where installed."""
-        if self.ranks.is_main and SummaryWriter is not None:
-            self._tensorboard = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
+        """Drop log lines of steps after `step`, which will be taken again, and open the trackers of `report_to`."""
+        if self.ranks.is_main:
+            settings = dataclasses.asdict(self.recipe)
+            trackers = trackers_of(self.recipe.report_to)
+            self._callbacks += [open_tracker(name, self.directory, settings, step) for name in trackers]
         if self.ranks.is_main and self._log.exists():
             steps = [line for line in read_json_lines(self._log) if type(line.get("step")) is int]
             kept = [json.dumps(line) + "\n" for line in steps if line["step"] <= step]
             write_text(self._log, "".join(kept))
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append one line to log.jsonl, and to TensorBoard's events; NaN and infinity, unknown to JSON, become null."""
+        """Append one line to log.jsonl and hand it to the callbacks; NaN and infinity, unknown to JSON, become null."""
         if self.ranks.is_main:
             line = {key: value if math.isfinite(value) else None for key, value in line.items()}
             with errors_about(self._log, self._log), open(self._log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            if self._tensorboard is not None:
-                for key, value in line.items():
-                    if key != "step" and value is not None:
-                        self._tensorboard.add_scalar(key, value, line["step"])
-                self._tensorboard.flush()  # so that a run that is killed leaves whole curves
+            for callback in self._callbacks:
+                callback(line)
 
     def stop_wanted(self, step: int) -> bool:
         """Whether a rank was told to stop (SIGTERM or Ctrl-C): the same answer on every rank."""

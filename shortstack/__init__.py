@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shortstack.distill import distill as distill
+    from shortstack.distilling import distill as distill
     from shortstack.model import Embedder as Embedder
 
 __all__ = ["Embedder", "distill"]
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
 
         return Embedder
     if name == "distill":
-        from shortstack.distill import distill
+        from shortstack.distilling import distill
 
         return distill
     raise AttributeError(f"module 'shortstack' has no attribute {name!r}")

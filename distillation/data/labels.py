@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from shortstack.distillation.data.corpus import Corpus
 from shortstack.distillation.host import overlaps, prefetch, release_freed_memory
+from shortstack.distillation.progress import progress_bar
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.model import Embedder
@@ -290,7 +290,7 @@ def label_shards(
     ahead = 1 if overlaps(teacher.device) else 0
     tokenised = prefetch(((name, text, teacher.tokenize(text)) for name, text in texts), ahead)
     with (
-        tqdm(total=total, desc="labels", unit=" sentences", disable=not (missing and show_progress)) as progress,
+        progress_bar(total, " sentences", desc="labels", disable=not (missing and show_progress)) as progress,
         ThreadPoolExecutor(1) as writer,
         contextlib.closing(tokenised),
     ):

@@ -1,0 +1,67 @@
+"""A run of `train.py` as a function.
+
+from shortstack import distill
+
+student = distill("sentence-transformers/all-MiniLM-L6-v2", texts, layers=3, epochs=2)
+embeddings = student.encode(["one sentence", "another"])
+"""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from shortstack.distillation.recipe import Recipe, set_field
+from shortstack.distillation.training.curves import Callback
+from shortstack.model import Embedder
+from shortstack.model.files import InputError, write_text
+from shortstack.train import run_recipe
+
+HELD_OUT = 1000  # texts to judge by at most; of fewer than ten times as many, a tenth
+
+
+def distill(
+    teacher: str | Path,
+    texts: Iterable[str],
+    layers: int | str | Sequence[int] = 3,
+    *,
+    output: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> Embedder:
+    """Train a student on texts.
+
+    Args:
+        teacher: a model directory or a Hub name.
+        texts: to train on, one embedding each; some are held out to choose the best step by.
+        layers: how many to keep, evenly spread; or what a recipe may say, such as [0, 2, 5] and "auto:3".
+        output: keeps the run in `output`/NAME, its labels and its text; None keeps nothing on disk.
+        callbacks: called with each line of the log, {"step": n, "loss": f, ...}.
+        settings: other fields of a recipe, such as epochs=2, learning_rate=3e-4, device="cpu", name="mine".
+
+    Raises:
+        InputError: no texts, or a setting that is unknown or can't be.
+        RunError: the training could not go on.
+    """
+    with contextlib.ExitStack() as stack:
+        place = Path(output) if output is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        recipe = Recipe(name="student", layers=f"even:{layers}" if isinstance(layers, int) else layers_of(layers))
+        rows = [json.dumps({"text": text}) for text in texts]  # as JSON, a text may have line breaks
+        settings = {"evaluation_sentences": max(1, min(HELD_OUT, len(rows) // 10))} | settings
+        for key, value in settings.items():
+            set_field(recipe, key, value, "distill")
+        if not rows:
+            raise InputError("distill: there are no texts")
+        file = place / f"{recipe.name}.jsonl"
+        recipe.teacher, recipe.output, recipe.sentences = str(teacher), str(place), [f"{file}:text"]
+        recipe.check()
+        write_text(file, "\n".join(rows) + "\n")
+        run_recipe(recipe, callbacks=callbacks)
+        return Embedder.load(recipe.directory / "model", None if recipe.device == "auto" else recipe.device)
+
+
+def layers_of(layers: str | Sequence[int]) -> str | list[int]:
+    """As a recipe has them."""
+    return layers if isinstance(layers, str) else list(layers)
