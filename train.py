@@ -79,6 +79,11 @@ def distil(run: Run) -> None:
     sts = [read_sts(name, source) for name, source in recipe.sts.items()]
     retrieval = [read_retrieval(name, source) for name, source in recipe.retrieval.items()]
     vectors = TeacherVectors.read(recipe.teacher_vectors, Path(recipe.output)) if recipe.teacher_vectors else None
+    if isinstance(recipe.layers, list) and len(recipe.layers) == 1 and recipe.layers[0] > 1:
+        (number,) = recipe.layers
+        run.say(
+            f"note: --layers {number} keeps one layer, number {number}; for {number} layers: --layers even:{number}"
+        )
     teacher = load_teacher(run)
     plan = plan_student(recipe, teacher, vectors)
     corpus = open_corpus(recipe, cutter_of(teacher), ranks, vectors)

@@ -114,8 +114,10 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="directory of a model or a run, or a Hub name")
-    parser.add_argument("--teacher", help="directory or Hub name (default: the teacher of the run, 'none' for none)")
+    parser.add_argument("model", metavar="MODEL", type=model_of, help="directory of a model or a run, or a Hub name")
+    parser.add_argument(
+        "--teacher", type=model_of, help="directory or Hub name (default: the teacher of the run, 'none' for none)"
+    )
     parser.add_argument("--sts", nargs="+", action="extend", metavar="NAME=SOURCE", help="sets (default: the run's)")
     retrieval_help = "a directory with queries, documents and relevance, or parallel:FILE,FILE,... (default: the run's)"
     parser.add_argument("--retrieval", nargs="+", action="extend", metavar="NAME=SOURCE", help=retrieval_help)
@@ -127,8 +129,11 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_bench_flags(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is timed")
-    what.add_argument("model", nargs="?", metavar="MODEL", help="student: directory of a model or a run, or a Hub name")
-    what.add_argument("--teacher", metavar="T", help="directory or Hub name (default: the run's teacher)")
+    model_help = "student: directory of a model or a run, or a Hub name"
+    what.add_argument("model", nargs="?", type=model_of, metavar="MODEL", help=model_help)
+    what.add_argument(
+        "--teacher", type=model_of, metavar="T", help="directory or Hub name (default: the run's teacher)"
+    )
     shapes = "random weights instead: bert-tiny, minilm-l6, bert-base, bert-large, or a config.json"
     what.add_argument("--shape", help=shapes)
     what.add_argument("--layers", type=whole_numbers, help="with --shape: of teacher and student, such as 24,8")
@@ -149,16 +154,18 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_report_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run directory, such as runs/minilm-3")
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=run_of, help="run directory, such as runs/minilm-3")
     parser.add_argument("--push-to-hub", metavar="NAME", help="publish the student as OWNER/NAME on the Hub")
     parser.add_argument("--frontier", metavar="PNG", type=Path, help="draw the students of many runs in one picture")
 
 
 def add_export_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="directory of a model or a run, or a Hub name")
+    parser.add_argument("model", metavar="MODEL", type=model_of, help="directory of a model or a run, or a Hub name")
     parser.add_argument("--output", type=Path, help="directory to write into (default: MODEL; router beside MODEL)")
     parser.add_argument("--router", action="store_true", help="write the pair of student and teacher; see router.py")
-    parser.add_argument("--teacher", help="of the pair: directory or Hub name (default: the run's teacher)")
+    parser.add_argument(
+        "--teacher", type=model_of, help="of the pair: directory or Hub name (default: the run's teacher)"
+    )
 
 
 def add_prepare_flags(parser: argparse.ArgumentParser) -> None:
@@ -176,6 +183,22 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any]]] = {
     "report": ("distillation.report.__main__", add_report_flags),
     "export": ("distillation.export", add_export_flags),
 }
+
+
+def model_of(name: str) -> str:
+    """For argparse: a model's directory or Hub name; of a run directory, its student."""
+    if not (Path(name) / "recipe.toml").is_file():
+        return name
+    model = Path(name) / "model"
+    if not model.is_dir():
+        raise argparse.ArgumentTypeError(f"{name} has no student yet; finish it with: train {name} --resume")
+    return str(model)
+
+
+def run_of(name: str) -> Path:
+    """For argparse: a run directory; of a student's directory, the run that made it."""
+    above = Path(name).parent
+    return above if not (Path(name) / "recipe.toml").is_file() and (above / "recipe.toml").is_file() else Path(name)
 
 
 def whole_numbers(text: str) -> list[int]:

@@ -99,8 +99,13 @@ class Run:
         self._begun = True
         if not self.ranks.is_main:
             return
-        if not self.resume and (self.directory / "recipe.toml").exists():
+        there = (self.directory / "recipe.toml").exists()
+        if there and not self.resume:
             self._move_aside()
+        if self.resume and not there:
+            runs = [path.parent.name for path in self.directory.parent.glob("*/recipe.toml")]
+            others = f" ({self.directory.parent} has {', '.join(sorted(runs))})" if runs else ""
+            self.say(f"note: --resume: there is no run {self.directory}{others}; this one starts from the beginning")
         for directory in (self.directory, self.directory / "checkpoints"):
             make_directory(directory)
             remove_leftovers(directory)
