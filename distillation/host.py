@@ -1,4 +1,4 @@
-"""What the host does beside the device: work ahead in a thread, memory given back, a process of its own."""
+"""Help from the host: work done ahead in a thread, memory returned to the system, work in a separate process."""
 
 import contextlib
 import ctypes
@@ -40,7 +40,7 @@ def prefetch(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
 
 
 def overlaps(device: torch.device) -> bool:
-    """Whether threads get on with the host's work while the device computes.
+    """Whether threads can do the host's work while the device computes.
 
     A CPU computes on all its cores: threads beside it made labelling a fifth slower and training a twentieth.
     """

@@ -21,7 +21,7 @@ from shortstack.model.files import InputError, RunError, first_line
 
 ROLL_CALL = 5.0  # seconds that a rank which lost the others listens for who is still there
 POLL = 0.1  # seconds between looks into the store
-# What NCCL or torch says of an exchange whose other end is gone or silent; all else is a fault of this rank's own.
+# NCCL's or torch's messages when the other end of an exchange is gone or silent; any other error is this rank's own.
 LOST_A_RANK = re.compile(
     r"remote process exited|ncclRemoteError|ncclSystemError|connection (closed|reset|refused)|timed out|timeout|"
     r"broken pipe|gloo",
@@ -32,13 +32,13 @@ WAITED_TOO_LONG = re.compile(r"timed out|timing out|timeout", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Ranks:
-    """Who we are among the processes of this run; alone, rank 0 of 1.
+    """This process among those of the run; without torchrun, rank 0 of 1.
 
     Attributes:
         rank: number of this process, from 0; rank 0 prints, logs and saves.
         world: number of processes.
         device: what this process computes on.
-        store: small values that all ranks can read, kept by torchrun; None where we are alone.
+        store: small values that all ranks can read, kept by torchrun; None for a single process.
         restarted: whether torchrun started the ranks before, and they ended; not every rank may know.
     """
 
@@ -57,7 +57,7 @@ class Ranks:
             timeout_seconds: how long an exchange waits for the others before the run is given up.
 
         Raises:
-            InputError: a device that is not there, or that two ranks would share.
+            InputError: a device that is not there, or one that two ranks would share.
             RunError: the other ranks can't be reached.
         """
         world, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
@@ -100,7 +100,7 @@ class Ranks:
             dist.barrier()
 
     def wait_for_main(self, done: str) -> None:
-        """Return when rank 0 has come here, however long that takes; `done` is a name for what it did first."""
+        """Return when rank 0 has come here, however long it takes; `done` names its work before."""
         if self.store is None:
             return
         if self.is_main:
@@ -109,7 +109,7 @@ class Ranks:
             time.sleep(POLL)
 
     def from_main(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What rank 0 computes, however long that takes, on every rank: a JSON value, told under `name`."""
+        """The JSON value that rank 0 computes, on every rank, however long it takes; `name` must be new in the run."""
         if self.store is None:
             return compute()
         if self.is_main:
@@ -137,7 +137,7 @@ class Ranks:
                     )
 
     def copy_from_main(self, module: nn.Module) -> None:
-        """Give a module rank 0's weights on every rank: elsewhere the last bit may have come out otherwise."""
+        """Give a module rank 0's weights on every rank: computed elsewhere, the last bit may differ."""
         if self.world > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
@@ -158,9 +158,9 @@ class Ranks:
 
     @contextlib.contextmanager
     def failing_together(self, end: Callable[[BaseException], NoReturn]) -> Iterator[None]:
-        """Let no rank wait for one that failed: an error in the block goes to `end`, which ends the process at once.
+        """Let no rank wait for a failed one: an error in the block goes to `end`, which ends the process at once.
 
-        An orderly exit would first wait for exchanges that were begun and can't end any more.
+        An orderly exit would first wait for exchanges that have begun and can no longer end.
         """
         try:
             yield
@@ -170,7 +170,7 @@ class Ranks:
             end(self._explained(error))
 
     def _explained(self, error: BaseException) -> BaseException:
-        """The error itself; of an exchange that failed, one that names the ranks that are gone or hang."""
+        """The error itself; for a failed exchange, one that names the ranks that are gone or hang."""
         of_exchange = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
         if not of_exchange:
             return error
@@ -186,7 +186,7 @@ class Ranks:
         )
 
     def _roll_call(self) -> list[int]:
-        """The ranks that don't come here within a few seconds; none where there is nothing left to ask."""
+        """The ranks that don't come here within a few seconds; empty if the store is lost and can't be asked."""
         silent = list(range(self.world))
         end = time.monotonic() + ROLL_CALL
         with contextlib.suppress(RuntimeError):  # the store may be what was lost
@@ -229,13 +229,13 @@ def refuse_shared_gpus(store: dist.Store, rank: int, world: int, device: torch.d
 
 
 def said_last(error: BaseException) -> str:
-    """The line of an error that tells most: of NCCL's many its last, which follows "Last error:"; else the first."""
+    """The most telling line of an error: for NCCL the last one after "Last error:", else the first."""
     _, found, rest = str(error).partition("Last error:")
     return rest.strip().splitlines()[-1].strip() if found and rest.strip() else first_line(error)
 
 
 def meet(store: dist.Store, rank: int, world: int, timeout_seconds: float) -> tuple[str, bool]:
-    """Agree with the other ranks on a name that no earlier start of them had.
+    """Agree with the other ranks on a name that no earlier start of the run used.
 
     After a restart torchrun's store still holds what the ranks wrote before it, such as addresses of processes that
     are gone, and a rank that read those would wait for them. Under a new name there is nothing old.

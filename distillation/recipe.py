@@ -100,7 +100,7 @@ class Recipe:
         return Path(self.output) / self.name
 
     def check(self) -> None:
-        """Look for values that can't be meant.
+        """Check for values that make no sense.
 
         Raises:
             InputError: names the field, its value and what is allowed.
@@ -205,7 +205,7 @@ def check_set_name(name: str, where: str) -> None:
 
 
 def teacher_overrides(recipe: Recipe) -> dict[str, Any]:
-    """What `Embedder.load` should set against the teacher's own files."""
+    """Arguments of `Embedder.load` that replace what the teacher's own files say."""
     pooling = None if recipe.pooling == "teacher" else recipe.pooling
     return {"pooling": pooling, "max_length": recipe.max_length or None}
 
@@ -295,12 +295,12 @@ def recipe_text(recipe: Recipe) -> str:
     lines = ["# Every resolved setting of this run. Run it again with: python train.py THIS_FILE"]
     for key, value in dataclasses.asdict(recipe).items():
         lines.append(f"{key} = {toml_value(value)}")
-    lines += ["", "[versions]", *(f"{toml_value(name)} = {toml_value(each)}" for name, each in versions().items())]
+    lines += ["", "[versions]", *(f"{toml_value(name)} = {toml_value(number)}" for name, number in versions().items())]
     return "\n".join(lines) + "\n"
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide what a run gives."""
+    """The versions of the packages that a run's results depend on."""
     return {name: version(name) for name in PACKAGES}
 
 

@@ -2,8 +2,8 @@
 
     python -m distillation.export runs/minilm-3/model --router
 
-Documents are embedded once and queries for ever, so that a search may keep the teacher's quality on one side and the
-student's speed on the other: both live in the same space. The directory has a Router (sentence-transformers 5 or
+Documents are embedded once, queries all the time. So a search can use the teacher's quality for the documents and the
+student's speed for the queries: both embed into the same space. The directory has a Router (sentence-transformers 5 or
 newer) over two whole model directories, `query` and `document`, each of which loads by itself too:
 
     model = SentenceTransformer("runs/minilm-3/router")
@@ -31,7 +31,7 @@ def export_router(model: str, teacher: str | None = None, output: Path | None = 
         output: the directory to write; None takes `router` beside the student's.
 
     Raises:
-        InputError: no teacher known, a pair that doesn't live in one space, or something else at `output`.
+        InputError: no teacher known, embeddings of different lengths, or something else at `output`.
     """
     run = run_directory(model)
     recipe = read_recipe(run / "recipe.toml") if run is not None else None

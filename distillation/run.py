@@ -1,4 +1,4 @@
-"""The run directory: one run at a time, nothing of an earlier run lost, a whole log, a stop that can be undone."""
+"""The run directory: one run at a time, nothing of an earlier run lost, a complete log, and a way to resume."""
 
 import contextlib
 import dataclasses
@@ -28,10 +28,10 @@ STOP_CHECK_EVERY = 10  # steps between asking the other ranks whether one was to
 
 
 class Run:
-    """One run: its recipe, its processes, and its directory, which it holds alone.
+    """One run: its recipe, its processes, and its directory, which no other run may use meanwhile.
 
     Attributes:
-        recipe: its settings; from `begin` on with all that was decided.
+        recipe: its settings; from `begin` on with everything that was decided.
         ranks: its processes.
         directory: `output/name`.
         resume: whether to resume from the last checkpoint, if there is one.
@@ -139,10 +139,10 @@ class Run:
         return f"{command} {recipe} --resume"
 
     def end(self, what: str) -> NoReturn:
-        """End a run before its time on all ranks; they must come here together.
+        """End a run early on all ranks; they must come here together.
 
         Raises:
-            RunError: says `what` happened, on rank 0; the other ranks end without a word.
+            RunError: says `what` happened, on rank 0; the other ranks end without a message.
         """
         if not self.ranks.is_main:
             sys.exit(1)

@@ -29,7 +29,7 @@ TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "d
 
 
 def hub_name(source: str) -> str | None:
-    """OWNER/NAME of a Hub model or dataset, without what follows a colon; None for what is or looks like a file."""
+    """OWNER/NAME of a Hub model or dataset, without what follows a colon; None for a file, or what looks like one."""
     name = split_marks(source)[1].split(":", 1)[0]
     if name.endswith(DATA_SUFFIXES) or Path(name).exists():
         return None
@@ -37,7 +37,7 @@ def hub_name(source: str) -> str | None:
 
 
 def base_model_of(teacher: str) -> str | None:
-    """The teacher's name on the Hub, if it can be told."""
+    """The teacher's name on the Hub, if it is known."""
     if Path(teacher).name in PREPARED:
         return f"sentence-transformers/{Path(teacher).name}"
     return hub_name(teacher)
@@ -56,17 +56,19 @@ def teacher_metadata(teacher: str) -> dict[str, Any]:
 
 
 def card_data(files: RunFiles) -> ModelCardData:
-    """The front matter: what the Hub shows beside a card and finds the model by."""
+    """The front matter: what the Hub shows beside a card and uses in its search."""
     teacher = files.recipe.get("teacher", "")
     base_model, metadata = base_model_of(teacher), teacher_metadata(teacher)
     license, language = metadata.get("license"), metadata.get("language")
     if base_model in [f"sentence-transformers/{name}" for name in PREPARED]:
         license, language = "apache-2.0", "en"
     sources = [hub_name(source) for source in files.data.get("sources", {})]
-    results = [result for each in measured_sets(files) for result in eval_results(*each)]
+    results = [result for measured in measured_sets(files) for result in eval_results(*measured)]
     return ModelCardData(
         language=language,
-        license=license if license == "apache-2.0" else None,  # another licence is the publisher's to judge
+        license=license
+        if license == "apache-2.0"
+        else None,  # whether another licence allows it, the publisher must decide
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=TAGS,
@@ -79,15 +81,15 @@ def card_data(files: RunFiles) -> ModelCardData:
 
 
 def measured_sets(files: RunFiles) -> list[tuple[str, str, str, dict[str, float | None]]]:
-    """Of each set: kind, name, where the recipe took it from ("" where it is not the recipe's), figures by metric."""
+    """For every set: kind, name, its source in the recipe ("" if it is not there), and figures by metric."""
     sts, retrieval = files.recipe.get("sts", {}), files.recipe.get("retrieval", {})
     sets: list[tuple[str, str, str, dict[str, float | None]]] = []
     for row in files.searches:
         figures = {f"cosine_{key}": files.evaluation["retrieval"][row.name]["student"].get(key) for key in MEASURES}
         sets.append(("information-retrieval", row.name, retrieval.get(row.name, ""), figures))
-    for each in files.results:
-        correlations = {"pearson_cosine": each.student_pearson, "spearman_cosine": each.student}
-        sets.append(("semantic-similarity", each.name, sts.get(each.name, ""), correlations))
+    for row in files.results:
+        correlations = {"pearson_cosine": row.student_pearson, "spearman_cosine": row.student}
+        sets.append(("semantic-similarity", row.name, sts.get(row.name, ""), correlations))
     return sets
 
 
@@ -112,7 +114,7 @@ def eval_results(kind: str, name: str, source: str, figures: dict[str, float | N
 
 
 def config_and_split(source: str) -> tuple[str, str]:
-    """Of a Hub dataset NAME:CONFIG:SPLIT; empty where they are not given, or it is a file."""
+    """Config and split of a Hub dataset NAME:CONFIG:SPLIT; empty if not given, or for a file."""
     _, config, split = (*source.split(":"), "", "")[:3] if hub_name(source) else ("", "", "")
     return config, split
 

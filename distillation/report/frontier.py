@@ -74,45 +74,45 @@ def evaluations(run: Path) -> list[RunFiles]:
 
 
 def models_of(runs: Sequence[Path]) -> list[Model]:
-    """Every student of some runs, and each teacher once for each precision it was timed in, the fastest first.
+    """Every student of some runs, and each teacher once for every precision it was timed in, the fastest first.
 
     Raises:
         InputError: see `evaluations`.
     """
-    files = [each for run in runs for each in evaluations(run)]
-    searches = common([{row.name for row in each.searches if row.kept is not None} for each in files])
-    compared = common([{row.name for row in each.searches if row.found is not None} for each in files])
-    sets = common([{row.name for row in each.results if row.kept is not None} for each in files])
-    found: dict[tuple[str, str], Model] = {}
-    for each in files:
-        student, teacher = each.student, each.teacher
+    evaluated = [files for run in runs for files in evaluations(run)]
+    searches = common([{row.name for row in files.searches if row.kept is not None} for files in evaluated])
+    compared = common([{row.name for row in files.searches if row.found is not None} for files in evaluated])
+    sets = common([{row.name for row in files.results if row.kept is not None} for files in evaluated])
+    models: dict[tuple[str, str], Model] = {}
+    for files in evaluated:
+        student, teacher = files.student, files.teacher
         precision = student.get("precision") or "fp32"
-        name = Path(each.recipe.get("teacher", "teacher")).name
-        speeds = {row.precision: row for row in each.speeds}
+        name = Path(files.recipe.get("teacher", "teacher")).name
+        speeds = {row.precision: row for row in files.speeds}
         layers = f"{student['layers']} of {teacher['layers']}" if teacher else str(student["layers"])
         speed = speeds[precision].student if precision in speeds else None
-        found_10 = mean([row.found for row in each.searches if row.name in compared])
-        search = mean([row.kept for row in each.searches if row.name in searches])
-        sts = mean([row.kept for row in each.results if row.name in sets])
-        width, pieces = each.recipe.get("intermediate_size"), each.data.get("vocabulary", {}).get("pieces")
+        found_10 = mean([row.found for row in files.searches if row.name in compared])
+        search = mean([row.kept for row in files.searches if row.name in searches])
+        sts = mean([row.kept for row in files.results if row.name in sets])
+        width, pieces = files.recipe.get("intermediate_size"), files.data.get("vocabulary", {}).get("pieces")
         size = megabytes(student.get("parameters"))
-        found[each.name, precision] = Model(
-            each.name, name, layers, width, pieces, student.get("dimensions"), precision, size, speed,
+        models[files.name, precision] = Model(
+            files.name, name, layers, width, pieces, student.get("dimensions"), precision, size, speed,
             found_10, search, sts,
         )  # fmt: skip
         if teacher and precision in speeds:
             whole, size = str(teacher["layers"]), megabytes(teacher.get("parameters"))
             rate = speeds[precision].teacher
             kept = [None if share is None else 1.0 for share in (found_10, search, sts)]
-            found.setdefault(
+            models.setdefault(
                 (name, precision),
                 Model(name, name, whole, None, None, teacher.get("dimensions"), precision, size, rate, *kept),
             )
-    return sorted(found.values(), key=lambda model: -(model.speed or 0))
+    return sorted(models.values(), key=lambda model: -(model.speed or 0))
 
 
 def common(names: list[set[str]]) -> set[str]:
-    """Those that all have."""
+    """The names that are in all sets."""
     return set.intersection(*names) if names else set()
 
 
@@ -122,7 +122,7 @@ def mean(shares: Sequence[float | None]) -> float | None:
 
 
 def megabytes(parameters: int | None) -> float | None:
-    """Of weights in fp32."""
+    """The size of so many weights in fp32, in MB; None if not known."""
     return None if parameters is None else 4e-6 * parameters
 
 
@@ -132,14 +132,14 @@ def table(models: Sequence[Model]) -> str:
         "model", "teacher", "layers", "width", "pieces", "dimensions", "precision", "MB", "sentences/s",
         "found@10", "nDCG@10", "STS",
     )  # fmt: skip
-    rows = [heads, ("---",) * len(heads)]
-    for each in models:
-        numbers = [f"{value:,.0f}" if value else "–" for value in (each.megabytes, each.speed)]
-        shares = ["–" if share is None else f"{share:.1%}" for share in (each.found, each.search, each.sts)]
-        width, pieces = (f"{number:,}" if number else "all" for number in (each.width, each.pieces))
-        texts = [each.name, each.teacher, each.layers, width, pieces, str(each.dimensions or "–"), each.precision]
-        rows.append((*texts, *numbers, *shares))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    lines = [heads, ("---",) * len(heads)]
+    for model in models:
+        numbers = [f"{value:,.0f}" if value else "–" for value in (model.megabytes, model.speed)]
+        shares = ["–" if share is None else f"{share:.1%}" for share in (model.found, model.search, model.sts)]
+        width, pieces = (f"{number:,}" if number else "all" for number in (model.width, model.pieces))
+        texts = [model.name, model.teacher, model.layers, width, pieces, str(model.dimensions or "–"), model.precision]
+        lines.append((*texts, *numbers, *shares))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 # -- the picture -----------------------------------------------------------------------------------------------------
@@ -147,25 +147,25 @@ def table(models: Sequence[Model]) -> str:
 
 def frontier_figure(models: Sequence[Model]) -> Figure:
     """Two panels a row, 1600 x 600 pixels: what is found and kept of search and STS, over speed and over size."""
-    rows = [y for y in ("found", "search", "sts") if y != "found" or any(each.found is not None for each in models)]
-    teachers = list(dict.fromkeys(each.teacher for each in models))
+    kinds = [y for y in ("found", "search", "sts") if y != "found" or any(model.found is not None for model in models)]
+    teachers = list(dict.fromkeys(model.teacher for model in models))
     colours = dict(zip(teachers, COLOURS * len(teachers), strict=False))
     with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.2, wspace=0.04, hspace=0.04)
-        picture = Figure(figsize=(16, 6 * len(rows)), dpi=100, layout=layout, facecolor="white")
+        picture = Figure(figsize=(16, 6 * len(kinds)), dpi=100, layout=layout, facecolor="white")
         title = "What each student keeps of its teacher, by speed and by size"
         picture.suptitle(title, fontsize=18, fontweight="bold")
         names: list[Annotation] = []
         for axes, (x, y) in zip(
-            picture.subplots(len(rows), 2).flat,
-            [(x, y) for y in rows for x in ("speed", "megabytes")],
+            picture.subplots(len(kinds), 2).flat,
+            [(x, y) for y in kinds for x in ("speed", "megabytes")],
             strict=True,
         ):
             names += draw(axes, models, x, y, colours)
         handles = [
             Line2D([], [], color=colour, marker="o", linestyle="", label=name) for name, colour in colours.items()
         ]
-        used = [each.precision for each in models]
+        used = [model.precision for model in models]
         handles += [
             Line2D([], [], color=FAINT, marker=marker, linestyle="", label=name)
             for name, marker in MARKERS.items()
@@ -183,9 +183,9 @@ def spread(names: list[Annotation]) -> None:
     """Move names, each to the nearest free place beside its point: right or left of it, up or down from there."""
     taken: list[BboxBase] = []
     for axes in {name.axes for name in names if name.axes is not None}:
-        points = axes.transData.transform(np.concatenate([each.get_offsets() for each in axes.collections]))
+        points = axes.transData.transform(np.concatenate([dots.get_offsets() for dots in axes.collections]))
         taken += [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in points]
-    for name in sorted(names, key=lambda each: -each.get_window_extent().y0):
+    for name in sorted(names, key=lambda name: -name.get_window_extent().y0):
         for step, right in itertools.product(range(40), (True, False)):
             name.set_horizontalalignment("left" if right else "right")
             name.xyann = (9 if right else -9, -3 + 3 * (step // 2) * (1 if step % 2 else -1))
@@ -199,10 +199,10 @@ def draw(axes: Axes, models: Sequence[Model], x: str, y: str, colours: dict[str,
 
     Returns the models' names in it.
     """
-    points = [(getattr(each, x), getattr(each, y), each) for each in models]
+    points = [(getattr(model, x), getattr(model, y), model) for model in models]
     points = [point for point in points if None not in point]
     points.sort(key=lambda point: point[1])
-    if x == "megabytes":  # the same in every precision: one point for each name, its best
+    if x == "megabytes":  # the same in every precision: one point a model, its best
         points = list({point[2].name: point for point in points}.values())
     if not points:
         say(axes, LABELS[y], "Not measured on a set that all runs have.")
@@ -214,13 +214,13 @@ def draw(axes: Axes, models: Sequence[Model], x: str, y: str, colours: dict[str,
         axes.plot([point[0] for point in best], [point[1] for point in best], color=colour, linestyle=":", zorder=1)
         frontier += best
     named: dict[str, Annotation] = {}
-    for place, share, each in sorted(points, key=lambda point: -point[0]):
-        chosen = (place, share, each) in frontier
-        alpha, marker = (1.0 if chosen else 0.45), MARKERS.get(each.precision if x == "speed" else "", "o")
-        axes.scatter(place, share, s=90, color=colours[each.teacher], marker=marker, alpha=alpha, linewidths=0)
-        if (chosen or x == "megabytes") and each.name not in named:
-            named[each.name] = axes.annotate(
-                shorten(each.name, 28), (place, share), xytext=(9, -3),
+    for place, share, model in sorted(points, key=lambda point: -point[0]):
+        chosen = (place, share, model) in frontier
+        alpha, marker = (1.0 if chosen else 0.45), MARKERS.get(model.precision if x == "speed" else "", "o")
+        axes.scatter(place, share, s=90, color=colours[model.teacher], marker=marker, alpha=alpha, linewidths=0)
+        if (chosen or x == "megabytes") and model.name not in named:
+            named[model.name] = axes.annotate(
+                shorten(model.name, 28), (place, share), xytext=(9, -3),
                 textcoords="offset points", fontsize=9.5, color=INK if chosen else FAINT,
             )  # fmt: skip
     axes.set(xlabel=LABELS[x], ylabel=LABELS[y])
@@ -235,9 +235,9 @@ def draw(axes: Axes, models: Sequence[Model], x: str, y: str, colours: dict[str,
 
 
 def best_of(points: list[tuple[float, float, Model]], fewer: bool) -> list[tuple[float, float, Model]]:
-    """Those that no other beats in both numbers. More is better, but of the first where `fewer`."""
-    found: list[tuple[float, float, Model]] = []
-    for point in sorted(points, key=lambda each: (each[0] if fewer else -each[0], -each[1])):
-        if not found or point[1] > found[-1][1]:
-            found.append(point)
-    return found
+    """The points that no other beats in both numbers. More is better, but with `fewer` less of the first number is."""
+    best: list[tuple[float, float, Model]] = []
+    for point in sorted(points, key=lambda point: (point[0] if fewer else -point[0], -point[1])):
+        if not best or point[1] > best[-1][1]:
+            best.append(point)
+    return best

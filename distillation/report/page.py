@@ -16,8 +16,8 @@ PLACE = "RUN_DATA"  # in the template, where the data goes
 PAIRS_PER_SET = 3000
 BYTES_OF_PAIRS = 1_400_000  # all sets together; with the rest the page stays below 2 MB
 CHARACTERS = 1000  # of a sentence that are shown
-SHOWN = 5  # of the queries that the student finds least of, and of their documents
-SURE_DIFFERENCES = 100  # the pairs where student and teacher differ most are shown whatever the limits leave out
+SHOWN = 5  # queries to show, those for which the student finds fewest, and documents of each
+SURE_DIFFERENCES = 100  # pairs always shown: those where student and teacher differ most
 CURVE_POINTS = 600  # as many as a screen can show
 
 
@@ -60,11 +60,11 @@ def shown_missed(queries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Queries with the documents that the student missed and those it found instead, cut to what is shown."""
     return [
         {
-            "query": each["query"][:CHARACTERS],
-            "found": each["found"],
-            **{who: [text[:CHARACTERS] for text in each[who][:SHOWN]] for who in ("teacher", "student")},
+            "query": query["query"][:CHARACTERS],
+            "found": query["found"],
+            **{who: [text[:CHARACTERS] for text in query[who][:SHOWN]] for who in ("teacher", "student")},
         }
-        for each in queries[:SHOWN]
+        for query in queries[:SHOWN]
     ]
 
 
