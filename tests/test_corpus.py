@@ -1,4 +1,4 @@
-"""The corpus: distinct, shuffled, some held out; the same for the same seed, used again, built anew after damage."""
+"""The corpus: distinct, shuffled, some held out; the same for the same seed, used again, built again after damage."""
 
 import subprocess
 import sys
@@ -124,7 +124,7 @@ def test_a_finished_corpus_is_used_again(tmp_path: Path, sources: list[str], mon
         None,
     ],
 )
-def test_a_damaged_corpus_is_built_anew(
+def test_a_damaged_corpus_is_built_again(
     tmp_path: Path, sources: list[str], damage: Callable[[bytes], bytes] | None
 ) -> None:
     corpus = build_corpus(tmp_path / "corpus", sources, None, 10, 7)

@@ -96,7 +96,7 @@ DAMAGES = {"flipped bit": (hooks.flip_bit, "checksum does not match"), "truncate
 @pytest.mark.parametrize(
     ("name", "damage"), [("00000.safetensors", "flipped bit"), ("evaluation.safetensors", "truncated")]
 )
-def test_a_damaged_shard_is_labelled_anew(recipe: Path, undisturbed: RunDirectory, name: str, damage: str) -> None:
+def test_a_damaged_shard_is_labelled_again(recipe: Path, undisturbed: RunDirectory, name: str, damage: str) -> None:
     assert train(recipe).status == 0
     shard = only((recipe.parent / "runs" / "labels").rglob(name))
     whole = {name: tensor.clone() for name, tensor in load_file(shard).items()}
@@ -153,7 +153,7 @@ def test_two_damaged_checkpoints_are_refused(recipe: Path, undisturbed: RunDirec
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, "missing"])
-def test_damaged_best_weights_are_looked_for_again(recipe: Path, undisturbed: RunDirectory, damage: str) -> None:
+def test_damaged_best_weights_are_chosen_again(recipe: Path, undisturbed: RunDirectory, damage: str) -> None:
     best = stopped_at_12(recipe) / "best.safetensors"
     apply, reason = DAMAGES.get(damage, (os.unlink, "no such file"))
     apply(best)

@@ -207,7 +207,7 @@ def test_a_crash_keeps_the_finished_shards(
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other file"])
-def test_a_damaged_shard_is_labelled_anew(
+def test_a_damaged_shard_is_labelled_again(
     tmp_path: Path, teacher: Embedder, corpus: Corpus, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], damage: str,
 ) -> None:  # fmt: skip
@@ -326,7 +326,7 @@ def one_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(edits=st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=6)), max_size=4), cut=st.integers(0, 10**6))
-def test_any_bytes_are_the_shard_or_are_labelled_anew(
+def test_any_bytes_are_the_shard_or_are_labelled_again(
     one_shard: Path, edits: list[tuple[int, bytes]], cut: int
 ) -> None:
     content = one_shard.read_bytes()

@@ -54,7 +54,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     assert optimizer.skips.tolist() == [1, 0]
 
 
-def test_an_overflow_of_the_word_rows_halves_the_scale_and_starts_its_growth_anew(student: Embedder) -> None:
+def test_an_overflow_of_the_word_rows_halves_the_scale_and_restarts_its_growth(student: Embedder) -> None:
     optimizer = optimizer_of(student, precision="fp16")
     optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
     for words, scale in ((1.0, 2**10), (1.0, 2**10), (float("inf"), 2**9), (1.0, 2**9), (1.0, 2**9), (1.0, 2**10)):

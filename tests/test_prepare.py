@@ -372,7 +372,7 @@ def test_what_is_there_and_right_is_left_alone(
         ("retrieval/questions/documents.txt", 2),
     ],
 )
-def test_what_is_damaged_or_gone_is_made_anew(tmp_path: Path, wheels: SimpleNamespace, name: str, wheel: int) -> None:
+def test_what_is_damaged_or_gone_is_made_again(tmp_path: Path, wheels: SimpleNamespace, name: str, wheel: int) -> None:
     assets = tmp_path / "assets"
     prepare(assets)
     before = contents(assets)
@@ -389,7 +389,7 @@ def test_what_is_damaged_or_gone_is_made_anew(tmp_path: Path, wheels: SimpleName
         assert wheels.asked == [wheel.requirement for wheel in asked]
 
 
-def test_a_newer_cleaning_makes_the_text_anew(
+def test_a_newer_cleaning_makes_the_text_again(
     tmp_path: Path, wheels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(tmp_path / "assets")

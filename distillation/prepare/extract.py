@@ -169,7 +169,7 @@ def without_ansible_marks(text: Any) -> str:
 
 
 def python_docs(archive: Path, folder: str) -> Extract:
-    """Docstrings: the first line as a query; the running text, and what is said of each parameter, as texts."""
+    """Docstrings: the first line as a query; the running text, and the description of every parameter, as texts."""
     for name, source in read_members(archive, folder, ".py"):
         if "/tests/" not in name:
             try:

@@ -83,7 +83,7 @@ TEXT_FILES = [
     *(f"retrieval/wikipedia/{name}" for name in ("queries.txt", "documents.txt", "relevance.tsv")),
     *(f"sts/{name}.tsv" for name in ("lee", "wordsim353", "simlex999")),
 ]
-TEXT_VERSION = 3  # raise it when the cleaning in prose.py changes, so that assets made before are made anew
+TEXT_VERSION = 3  # raise it when the cleaning in prose.py changes, so that older assets are made again
 
 NOTICE = Path(__file__).parent / "notice.md"
 
@@ -116,7 +116,7 @@ def prepare_teacher(assets: Path) -> None:
 
 
 def is_whole(directory: Path, files: dict[str, str]) -> bool:
-    """Whether a directory holds these files with their SHA-256, which is said."""
+    """Whether a directory holds these files with their SHA-256; prints a line if so."""
     if not all((directory / name).is_file() for name in files):
         return False
     whole = all(sha256_of_file(directory / name) == sha256 for name, sha256 in files.items())

@@ -87,9 +87,9 @@ def measured_sets(files: RunFiles) -> list[tuple[str, str, str, dict[str, float 
     for row in files.searches:
         figures = {f"cosine_{key}": files.evaluation["retrieval"][row.name]["student"].get(key) for key in MEASURES}
         sets.append(("information-retrieval", row.name, retrieval.get(row.name, ""), figures))
-    for row in files.results:
-        correlations = {"pearson_cosine": row.student_pearson, "spearman_cosine": row.student}
-        sets.append(("semantic-similarity", row.name, sts.get(row.name, ""), correlations))
+    for sts_set in files.results:
+        correlations = {"pearson_cosine": sts_set.student_pearson, "spearman_cosine": sts_set.student}
+        sets.append(("semantic-similarity", sts_set.name, sts.get(sts_set.name, ""), correlations))
     return sets
 
 

@@ -58,7 +58,7 @@ def _tensorboard(directory: Path, settings: dict[str, Any], step: int) -> Callba
 def _wandb(directory: Path, settings: dict[str, Any], step: int) -> Callback:
     import wandb
 
-    # The run's own name as id, so that a resumed run goes on with its curves.
+    # The run's own name as id, so that a resumed run continues its curves.
     run = wandb.init(
         project="shortstack",
         name=directory.name,
