@@ -21,6 +21,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -297,7 +298,9 @@ def end_early(progress: Progress, checkpoints: Checkpoints, meter: Meter, run: R
 
 def in_parallel(student: Embedder) -> DistributedDataParallel:
     """The student on one of several ranks. Its buffers are position numbers, the same everywhere."""
-    return DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():  # torch 2.13 has a new name for the argument, which 2.11 does not know
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def seed_dropout(recipe: Recipe, step: int, ranks: Ranks) -> None:

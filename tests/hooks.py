@@ -38,10 +38,10 @@ def note_shards(shards_written: Path) -> None:
     """Note in a file which rank writes which shard."""
     real = labels.write_shard
 
-    def noting(path: Path, *arguments: Any) -> None:
-        real(path, *arguments)
+    def noting(store: labels.Store, name: int | str, *arguments: Any) -> None:
+        real(store, name, *arguments)
         with shards_written.open("a") as file:
-            file.write(f"{os.environ.get('RANK', 0)}:{path.stem}\n")
+            file.write(f"{os.environ.get('RANK', 0)}:{Path(labels.shard_name(name)).stem}\n")
 
     labels.write_shard = noting
 

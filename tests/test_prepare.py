@@ -266,7 +266,7 @@ def test_what_is_searched_is_not_trained_on(tmp_path: Path, wheels: SimpleNamesp
         "They lose leaves in autumn. They are slow to grow.",
         "They like cold winters. They smell of resin.",
     ]
-    assert found.relevant == [{0}, {1}]
+    assert found.grades == [{0: 1}, {1: 1}]
     passages = list(read_sentences(f"{tmp_path}/assets/sentences/passages.txt"))
     assert passages == [SUMMARIES[title][0] for title in ("Grieg", "Oak", "Owl")]
 
@@ -304,7 +304,7 @@ def test_retrieval_sets_of_five_kinds(tmp_path: Path, wheels: SimpleNamespace) -
             "factorial of the nodes.",
         )
     ]
-    assert all(each.relevant == [{index} for index in range(len(each.queries))] for each in found.values())
+    assert all(each.grades == [{index: 1} for index in range(len(each.queries))] for each in found.values())
 
 
 def test_a_query_finds_its_own_document_among_all(
@@ -318,7 +318,7 @@ def test_a_query_finds_its_own_document_among_all(
     judged.prepare_judged(tmp_path)
     found = read_retrieval("a", str(tmp_path / "retrieval" / "a"))
     assert found.queries == ["query 0", "query 4", "query 6", "query 8"] and len(found.documents) == 8
-    for query, (document,) in zip(found.queries, found.relevant, strict=True):
+    for query, (document,) in zip(found.queries, found.grades, strict=True):
         assert found.documents[document] == query.replace("query", "document")
 
 

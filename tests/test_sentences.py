@@ -107,7 +107,7 @@ def test_a_retrieval_directory_and_the_same_three_files(retrieval: Path) -> None
         judged = read_retrieval("mine", source)
         assert (judged.name, judged.queries) == ("mine", ["first", "third"])  # the second has no relevant document
         assert judged.documents == ["a", "b", "b"]  # the same text twice stays
-        assert judged.relevant == [{1, 2}, {0}]
+        assert [set(each) for each in judged.grades] == [{1, 2}, {0}]
 
 
 def test_a_beir_directory(tmp_path: Path) -> None:
@@ -120,14 +120,14 @@ def test_a_beir_directory(tmp_path: Path) -> None:
     put(tmp_path / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\nq2\td1\t1\nq1\td2\t2\n")
     judged = read_retrieval("beir", str(tmp_path))
     assert (judged.queries, judged.documents) == (["first", "second"], ["A b", ""])
-    assert judged.relevant == [{1}, {0}]
+    assert judged.grades == [{1: 1}, {0: 1}]
 
 
 def test_parallel_files(tmp_path: Path) -> None:
     names = [put(tmp_path / f"{name}.gz", f"{name}1\n{name}2\n") for name in "abc"]
     judged = read_retrieval("captions", "parallel:" + ",".join(names))
     assert (judged.queries, judged.documents) == (["a1", "a2"], ["b1", "b2", "c1", "c2"])
-    assert judged.relevant == [{0, 2}, {1, 3}]
+    assert judged.grades == [{0: 1, 2: 1}, {1: 1, 3: 1}]
 
 
 @pytest.mark.parametrize(
