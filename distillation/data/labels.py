@@ -194,9 +194,10 @@ def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks
     # Summing also waits until every rank's shards are written.
     histogram, pieces = (ranks.sum(torch.from_numpy(array).to(ranks.device)).cpu() for array in counts)
     unseen = [path for path in (directory / shard_name(name) for name in names) if not path.exists()]
-    if unseen:
+    if ranks.any(bool(unseen)):  # all end here together: none waits for one that has left
+        sees = f"rank {ranks.rank} does not see it" if unseen else "another rank does not see one of its files"
         raise InputError(
-            f"{unseen[0]}: written, but rank {ranks.rank} does not see it; --output and --labels must be on a file "
+            f"{unseen[0] if unseen else directory}: written, but {sees}; --output and --labels must be on a file "
             "system that all hosts share"
         )
     occurring = histogram.nonzero().flatten()
