@@ -3,12 +3,9 @@
 `read_model` returns the parts of a model, and `Embedder.load` builds one from them; `write_model` takes the same parts.
 """
 
-import contextlib
 import json
 import math
-import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +31,7 @@ from shortstack.model.files import (
 from shortstack.model.hub import commit_of, local_directory
 from shortstack.model.manifest import check_manifest, write_manifest
 from shortstack.model.network import PackedForward
+from shortstack.model.panics import tokenizer_errors
 from shortstack.model.pooling import Pooling
 from shortstack.model.tensors import load_tensors, save_tensors
 from shortstack.model.weights import check_size, check_weights, inside, read_weights
@@ -111,15 +109,15 @@ def read_model(name: str) -> Parts:
     directory = local_directory(name)
     settings = Settings(origin=name, commit=commit_of(directory))
     try:
-        check_manifest(directory)
+        checked = check_manifest(directory)
         modules = read_modules(directory)
         folder = modules["Transformer"]
-        bert = read_bert(folder)
+        bert = read_bert(folder, checked)
         tokenizer = read_tokenizer(folder, bert.config.vocab_size)
         read_pooling(modules, settings)
         read_lengths_and_prompts(directory, folder, settings, bert.longest, tokenizer)
-        dense, activation = read_dense(modules, bert.config.hidden_size)
-        calibration = read_calibration(folder / CALIBRATION_FILE, bert.config.num_hidden_layers)
+        dense, activation = read_dense(modules, bert.config.hidden_size, checked)
+        calibration = read_calibration(folder / CALIBRATION_FILE, bert.config.num_hidden_layers, checked)
     except OSError as error:  # no permission, a directory where a file should be, a name that is too long
         raise InputError(f"{error.filename or directory}: can't be read ({error.strerror or error})") from None
     except InputError:
@@ -167,14 +165,14 @@ def read_modules(directory: Path) -> dict[str, Path]:
     return dict(modules)
 
 
-def read_bert(folder: Path) -> PackedForward:
+def read_bert(folder: Path, checked: Collection[Path]) -> PackedForward:
     """The encoder: config.json and the weights that go with it, in fp32.
 
     Raises:
         InputError: either is missing or corrupt, or they do not fit each other.
     """
     config = read_config(folder / "config.json")
-    weights = read_weights(folder)
+    weights = read_weights(folder, checked)
     of_layers = sum(name.startswith(("encoder.layer.", "transformer.layer.")) for name in weights)
     if math.ceil(of_layers / TENSORS_OF_A_LAYER) < config.num_hidden_layers:
         raise InputError(f"{folder}: config.json asks for {config.num_hidden_layers} layers, the weights hold fewer")
@@ -257,27 +255,6 @@ def read_tokenizer(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-@contextlib.contextmanager
-def tokenizer_errors(place: Path | str) -> Iterator[None]:
-    """Turn whatever a tokenizer's files make its library raise into an InputError.
-
-    A panic in Rust is no `Exception`. It also prints to stderr, so stderr is redirected meanwhile.
-    """
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise InputError(f"{place}: the tokenizer can't be read ({first_line(error)})") from None
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
 def read_pooling(modules: dict[str, Path], settings: Settings) -> None:
     """Set pooling and normalisation from modules.json and the pooling module's config.
 
@@ -340,7 +317,7 @@ def read_lengths_and_prompts(
     settings.default_prompt_name, settings.similarity_fn_name = default, similarity
 
 
-def read_dense(modules: dict[str, Path], inputs: int) -> tuple[nn.Linear | None, str]:
+def read_dense(modules: dict[str, Path], inputs: int, checked: Collection[Path]) -> tuple[nn.Linear | None, str]:
     """The dense module after pooling and its activation's name in torch.nn, if the model has one.
 
     Raises:
@@ -353,7 +330,7 @@ def read_dense(modules: dict[str, Path], inputs: int) -> tuple[nn.Linear | None,
     activation = str(values.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if activation not in DENSE_ACTIVATIONS:
         raise InputError(f"{folder}/config.json: activation {activation} is not supported")
-    weights = read_weights(folder)
+    weights = read_weights(folder, checked)
     outputs, bias = values.get("out_features"), bool(values.get("bias", True))
     if not isinstance(outputs, int) or outputs < 1 or values.get("in_features") != inputs:
         raise InputError(f"{folder}/config.json: in_features must be {inputs}, and out_features a number of at least 1")
@@ -363,7 +340,7 @@ def read_dense(modules: dict[str, Path], inputs: int) -> tuple[nn.Linear | None,
     return dense, activation
 
 
-def read_calibration(path: Path, layers: int) -> Calibration | None:
+def read_calibration(path: Path, layers: int, checked: Collection[Path]) -> Calibration | None:
     """The ranges that int8 rounds by, if the model comes with them.
 
     Raises:
@@ -372,7 +349,7 @@ def read_calibration(path: Path, layers: int) -> Calibration | None:
     if not path.exists():
         return None
     try:
-        return calibration_of(load_tensors(path)[0], layers)
+        return calibration_of(load_tensors(path, path not in checked)[0], layers)
     except KeyError as error:
         raise InputError(f"{path}: has no {error}, so it belongs to another model; delete it") from None
 

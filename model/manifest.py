@@ -15,17 +15,17 @@ def write_manifest(directory: Path) -> None:
     write_json(directory / MANIFEST, {name: sums[name] for name in sums if name not in NOT_COVERED})
 
 
-def check_manifest(directory: Path) -> None:
-    """Make sure that the files of a model are still those that were written. Files added later are not checked.
+def check_manifest(directory: Path) -> set[Path]:
+    """Make sure that the files of a model are still those that were written, and return them.
 
-    A directory without a manifest, as other tools write them, is not checked.
+    Files added later are not checked. A directory without a manifest, as other tools write them, is not checked.
 
     Raises:
         InputError: a file is missing or has changed, or the manifest itself is corrupt.
     """
     manifest = directory / MANIFEST
     if not manifest.exists():
-        return
+        return set()
     sums = read_json(manifest)
     if not isinstance(sums, dict) or not sums or not all(isinstance(value, str) for value in sums.values()):
         raise InputError(f"{manifest}: damaged, must give a checksum for every file; fetch or write the model again")
@@ -38,3 +38,4 @@ def check_manifest(directory: Path) -> None:
             raise InputError(f"{path}: no such file, but {MANIFEST} gives its checksum; {advice}")
         if sha256_of_file(path) != wanted:
             raise InputError(f"{path}: checksum does not match, the file is damaged or was edited; {advice}")
+    return {directory / name for name in sums}

@@ -75,10 +75,14 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def load_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], Any]:
+def load_tensors(path: Path | str, check: bool = True) -> tuple[dict[str, torch.Tensor], Any]:
     """Read a safetensors file: its tensors, and the JSON value `save_tensors` stored beside them (None in other files).
 
     The tensors are memory-mapped: the file must not be changed in place while they are in use.
+
+    Args:
+        path: the file.
+        check: compare the checksum of `save_tensors`; False where the whole file's was compared just now.
 
     Raises:
         InputError: the file is missing, truncated, not safetensors, or its checksum does not match.
@@ -98,7 +102,7 @@ def load_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], Any]:
     except Exception as error:  # safetensors' own, and torch's for a type or shape it does not know
         reason = first_line(error)
         raise InputError(f"{path}: truncated or not a safetensors file ({reason}); fetch or write it again") from None
-    whole = not ours or metadata == FORMAT | {
+    whole = not (ours and check) or metadata == FORMAT | {
         "state": metadata["state"],
         "sha256": sha256_of_tensors(tensors, metadata["state"]),
     }

@@ -4,7 +4,7 @@ import io
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -22,8 +22,12 @@ GLOBALS = re.compile(
 WITHOUT_ZIP = 4  # pickles before the tensors in a file of torch before 1.6: two marks, the system, the shapes
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def read_weights(folder: Path, checked: Collection[Path] = ()) -> dict[str, torch.Tensor]:
     """Tensors by the names that transformers' encoders have, from safetensors (one file or several) or a .bin file.
+
+    Args:
+        folder: where.
+        checked: files whose checksum was compared already.
 
     Raises:
         InputError: no weights, a corrupt file, or one that asks for far more memory than it is long.
@@ -32,7 +36,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         folder / name for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
     )
     if single.exists():
-        tensors, _ = load_tensors(single)
+        tensors, _ = load_tensors(single, single not in checked)
     elif index.exists():
         tensors = read_shards(index)
     elif pickled.exists():

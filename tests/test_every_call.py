@@ -3,11 +3,13 @@
 import errno
 import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import hooks
 import pytest
 from processes import RunDirectory, same_weights, train, write_recipe
+from tiny import contents
 
 FAULTS = {"killed": 0, "EIO": errno.EIO, "ENOSPC": errno.ENOSPC}
 
@@ -23,6 +25,33 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) 
     run = RunDirectory(place / "runs.whole" / "tiny")
     (place / "runs").rename(place / "runs.whole")
     return recipe, run, int(counted.read_text())
+
+
+def count_operations(before: Callable, place: Path, counted: Path) -> int:
+    assert (
+        train(
+            before=functools.partial(before, functools.partial(hooks.fault_at_operation, place, 0, 0, counted))
+        ).status
+        == 0
+    )
+    return int(counted.read_text())
+
+
+def check_handing_over(before: Callable, place: Path, whole: dict[str, bytes], number: int, fault: int) -> None:
+    """A fault while a finished run is reported or exported: what was there is whole, and the next try ends well."""
+    where = f"operation {number}"
+    nothing = functools.partial(hooks.fault_at_operation, place, -1, 0, Path())
+    ended = train(
+        before=functools.partial(before, functools.partial(hooks.fault_at_operation, place, number, fault, Path()))
+    )
+    assert "Traceback" not in ended.err, f"{where}: {ended.err}"
+    assert ended.status in ((-9,) if fault == 0 else (0, 1, 2)), f"{where}: {ended}"
+    now = contents(place)
+    assert {name: now.get(name) for name in whole} == whole, where
+    again = train(before=functools.partial(before, nothing))
+    assert again.status == 0, f"{where}: {ended} {again}"
+    left = [path for path in place.rglob(".*") if path.name.endswith((".tmp", ".old"))]
+    assert not left, f"{where}: {left}"
 
 
 def check_operation(undisturbed: tuple[Path, RunDirectory, int], number: int, fault: int) -> None:
@@ -54,3 +83,28 @@ def test_some_operations(undisturbed: tuple[Path, RunDirectory, int], fault: str
 def test_every_operation(undisturbed: tuple[Path, RunDirectory, int], fault: str) -> None:
     for number in range(1, undisturbed[2] + 1):
         check_operation(undisturbed, number, FAULTS[fault])
+
+
+@pytest.mark.parametrize(
+    "kind, fault, share",
+    [
+        ("report", "EIO", 0.6),
+        *(pytest.param("report", fault, 0.0, marks=pytest.mark.long) for fault in FAULTS),
+        *(pytest.param("export", fault, 0.0, marks=pytest.mark.long) for fault in FAULTS),
+    ],
+)
+def test_handing_over(
+    undisturbed: tuple[Path, RunDirectory, int], tmp_path: Path, kind: str, fault: str, share: float
+) -> None:
+    """One operation of a report here; in `make test-long` every one of a report, and every eighth of an export."""
+    run = tmp_path / "tiny"
+    shutil.copytree(undisturbed[1].path, run)
+    if kind == "report":
+        before: Callable = functools.partial(hooks.report_instead, run)
+    else:
+        before = functools.partial(hooks.export_instead, run / "model")
+    whole = {name: content for name, content in contents(run).items() if name != "model/README.md"}
+    count = count_operations(before, run, tmp_path / "counted")
+    numbers = [int(share * count)] if share else range(1, count + 1, 8 if kind == "export" else 1)
+    for number in numbers:
+        check_handing_over(before, run, whole, number, FAULTS[fault])

@@ -93,6 +93,16 @@ def test_a_hub_dataset_is_streamed_with_its_config_split_and_columns(monkeypatch
         list(read_sentences("owner/name:::c"))
 
 
+@pytest.mark.parametrize("name", ["assets/sentences", "runs/mine", "here/mine", "mine/weights.zip"])
+def test_the_hub_is_not_asked_for_what_looks_like_a_path(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(InputError, match=f"{name}: no such file"):
+        parse_source(name, "train")
+
+
 def test_an_unreachable_hub_says_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(*arguments: Any, **named: Any) -> None:
         raise ConnectionError("Couldn't reach the Hub\nand more")
@@ -110,6 +120,7 @@ BAD_SENTENCES: list[tuple[str, str | bytes | None, str, str]] = [
     ("missing.txt", None, "", "missing.txt: no such file"),
     ("mis sing", None, "", "mis sing: no such file"),
     ("a/b/c", None, ":text", "a/b/c:text: no such file"),
+    ("news.TXT", None, "", "news.TXT: no such file"),
     ("name", None, "::::", "no such file"),
     ("missing", None, "/*.txt", "no file matches"),
     ("empty.txt", "", "", "no sentences in it"),

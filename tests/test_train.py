@@ -145,6 +145,12 @@ def test_the_best_is_kept_and_the_speed_is_of_steps_only(recipe: Path) -> None:
     assert run.logged("sentences_per_second") == dict.fromkeys(range(4, 41, 4), 20)  # a second for each step of 20
 
 
+def test_two_runs_give_the_same_model_byte_by_byte(first: tuple[RunDirectory, str], recipe: Path) -> None:
+    assert train(recipe, "--name", "again").status == 0
+    model = first[0].path / "model"
+    assert contents(model.parents[1] / "again" / "model") == contents(model)
+
+
 def test_a_second_run_uses_the_labels_again_and_moves_the_first_aside(tmp_path: Path, tiny_model_dir: Path) -> None:
     recipe, runs = write_recipe(tmp_path, tiny_model_dir), tmp_path / "runs"
     assert train(recipe).status == 0

@@ -25,6 +25,7 @@ from shortstack.model.files import (
     atomic_path,
     errors_about,
     locked,
+    make_directory,
     read_json,
     remove_leftovers,
     write_json,
@@ -140,7 +141,7 @@ def build_corpus(
         raise InputError("no sentences: name at least one file, glob or dataset")
     if evaluation_sentences < 0 or (max_sentences is not None and max_sentences < 1):
         raise InputError(f"max_sentences {max_sentences}, evaluation_sentences {evaluation_sentences}: too small")
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     for stale in directory.glob(".spool.*"):
         stale.unlink()
     key = {

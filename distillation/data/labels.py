@@ -245,6 +245,7 @@ def write_once(path: Path, value: Any) -> None:
         flush_to_disk(temporary)
         try:
             os.link(temporary, path)
+            flush_to_disk(path.parent)
         except FileExistsError:
             pass
         except OSError:  # a file system without hard links

@@ -35,6 +35,7 @@ import pyarrow.parquet as parquet
 
 from shortstack.distillation.data.documents import DOCUMENTS
 from shortstack.model.files import InputError
+from shortstack.model.hub import looks_like_a_path
 
 Row = dict[str, Any]
 LINE_LIMIT = 2**24  # bytes; a longer line is not text, and the limit bounds the memory that a corrupt file can ask for
@@ -132,7 +133,8 @@ def parse_source(source: str, default_split: str) -> Source:
         raise InputError(f"{source}: a pipe or device, which can't be read twice; write its text to a file first")
     if re.search(r"[*?\[]", name):
         raise InputError(f"{source}: no file matches")
-    if not os.path.isdir(name) and (name.endswith(DATA_SUFFIXES) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)):
+    is_hub_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not looks_like_a_path(name)
+    if not os.path.isdir(name) and (name.lower().endswith(DATA_SUFFIXES) or not is_hub_name):
         raise InputError(f"{source}: no such file")
     if len(parts) > 4:
         raise InputError(f"{source}: a dataset takes NAME:CONFIG:SPLIT:COLUMN,COLUMN at most")

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as parquet
 
 from shortstack.distillation.data.sources import json_rows, read_lines
-from shortstack.model.files import InputError, first_line
+from shortstack.model.files import InputError, first_line, make_directory
 
 ROWS = 1024  # texts read at a time
 UNIT = 1e-2  # how far the length of a normalised vector may be from 1: some are stored in half precision
@@ -59,7 +59,7 @@ class TeacherVectors:
         keys: list[np.ndarray] = []
         digest = hashlib.sha256()
         dimensions = 0
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         with tempfile.TemporaryFile(dir=directory) as file:
             for source in sources:
                 for texts, vectors in read_vectors(source):

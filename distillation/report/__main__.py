@@ -10,7 +10,8 @@ from shortstack.distillation.flags import answer_first, parse_arguments
 if __name__ == "__main__":
     answer_first("report")  # --help and a wrong flag end here, before the seconds that the imports below take
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -50,16 +51,31 @@ def write_report(run: Path) -> None:
     """
     files = RunFiles.read(run)
     picture, page, card = run / "report.png", run / "report.html", run / "model" / "README.md"
-    write_picture(picture, figure(files))
-    write_text(page, report_page(files))
-    write_text(card, model_card(files))
-    results = {run / "model" / ".eval_results" / name: text for name, text in eval_result_files(files).items()}
-    for path, text in results.items():
-        path.parent.mkdir(exist_ok=True)
+    with errors_about_figures(files):
+        in_words = summary(files)
+        texts = {page: report_page(files), card: model_card(files)}
+        results = eval_result_files(files).items()
+        texts |= {run / "model" / ".eval_results" / name: text for name, text in results}
+        write_picture(picture, figure(files))
+    for path, text in texts.items():
         write_text(path, text)
-    for path in (picture, page, card, *results):
+    for path in (picture, *texts):
         print(f"wrote {path}")
-    print(summary(files))
+    print(in_words)
+
+
+@contextlib.contextmanager
+def errors_about_figures(files: RunFiles) -> Iterator[None]:
+    """Let whatever is raised in the block by files that were edited, damaged or mixed up be an InputError."""
+    try:
+        yield
+    except (InputError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{files.directory}: its figures are not as they were written ({type(error).__name__}: "
+            f"{first_line(error)}); write them again with train.py, evaluate.py and bench.py"
+        ) from None
 
 
 def write_picture(path: Path, picture: Figure) -> None:
@@ -90,7 +106,10 @@ def push_to_hub(run: Path, name: str) -> None:
     Raises:
         RunError: the Hub can't be reached, or does not let us.
     """
-    write_text(run / "model" / "README.md", model_card(RunFiles.read(run), name))
+    files = RunFiles.read(run)
+    with errors_about_figures(files):
+        card = model_card(files, name)
+    write_text(run / "model" / "README.md", card)
     try:
         repository = HfApi().create_repo(name, exist_ok=True)
         HfApi().upload_folder(repo_id=repository.repo_id, folder_path=run / "model", commit_message="Add the student")

@@ -58,7 +58,8 @@ class Checkpoints:
         self.last, self.earlier, self.best = (
             run.directory / "checkpoints" / f"{name}.safetensors" for name in ("last", "earlier", "best")
         )
-        self._student, self._optimizer, self._settings, self._ranks = student, optimizer, settings, run.ranks
+        self._student, self._optimizer, self._settings = student, optimizer, settings
+        self._run, self._ranks = run, run.ranks
         self._last_is_whole = True
 
     def resume(self, total: int) -> Progress:
@@ -124,6 +125,7 @@ class Checkpoints:
         progress.loss_sum, progress.losses = meter.losses()
         progress.skipped, progress.skipped_in_a_row = self._optimizer.skips.tolist()
         if self._ranks.is_main:
+            self._run.flush_log()
             if self._last_is_whole and self.last.exists():
                 self.last.replace(self.earlier)
             save_checkpoint(self.last, self._student, self._optimizer, progress, self._settings)
