@@ -332,8 +332,8 @@ def flat(figures: dict[str, Any]) -> dict[str, float]:
 def fingerprint(recipe: Recipe, labels: Labels, total: int) -> str:
     """A text that differs between runs which would take different steps: SHA-256, in hexadecimal."""
     settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in FREE_TO_CHANGE}
-    text = json.dumps([settings, labels.fingerprint, total], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    settings_hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return f"{settings_hash} {labels.fingerprint} {total}"
 
 
 def what_decides(recipe: Recipe) -> dict[str, Any]:

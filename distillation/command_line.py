@@ -1,15 +1,17 @@
 """What every command shares: flags for recipe fields, and errors as one line with an exit status."""
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import io
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, TextIO, cast, get_type_hints
 
 from shortstack.distillation.recipe import Recipe, check_set_name, find_recipe, read_recipe, set_field
 from shortstack.model.files import InputError, RunError, first_line, is_out_of_memory, printable
@@ -17,10 +19,45 @@ from shortstack.model.files import InputError, RunError, first_line, is_out_of_m
 # -- errors ----------------------------------------------------------------------------------------------------------
 
 
+class Output:
+    """A stdout whose loss ends no run: after `| head` closed it, or its disk is full, what is printed is dropped."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # stderr may be the same pipe
+                print(f"note: stdout is lost ({error.strerror}); going on without", file=sys.stderr, flush=True)
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # also for what is still in the buffer
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a script's `main` and turn what users can put right into one line on stderr and an exit status."""
+    if signal.getsignal(signal.SIGINT) is interrupted_in_imports:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or pipe of ASCII shows other letters as \\xe9
         sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout = cast(TextIO, output := Output(sys.stdout))
+        try:
+            return run_command(main)
+        finally:
+            output.flush()
+            sys.stdout = cast(TextIO, output.stream)
     try:
         main()
     except InputError as error:
@@ -40,6 +77,12 @@ def run_command(main: Callable[[], None]) -> None:
         return
     print(f"error: {printable(message)}", file=sys.stderr, flush=True)
     sys.exit(status)
+
+
+def interrupted_in_imports(number: int, frame: Any) -> NoReturn:
+    """What Ctrl-C does while a script imports: there a KeyboardInterrupt would print a page."""
+    os.write(2, b"error: interrupted\n")
+    os._exit(130)
 
 
 def end_at_once(error: BaseException) -> NoReturn:

@@ -4,12 +4,13 @@ import argparse
 import ast
 import difflib
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from shortstack.distillation.command_line import add_recipe_flags, run_command
+from shortstack.distillation.command_line import add_recipe_flags, interrupted_in_imports, run_command
 from shortstack.model.files import InputError
 
 # What other tools call our flags; each stands for the first that the command has.
@@ -83,7 +84,10 @@ def parse_arguments(command: str, arguments: Sequence[str] | None = None) -> arg
 
 
 def answer_first(command: str) -> None:
-    """End the process here for `--help`, for an argument that is wrong, and where torch is not installed."""
+    """End the process here for `--help`, for an argument that is wrong, and where torch is not installed.
+
+    From here on until `run_command`, Ctrl-C is one line too.
+    """
 
     def answer() -> None:
         parse_arguments(command)
@@ -94,6 +98,8 @@ def answer_first(command: str) -> None:
             )
 
     run_command(answer)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupted_in_imports)
 
 
 def _docstring(module: str) -> str | None:

@@ -49,7 +49,10 @@ class Run:
         # torchrun starts all ranks again after one was lost; they resume the run.
         self.resume = ranks.any(resume or ranks.restarted)
         in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-        numbers = (signal.SIGTERM, signal.SIGINT) if in_main else ()
+        # SIGHUP: a dropped connection. SIGUSR1: Slurm, before the time is up. Windows has neither.
+        names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if in_main else ()
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
         self._handlers = {number: signal.signal(number, self._note_signal) for number in numbers}
 
     def _note_signal(self, number: int, frame: Any) -> None:
@@ -59,7 +62,7 @@ class Run:
 
     @contextlib.contextmanager
     def taking_steps(self) -> Iterator[None]:
-        """Let SIGTERM and Ctrl-C wait for the end of a step and its checkpoint while the block runs.
+        """Let SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C wait for the end of a step and its checkpoint while the block runs.
 
         Outside of it they end the run at once, since what is finished is on disk already.
         """

@@ -111,8 +111,16 @@ def test_a_directory_of_documents_is_read_as_its_prose(tmp_path: Path) -> None:
     ]
     said = what_is_read(f"document@{docs}")
     assert said == f"{docs}: 3 files read (1 .rst, 1 .html, 1 .md); left out: 1 .png"
-    (docs / "f.csv").write_text("text\nA table makes it a dataset.\n")
+    (docs / "package.json").write_text("{}")
+    (docs / "f.csv").write_text("text\nA table among documents.\n")
+    assert what_is_read(str(docs)).endswith("3 files read (1 .rst, 1 .html, 1 .md); left out: 1 .png, 1 .csv, 1 .json")
+    (docs / "dataset_info.json").write_text("{}")
     assert what_is_read(str(docs)) == ""
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    (tables / "f.csv").write_text("text\nOnly in a table.\n")
+    (tables / "README.md").write_text("What the table is.")
+    assert what_is_read(str(tables)) == "" and list(read_sentences(str(tables))) == ["Only in a table."]
 
 
 def test_a_mistyped_document_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import hooks
@@ -106,7 +107,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> tup
     return recipe, RunDirectory(recipe.parent / "undisturbed" / "tiny")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+STOPS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
 def test_a_stop_is_saved_and_says_how_to_go_on(plain: tuple[Path, RunDirectory], number: signal.Signals) -> None:
     recipe, undisturbed = plain
     stop = functools.partial(hooks.overlapping, functools.partial(hooks.signal_at_step, number, 13))
@@ -125,6 +129,36 @@ def test_a_stop_is_saved_and_says_how_to_go_on(plain: tuple[Path, RunDirectory],
     assert_same_run(run, undisturbed)
 
 
+def test_interrupted_while_importing_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ENVIRONMENT['PYTHONPATH']}"}
+    ended = subprocess.run([sys.executable, TRAIN], env=os.environ | environment, capture_output=True, timeout=LIMIT)
+    assert (ended.returncode, ended.stderr) == (130, b"error: interrupted\n")
+
+
+@pytest.mark.parametrize("lost", ["closed", "full"])
+def test_a_lost_stdout_ends_no_command(lost: str) -> None:
+    program = """
+        from shortstack.distillation.command_line import run_command
+
+        def main():
+            for _ in range(3):
+                print("much to say" * 1000, flush=True)
+            print("still in the buffer")
+
+        run_command(main)
+    """
+    read, write = os.pipe()
+    os.close(read)
+    stdout = write if lost == "closed" else os.open("/dev/full", os.O_WRONLY)
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=Path(TRAIN).parent, env=os.environ | ENVIRONMENT,
+        stdout=stdout, stderr=subprocess.PIPE, timeout=LIMIT, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0
+    assert ended.stderr.startswith("note: stdout is lost (") and ended.stderr.count("\n") == 1
+
+
 def test_a_second_signal_stops_at_once(plain: tuple[Path, RunDirectory]) -> None:
     recipe, undisturbed = plain
     before = functools.partial(hooks.signal_at_step, signal.SIGINT, 13, times=2)
@@ -138,7 +172,7 @@ def test_a_second_signal_stops_at_once(plain: tuple[Path, RunDirectory]) -> None
 
 
 def test_after_an_error_in_a_step_a_signal_stops_at_once(tmp_path: Path) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in STOPS}
     run = Run(Recipe(name="r", output=str(tmp_path)), Ranks(0, 1, torch.device("cpu")), resume=False)
     try:
         with pytest.raises(ValueError), run.taking_steps():
@@ -208,4 +242,4 @@ def test_labels_are_known_by_what_they_are_not_by_where(tmp_path: Path, tiny_mod
     text = tmp_path / "text.txt"
     text.write_text(text.read_text().replace("The", "A", 1))
     ended = train(recipe, "--resume", "--labels", str(tmp_path / "here"))
-    assert ended.status == 2 and "is of a run with other settings" in ended.error
+    assert ended.status == 2 and "is of a run on other text or of another teacher" in ended.error

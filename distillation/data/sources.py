@@ -25,7 +25,7 @@ import shutil
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -41,6 +41,7 @@ Row = dict[str, Any]
 LINE_LIMIT = 2**24  # bytes; a longer line is not text, and the limit bounds the memory that a corrupt file can ask for
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 DATA_SUFFIXES = (".txt", *TABLES, *DOCUMENTS, ".gz")
+DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
 STS_BENCHMARK_COLUMNS = ["genre", "file", "year", "id", "score", "sentence1", "sentence2"]
 
 
@@ -145,15 +146,29 @@ def parse_source(source: str, default_split: str) -> Source:
 def documents_in(directory: Path) -> tuple[list[Path], list[Path]]:
     """The documents and plain text files below a directory, by name, and all its other files.
 
-    Hidden files are skipped, and links to directories are not followed. A directory with tables is a dataset, which has
+    Hidden files are skipped, and links to directories are not followed. A dataset has
     no documents.
     """
     files = sorted(path for path in directory.rglob("[!.]*") if path.is_file())
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
-    if any(suffix_of(path) in TABLES for path in files):
+    if is_dataset(files):
         return [], files
     read = [path for path in files if suffix_of(path) in (*DOCUMENTS, ".txt")]
     return read, [path for path in files if path not in set(read)]
+
+
+def is_dataset(files: Sequence[Path]) -> bool:
+    """Whether a directory's files are a dataset: as `datasets` saves one, or tables without documents but a README.
+
+    A table among documents, such as a package.json, makes no dataset of them.
+    """
+    if any(path.name in DATASET_FILES for path in files):
+        return True
+    documents = [path for path in files if suffix_of(path) in DOCUMENTS]
+    tables = {suffix_of(path) for path in files} & set(TABLES)
+    if all(path.stem.lower() == "readme" for path in documents):
+        return bool(tables - {".json"} if documents else tables)
+    return False
 
 
 def what_is_read(source: str) -> str:

@@ -153,7 +153,7 @@ def save_checkpoint(
         model: whose weights are kept in fp32.
         optimizer: AdamW's moments and the gradient scaler's state are kept.
         progress: how far the run has come.
-        settings: fingerprint of those that must not change when the run is resumed.
+        settings: fingerprint of those that must not change when the run is resumed; after a space, of its labels.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
@@ -181,11 +181,14 @@ def restore(
         How far the run had come.
 
     Raises:
-        InputError: the checkpoint is of a run with other settings.
+        InputError: the checkpoint is of a run with other settings, text or teacher.
     """
     tensors, state = content
-    if not isinstance(state, dict) or state.get("recipe") != settings:
-        raise InputError(f"{path}: is of a run with other settings; give another --name, or run without --resume")
+    found = state.get("recipe") if isinstance(state, dict) else None
+    if found != settings:
+        same = isinstance(found, str) and found.partition(" ")[0] == settings.partition(" ")[0]
+        what = "on other text or of another teacher, which have changed since" if same else "with other settings"
+        raise InputError(f"{path}: is of a run {what}; give another --name, or run without --resume")
     model.load_state_dict(part(tensors, "model."))
     names = {name: parameter for name, parameter in model.named_parameters()}
     for full_name, tensor in part(tensors, "optimizer.").items():
