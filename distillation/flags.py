@@ -128,6 +128,10 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     retrieval_help = "a directory with queries, documents and relevance, or parallel:FILE,FILE,... (default: the run's)"
     parser.add_argument("--retrieval", nargs="+", action="extend", metavar="NAME=SOURCE", help=retrieval_help)
     parser.add_argument("--sentences", nargs="+", help="text for the negative MSE (default: the run's held-out text)")
+    index_help = "vectors of an index that is there: .npy, .safetensors, .parquet, or FILE.parquet:TEXT,VECTOR"
+    parser.add_argument("--index", metavar="FILE", help=index_help)
+    parser.add_argument("--texts", metavar="FILE", help="with --index: its texts in the same order, one a line or row")
+    parser.add_argument("--queries", metavar="FILE", help="with --index: what users ask (default: made of its texts)")
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16 or int8 (default: auto)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--output", type=Path, help="where to write evaluation.json (default: the run's directory)")

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as parquet
+from safetensors import SafetensorError, safe_open
 
 from shortstack.distillation.data.sources import json_rows, read_lines
 from shortstack.model.files import InputError, first_line, make_directory
@@ -153,16 +154,27 @@ def _arrow(batches: Iterable[pa.RecordBatch], columns: Sequence[str], where: str
         if missing:
             raise InputError(f"{where}: no column {missing[0]!r}; there are: {', '.join(batch.schema.names)}")
         texts, lists = (batch.column(batch.schema.names.index(name)) for name in columns)
-        if not pa.types.is_list(lists.type) and not pa.types.is_fixed_size_list(lists.type):
-            raise InputError(f"{where}: column {columns[1]!r} holds {lists.type}, not lists of numbers")
-        if texts.null_count or lists.null_count:
-            raise InputError(f"{where}: a row without a text or without a vector; leave it out")
-        if not len(texts):
-            continue
-        flat = lists.flatten().to_numpy(zero_copy_only=False)
-        if len(set(pc.list_value_length(lists).to_pylist())) > 1:
-            raise InputError(f"{where}: vectors of different lengths in column {columns[1]!r}")
-        yield [text.strip() for text in texts.to_pylist()], flat.reshape(len(texts), -1).astype(np.float32)
+        if texts.null_count:
+            raise InputError(f"{where}: a row without a text; leave it out")
+        if len(texts):
+            yield [text.strip() for text in texts.to_pylist()], _rows_of(lists, f"{where}: column {columns[1]!r}")
+
+
+def _rows_of(lists: pa.Array, where: str) -> np.ndarray:
+    """A column of lists as (b, d) float32; b at least 1."""
+    if not is_vectors(lists.type):
+        raise InputError(f"{where} holds {lists.type}, not lists of numbers")
+    if lists.null_count:
+        raise InputError(f"{where} has a row without a vector; leave it out")
+    if len(set(pc.list_value_length(lists).to_pylist())) > 1:
+        raise InputError(f"{where} has vectors of different lengths")
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(lists), -1).astype(np.float32)
+
+
+def is_vectors(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold vectors."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _json(file: Path, columns: Sequence[str]) -> Iterator[Batch]:
@@ -201,3 +213,71 @@ def keys_of(texts: Iterable[str]) -> np.ndarray:
     """A 64-bit number for each text, under which its vector is looked up: (b,) uint64."""
     digests = (hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(digests), np.uint64)
+
+
+# -- an index whose texts are elsewhere ------------------------------------------------------------------------------
+
+
+class StoredRows:
+    """The rows of a matrix in a safetensors file, read when they are asked for; as much of an array as is needed."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = safe_open(file, "pt")  # torch, since numpy has no bfloat16
+        matrices = [name for name in self._file.keys() if len(self._file.get_slice(name).get_shape()) == 2]  # noqa: SIM118
+        if len(matrices) != 1:
+            raise InputError(f"{file}: {len(matrices)} matrices in it; an index is one, (texts, dimensions)")
+        self._rows = self._file.get_slice(matrices[0])
+        self.shape: tuple[int, ...] = tuple(self._rows.get_shape())
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, where: slice) -> np.ndarray:
+        return np.asarray(self._rows[where].float().numpy())
+
+
+def open_vectors(source: str, directory: Path) -> np.ndarray | StoredRows:
+    """The vectors of an index: (n, d), of which only the rows in use are in memory.
+
+    Args:
+        source: a .npy, .safetensors or .parquet file, or a source as at the top of this file.
+        directory: where there is room for a copy of a compressed file; the copy is gone when this process ends.
+
+    Raises:
+        InputError: a file that is missing or can't be read, or with no vectors in it.
+    """
+    file = Path(source)
+    if not file.is_file():
+        return TeacherVectors.read([source], directory).vectors
+    try:
+        if file.suffix == ".safetensors":
+            return StoredRows(file)
+        if file.suffix == ".parquet":
+            return _copied(file, directory)
+        vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (pa.ArrowException, SafetensorError, ValueError, OSError, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source}: can't be read as .npy, .safetensors or .parquet ({first_line(error)})") from None
+    if getattr(vectors, "ndim", 0) != 2 or not len(vectors):
+        raise InputError(f"{source}: no array of (texts, dimensions)")
+    return vectors
+
+
+def _copied(file: Path, directory: Path) -> np.ndarray:
+    """The only column of vectors in a Parquet file as an array on disk."""
+    opened = parquet.ParquetFile(file)
+    names = [field.name for field in opened.schema_arrow if is_vectors(field.type)]
+    if len(names) != 1 or not opened.metadata.num_rows:
+        raise InputError(f"{file}: {len(names)} columns of vectors; name one, as in {file}:text,embedding")
+    directory.mkdir(parents=True, exist_ok=True)
+    dimensions = 0
+    with tempfile.TemporaryFile(dir=directory) as copy:
+        for batch in opened.iter_batches(ROWS, columns=names):
+            rows = _rows_of(batch.column(0), f"{file}: column {names[0]!r}")
+            dimensions = dimensions or rows.shape[1]
+            if rows.shape[1] != dimensions:
+                raise InputError(f"{file}: vectors of {rows.shape[1]} dimensions after others of {dimensions}")
+            copy.write(rows.tobytes())
+        copy.flush()
+        return np.memmap(copy, np.float32, "r", shape=(opened.metadata.num_rows, dimensions))
