@@ -5,6 +5,7 @@ docs/reliability.md lists these tests with what the user sees.
 
 import functools
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -198,7 +199,7 @@ def test_too_many_nan_steps_stop_the_run_and_the_best_is_kept(recipe: Path, undi
 
 def test_a_teacher_that_gives_nan_is_refused(recipe: Path, model_copy: Path) -> None:
     tensors = load_file(model_copy / "model.safetensors")
-    tensors["encoder.layer.5.output.LayerNorm.weight"][3] = torch.nan
+    tensors["encoder.layer.5.output.LayerNorm.weight"][3] = 3e38  # finite, but what it multiplies is not
     save_file(tensors, model_copy / "model.safetensors", metadata={"format": "pt"})
     ended = train(recipe, "--teacher", str(model_copy))
     assert ended.status == 1
@@ -260,8 +261,8 @@ def test_no_pickle_is_read_but_the_weights_of_a_teacher() -> None:
     packages = ("model", "distillation", "benchmark")
     sources = [*ROOT.glob("*.py"), *(path for package in packages for path in ROOT.glob(f"{package}/**/*.py"))]
     found = [line.strip() for path in sources for line in path.read_text().splitlines() if "torch.load(" in line]
-    assert found == ['tensors = torch.load(pickled, map_location="cpu", weights_only=True)']
-    assert not any(f"{word} pickle" in path.read_text() for path in sources for word in ("import", "from"))
+    assert found == ['tensors = torch.load(path, map_location="cpu", weights_only=True)']
+    assert not any(re.search(r"\b(import|from) pickle\b", path.read_text()) for path in sources)
     assert not any("trust_remote_code=True" in path.read_text() for path in sources)
 
 
