@@ -120,7 +120,7 @@ def test_a_beir_directory(tmp_path: Path) -> None:
     put(tmp_path / "qrels" / "test.tsv", "query-id\tcorpus-id\tscore\nq2\td1\t1\nq1\td2\t2\n")
     judged = read_retrieval("beir", str(tmp_path))
     assert (judged.queries, judged.documents) == (["first", "second"], ["A b", ""])
-    assert judged.grades == [{1: 1}, {0: 1}]
+    assert judged.grades == [{1: 2}, {0: 1}]
 
 
 def test_parallel_files(tmp_path: Path) -> None:
