@@ -50,6 +50,7 @@ from shortstack.distillation.progress import progress_bar
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides, versions
 from shortstack.distillation.run import Run
+from shortstack.distillation.student.layers import note_on_layers
 from shortstack.distillation.student.plan import make_student, plan_student
 from shortstack.distillation.training.checkpoint import Checkpoints, Progress
 from shortstack.distillation.training.curves import Callback
@@ -80,11 +81,8 @@ def distil(run: Run) -> None:
     sts = [read_sts(name, source) for name, source in recipe.sts.items()]
     retrieval = [read_retrieval(name, source) for name, source in recipe.retrieval.items()]
     vectors = TeacherVectors.read(recipe.teacher_vectors, Path(recipe.output)) if recipe.teacher_vectors else None
-    if isinstance(recipe.layers, list) and len(recipe.layers) == 1 and recipe.layers[0] > 1:
-        (number,) = recipe.layers
-        run.say(
-            f"note: --layers {number} keeps one layer, number {number}; for {number} layers: --layers even:{number}"
-        )
+    if note := note_on_layers(recipe.layers):
+        run.say(note)
     teacher = load_teacher(run)
     plan = plan_student(recipe, teacher, vectors)
     corpus = open_corpus(recipe, cutter_of(teacher), ranks, vectors)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import english_sentences, load
 
-from shortstack.distillation.student.layers import choose_layers, linear_cka, search_layers
+from shortstack.distillation.student.layers import choose_layers, linear_cka, note_on_layers, search_layers
 from shortstack.model.files import InputError
 
 
@@ -118,3 +118,10 @@ def test_linear_cka_is_1_for_a_rotation_and_less_for_noise() -> None:
     rotation, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator))
     assert linear_cka(embeddings, embeddings @ rotation) == pytest.approx(1, abs=1e-5)
     assert linear_cka(embeddings, torch.randn(50, 8, generator=generator)) < 0.5
+
+
+def test_one_number_may_mean_so_many_layers() -> None:
+    note = "note: --layers 3 keeps one layer, number 3; for 3 layers: --layers even:3"
+    assert note_on_layers([3]) == note
+    for clear in ([0], [1], [0, 3], "even:3", "all"):
+        assert note_on_layers(clear) == ""
