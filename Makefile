@@ -30,6 +30,7 @@ test-long: $(VENV)/installed-test
 # needs a GPU; prints a table and writes gpu.json
 test-gpu: $(VENV)/installed-test
 	TEST_GPU=1 $(PY) -m pytest -m gpu tests/gpu
+	$(PY) -m pytest tests/test_kernels.py
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

@@ -55,6 +55,8 @@ from shortstack.distillation.student.plan import make_student, plan_student
 from shortstack.distillation.training.checkpoint import Checkpoints, Progress
 from shortstack.distillation.training.curves import Callback
 from shortstack.distillation.training.expected import LONG, expected_time
+from shortstack.distillation.training.flat_optimizer import FlatOptimizer, optimizer_for
+from shortstack.distillation.training.graph import GraphedStep, why_not_graphed
 from shortstack.distillation.training.meter import Meter
 from shortstack.distillation.training.optimizer import StudentOptimizer, encoding_precision, training_precision
 from shortstack.distillation.training.step import train_step
@@ -220,11 +222,12 @@ def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress
     held_out = labels.evaluation()
     student.bert.dropout = recipe.dropout
     student.train()
-    optimizer = StudentOptimizer(student, recipe, ranks)
+    optimizer = optimizer_for(student, recipe, ranks)
     checkpoints = Checkpoints(student, optimizer, fingerprint(recipe, labels, total), run)
     progress = checkpoints.resume(total) if run.resume else Progress(total=total)
     run.cut_log(progress.step or -1)  # a run that starts over measures the untrained student again
     network = student if ranks.world == 1 else in_parallel(student)
+    graphed = record_steps(student, optimizer, run)
 
     if progress.best_step < 0:  # the untrained student: what training has to improve on
         checkpoints.keep_best(progress, measure(student, held_out, judge, progress, run))
@@ -237,7 +240,7 @@ def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress
         for batch in batches:
             optimizer.learning_rate = learning_rate_at(progress.step, total, recipe)
             seed_dropout(recipe, progress.step, ranks)
-            loss = train_step(network, optimizer, batch, recipe, ranks)
+            loss = graphed(batch) if graphed else train_step(network, optimizer, batch, recipe, ranks)
             meter.count(batch, loss)
             progress.step += 1
             bar.update()
@@ -255,6 +258,17 @@ def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress
     checkpoints.load_best()
     student.eval()
     return progress
+
+
+def record_steps(student: Embedder, optimizer: StudentOptimizer, run: Run) -> GraphedStep | None:
+    """Takes the steps of `train_step` as CUDA graphs; None if they do not fit, and a GPU's user is told why."""
+    reason = why_not_graphed(student, run.recipe, run.ranks)
+    if not reason:
+        assert isinstance(optimizer, FlatOptimizer)
+        return GraphedStep(student, optimizer, run.recipe, run.ranks)
+    if run.ranks.device.type == "cuda":
+        run.say(f"note: steps are launched one operation at a time, not as a CUDA graph: {reason}")
+    return None
 
 
 def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:

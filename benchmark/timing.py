@@ -15,7 +15,8 @@ from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.host import in_a_process_of_its_own
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
-from shortstack.distillation.training.optimizer import StudentOptimizer
+from shortstack.distillation.training.flat_optimizer import FlatOptimizer, optimizer_for
+from shortstack.distillation.training.graph import GraphedStep, why_not_graphed
 from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
 from shortstack.model.bert import ARCHITECTURES
@@ -165,10 +166,12 @@ def describe_device(device: torch.device) -> dict[str, Any]:
 Step = Callable[[LabelledSentences], torch.Tensor]
 
 
-def training_step(student: Embedder, batch_size: int, precision: str) -> Step:
+def training_step(student: Embedder, batch_size: int, precision: str, dropout: float = 0.0) -> Step:
     """A student made ready to train as train.py does it: gives the step to call with a batch."""
-    recipe = Recipe(batch_size=batch_size, precision=precision, learning_rate=1e-5)
+    recipe = Recipe(batch_size=batch_size, precision=precision, learning_rate=1e-5, dropout=dropout)
     ranks = Ranks(0, 1, student.device)
-    student.train()
-    optimizer = StudentOptimizer(student, recipe, ranks)
+    student.train().bert.dropout = dropout
+    optimizer = optimizer_for(student, recipe, ranks)
+    if isinstance(optimizer, FlatOptimizer) and not why_not_graphed(student, recipe, ranks):
+        return GraphedStep(student, optimizer, recipe, ranks)
     return lambda batch: train_step(student, optimizer, batch, recipe, ranks)

@@ -1,16 +1,19 @@
 """Self-attention of packed sentences: one kernel for the whole batch on a GPU, else one call per run of equal lengths.
 
+On a GPU short sentences go through our own kernel, several to a tile (kernels.py), longer ones through torch's.
+
 Shapes: B sentences, T tokens a sentence, N tokens of the whole batch, H heads, E dimensions a head.
 """
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.varlen import varlen_attn
 
 from shortstack.model.attention_on_cpu import attention_by_products, products_are_faster
+from shortstack.model.kernels import attend_tiles, tiles_fit
 from shortstack.model.tokens import PackedTokens
 
 
@@ -37,14 +40,17 @@ def attention(
     Source: Vaswani et al., 2017 (https://arxiv.org/abs/1706.03762); the packed form is FlashAttention's varlen
     interface (Dao, 2023, https://arxiv.org/abs/2307.08691).
     """
-    if dropout == 0 and bias_HTT is None and has_varlen_kernel(qkv_N3HE):
+    if bias_HTT is None and has_varlen_kernel(qkv_N3HE):
+        if tiles_fit(qkv_N3HE, tokens.longest):
+            out = attend_tiles(qkv_N3HE, tokens.segments, tokens.tiles, dropout)
+            return out.index_select(0, tokens.first_rows) if first_only else out
         q, k, v = qkv_N3HE.unbind(1)
         queries = tokens
         if first_only:
             q, queries = q.index_select(0, tokens.first_rows), tokens.of_first_tokens
-        out = varlen_attn(q, k, v, queries.cu_seqlens, tokens.cu_seqlens, queries.longest, tokens.longest)
-        assert isinstance(out, torch.Tensor)  # a pair only when auxiliary output is requested
-        return out
+        return VarlenAttention.apply(
+            q, k, v, queries.cu_seqlens, tokens.cu_seqlens, queries.longest, tokens.longest, dropout
+        )
 
     context = []
     for q, k, v, bias in runs(qkv_N3HE, tokens, first_only, bias_HTT):
@@ -53,6 +59,38 @@ def attention(
         else:
             context.append(F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout))
     return joined(context)
+
+
+class VarlenAttention(torch.autograd.Function):
+    """torch's variable-length flash kernel with dropout of attention weights, which its `varlen_attn` lacks."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        starts_q: torch.Tensor,
+        starts_k: torch.Tensor,
+        longest_q: int,
+        longest_k: int,
+        dropout: float,
+    ) -> torch.Tensor:
+        """q (M, H, E), k and v (N, H, E), where their sentences start, and how long they are at most: (M, H, E)."""
+        out, lse, rng, offset, _ = torch.ops.aten._flash_attention_forward(
+            q, k, v, starts_q, starts_k, longest_q, longest_k, dropout, False, return_debug_mask=False
+        )
+        ctx.save_for_backward(q, k, v, out, lse, starts_q, starts_k, rng, offset)
+        ctx.settings = longest_q, longest_k, dropout
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        q, k, v, out, lse, starts_q, starts_k, rng, offset = ctx.saved_tensors
+        found = torch.ops.aten._flash_attention_backward(
+            gradient.contiguous(), q, k, v, out, lse, starts_q, starts_k, *ctx.settings, False, rng, offset
+        )
+        return (*found, None, None, None, None, None)
 
 
 def runs(

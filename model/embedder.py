@@ -38,6 +38,7 @@ CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every 
 ROLE_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 ROLES = ("", *ROLE_PROMPTS)  # "" takes the model's default prompt, if it has one, as `encode` does
 CALIBRATION_TOKENS = 8192
+Forward = Callable[[PackedTokens, Pooling], torch.Tensor]
 CPU_BATCH = 256  # sentences computed at a time on a CPU: longer batches start fewer operations
 
 if hasattr(os, "register_at_fork"):
@@ -77,6 +78,7 @@ class Embedder(nn.Module):
         self.precision = "fp32"
         self.calibration = calibration  # the ranges that int8 rounds by
         self._engine: Engine | None = None
+        self.forward_in_training: Forward | None = None  # replaces `bert.forward_packed`, with the same results
         self.tokens_per_batch: int | None = None  # at most this many at a time; None: what suits the device
         # A copy: other users of the tokenizer may change its truncation and padding.
         self._rust_tokenizer = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
@@ -165,7 +167,7 @@ class Embedder(nn.Module):
             self._engine = whole
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_engine": None}  # repacked weights can't be pickled
+        return self.__dict__ | {"_engine": None, "forward_in_training": None}  # repacked weights can't be pickled
 
     def calibrate(self, sentences: Sequence[str]) -> None:
         """Measure the ranges that int8 encoding rounds by; `use_precision` then uses them and `save` keeps them.
@@ -232,9 +234,14 @@ class Embedder(nn.Module):
     def forward(self, tokens: PackedTokens) -> torch.Tensor:
         """Embed a packed batch: (B, dimensions), fp32, in the batch's order."""
         if self.training:
-            self._engine = self.calibration = None  # made from weights that are about to change
-            return self.finish(self.bert.forward_packed(tokens, self.settings.pooling))
+            self.forget_engine()
+            forward = self.forward_in_training or self.bert.forward_packed
+            return self.finish(forward(tokens, self.settings.pooling))
         return self.finish(self.engine(tokens, self.settings.pooling))
+
+    def forget_engine(self) -> None:
+        """Drop the engine and its calibration: they were made from weights that are about to change."""
+        self._engine = self.calibration = None
 
     def finish(self, pooled_BD: torch.Tensor) -> torch.Tensor:
         """Pooled vectors (B, D) to embeddings (B, dimensions): dense layer, norm, truncation, if the model has them."""

@@ -120,7 +120,7 @@ class PackedForward:
         hidden = last(hidden, tokens, bias_HTT, dropout, first_only)
         if pooling is None:
             return hidden
-        return pool(hidden, (tokens.of_first_tokens if first_only else tokens).groups, pooling)
+        return pool(hidden, tokens, pooling)
 
     def embed_packed(self, tokens: PackedTokens) -> torch.Tensor:
         """Word, position and, if the model has them, segment vectors, summed and normalised: (N, D)."""

@@ -10,6 +10,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
+TILE = 64  # tokens that attention computes at a time on a GPU, of whole sentences
+
 
 class Tokenized:
     """n sentences' token numbers in one array, from which any of them are gathered in one pass.
@@ -117,6 +119,16 @@ class PackedTokens:
         ends = self.lengths.cumsum(0)
         return torch.cat([ends.new_zeros(1), ends]).to(self.input_ids.device, torch.int32)
 
+    @cached_property
+    def segments(self) -> torch.Tensor:
+        """The number of each token's sentence: (N,) int32 on the tokens' device."""
+        return torch.repeat_interleave(self.cu_seqlens.diff(), output_size=len(self.positions)).int()
+
+    @cached_property
+    def tiles(self) -> torch.Tensor:
+        """`tile_bounds` on the tokens' device."""
+        return to_device([tile_bounds(self.lengths.numpy())], self.input_ids.device)[0]
+
     @property
     def first_rows(self) -> torch.Tensor:
         """The row of each sentence's first token, (B,) int32 on the tokens' device."""
@@ -127,6 +139,18 @@ class PackedTokens:
         """The same sentences cut to their first token: what cls pooling reads."""
         ids, positions = (tensor.index_select(0, self.first_rows) for tensor in (self.input_ids, self.positions))
         return PackedTokens(ids, positions, torch.ones_like(self.lengths))
+
+
+def tile_bounds(lengths: np.ndarray) -> np.ndarray:
+    """Where tiles of whole sentences begin, and the end of the last: as many sentences each as fit into TILE tokens.
+
+    Args:
+        lengths: tokens of each sentence, (B,), at most TILE each.
+    """
+    ends, bounds = lengths.cumsum(), [0]
+    while bounds[-1] < ends[-1]:
+        bounds.append(int(ends[ends.searchsorted(bounds[-1] + TILE, side="right") - 1]))
+    return np.array(bounds, dtype=np.int32)
 
 
 def to_device(arrays: Sequence[np.ndarray], device: torch.device | str) -> tuple[torch.Tensor, ...]:

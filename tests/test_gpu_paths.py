@@ -24,9 +24,11 @@ from shortstack.benchmark import timing
 from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.training.flat import FlatAdamW
+from shortstack.distillation.training.flat_optimizer import FlatOptimizer
 from shortstack.distillation.training.meter import Meter
 from shortstack.distillation.training.optimizer import StudentOptimizer, encoding_precision, training_precision
-from shortstack.model import Embedder, PackedTokens, attention
+from shortstack.model import Embedder, PackedTokens, attention, kernels
 from shortstack.model.engine import products
 from shortstack.model.pooling import Pooling
 from shortstack.model.precision import resolve_precision
@@ -217,15 +219,23 @@ def transfers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], contextl
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("loss", ["mse", "cosine"])
+@pytest.mark.parametrize("kind", [StudentOptimizer, FlatOptimizer])
 def test_a_training_step_does_not_wait(
-    tiny_cls_dir: Path, transfers: Any, monkeypatch: pytest.MonkeyPatch, dropout: float, loss: str
+    tiny_cls_dir: Path,
+    transfers: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    dropout: float,
+    loss: str,
+    kind: type[StudentOptimizer],
 ) -> None:
     """Neither does the meter, until it is read."""
+    monkeypatch.setattr(FlatAdamW, "_step", FlatAdamW._step_by_kernel)
+    monkeypatch.setattr(kernels, "adamw", lambda *_: None)
     student = Embedder.load(tiny_cls_dir, device="cpu", precision="fp32").train().to(META)
     student.bert.dropout = dropout
-    recipe = Recipe(batch_size=8, gradient_accumulation=2, precision="bf16", loss=loss)
+    recipe = Recipe(batch_size=8, gradient_accumulation=1 + (kind is StudentOptimizer), precision="bf16", loss=loss)
     ranks = Ranks(0, 1, META)
-    optimizer, meter = StudentOptimizer(student, recipe, ranks), Meter(ranks)
+    optimizer, meter = kind(student, recipe, ranks), Meter(ranks)
     batch = LabelledSentences(sentences(LENGTHS), torch.zeros(8, 48, dtype=torch.float16))
     with transfers() as seen:
         for _ in range(2):  # the first makes the optimizer's state

@@ -1,5 +1,6 @@
 """StudentOptimizer: what is clipped, what is left out, and how fp16's scale follows."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from tiny import tokens_of
 
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.training.flat_optimizer import LossScale
 from shortstack.distillation.training.optimizer import StudentOptimizer
 from shortstack.model import Embedder
 
@@ -83,3 +85,24 @@ def test_the_norm_is_of_all_weights_and_is_clipped(student: Embedder) -> None:
     optimizer.step(rows)
     torch.testing.assert_close(optimizer.grad_norm, whole, rtol=1e-5, atol=0)
     torch.testing.assert_close(rows.vectors.grad.norm(), words * 1e-3 / whole, rtol=1e-3, atol=0)
+
+
+def test_the_loss_scale_on_the_device_follows_torchs_rules() -> None:
+    """And each goes on from the other's state."""
+    ours = LossScale(torch.device("cpu"), scale=2.0**10, growth_interval=3)
+    theirs = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    weight = torch.nn.Parameter(torch.zeros(()))
+    sgd = torch.optim.SGD([weight])
+    for number, overflows in enumerate([0, 0, 0, 1, 0, 0, 1, 1, 0, 0, 0, 0]):
+        weight.grad = torch.tensor(math.inf if overflows else 1.0)
+        theirs.scale(torch.zeros(()))  # makes its tensors
+        theirs.step(sgd)
+        theirs.update()
+        ours.update(torch.tensor(bool(overflows)))
+        assert ours.state_dict() == theirs.state_dict()
+        if number == 4:
+            ours, fresh = LossScale(torch.device("cpu"), growth_interval=3), torch.amp.GradScaler("cpu")
+            ours.load_state_dict(theirs.state_dict())
+            fresh.load_state_dict(ours.state_dict())
+            assert fresh.state_dict() == theirs.state_dict()
+    assert LossScale(torch.device("cpu"), enabled=False).state_dict() == {}

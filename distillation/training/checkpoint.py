@@ -102,6 +102,7 @@ class Checkpoints:
     def _go_on(self, path: Path, tensors: dict[str, torch.Tensor], state: Any, total: int) -> Progress:
         """Continue from a checkpoint's content."""
         progress = restore(path, (tensors, state), self._student, self._optimizer, self._settings)
+        self._optimizer.refresh()
         progress.total = total
         self._optimizer.skips.copy_(torch.tensor([progress.skipped, progress.skipped_in_a_row]))
         if self._ranks.is_main:
@@ -193,7 +194,11 @@ def restore(
     names = {name: parameter for name, parameter in model.named_parameters()}
     for full_name, tensor in part(tensors, "optimizer.").items():
         key, _, name = full_name.partition(".")
-        optimizer.adamw.state[names[name]][key] = tensor.clone().to(names[name].device)
+        state_of = optimizer.adamw.state[names[name]]
+        if key in state_of:
+            state_of[key].copy_(tensor)  # in place: it may be part of a flat array
+        else:
+            state_of[key] = tensor.clone().to(names[name].device)
     if state["scaler"]:
         optimizer.scaler.load_state_dict(state["scaler"])
     return Progress(**state["progress"])

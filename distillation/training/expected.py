@@ -8,7 +8,7 @@ from shortstack.distillation.data.corpus import Corpus
 from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
-from shortstack.distillation.training.optimizer import StudentOptimizer
+from shortstack.distillation.training.flat_optimizer import optimizer_for
 from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
 
@@ -31,7 +31,7 @@ def expected_time(teacher: Embedder, student: Embedder, corpus: Corpus, recipe: 
 
     batch_size = min(recipe.batch_size, len(labelled))
     batch = labelled.take(np.argsort(labelled.lengths[:batch_size], kind="stable"))
-    optimizer = StudentOptimizer(student.train(), recipe, ranks)
+    optimizer = optimizer_for(student.train(), recipe, ranks)
     for _ in range(2):  # the first step is slower
         begun = time.perf_counter()
         float(train_step(student, optimizer, batch, recipe, ranks))  # waits for the device

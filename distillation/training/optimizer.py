@@ -51,6 +51,9 @@ class StudentOptimizer:
         self.grad_norm = torch.zeros((), device=ranks.device)
         self.skips = torch.zeros(2, dtype=torch.int64, device=ranks.device)
 
+    def refresh(self) -> None:
+        """Called after the weights were changed from outside, by `--resume`: here nothing depends on them."""
+
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""

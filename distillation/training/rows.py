@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from shortstack.distillation.training.flat import FlatAdamW
 from shortstack.model import PackedTokens
 from shortstack.model.tokens import Tokenized, to_device
 
@@ -24,14 +25,19 @@ class BatchRows:
     """
 
     def __init__(self, table: nn.Parameter, sentences: Tokenized) -> None:
-        self.table = table
-        occurs = np.zeros(len(table), dtype=bool)
-        occurs[sentences.ids] = True
-        tokens = occurs.nonzero()[0]
-        self._index_of = np.zeros(len(table), dtype=np.int32)  # token to row of `vectors`, where it occurs
-        self._index_of[tokens] = np.arange(len(tokens))
-        self.ids = to_device([tokens], table.device)[0].long()
+        tokens, self._index_of = distinct_tokens(sentences, len(table))
+        self._hold(table, to_device([tokens], table.device)[0])
+
+    def _hold(self, table: nn.Parameter, ids: torch.Tensor) -> None:
+        self.table, self.ids = table, ids.long()
         self.vectors = table.detach()[self.ids].requires_grad_()
+
+    @classmethod
+    def of_ids(cls, table: nn.Parameter, ids: torch.Tensor) -> "BatchRows":
+        """Rows by numbers that are on the table's device; `of` and `pack` need the tokens on the host instead."""
+        rows = cls.__new__(cls)
+        rows._hold(table, ids)
+        return rows
 
     def of(self, sentences: Tokenized) -> torch.Tensor:
         """Token vectors (N, D) of a part of the batch, sentences end to end."""
@@ -45,7 +51,9 @@ class BatchRows:
         return tokens
 
     @torch.no_grad()
-    def step(self, optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
+    def step(
+        self, optimizer: FlatAdamW | torch.optim.Optimizer, skipped: torch.Tensor, count: torch.Tensor | None = None
+    ) -> None:
         """One AdamW step on these rows, with the optimizer's settings; `optimizer` also keeps the table's state.
 
         A row's moments decay only when its token occurs, and its bias correction counts its own steps.
@@ -53,6 +61,7 @@ class BatchRows:
         Args:
             optimizer: gives learning rate, betas, eps and weight decay.
             skipped: () bool on the table's device; if it is true, nothing changes.
+            count: only the first so many rows change, () on the device; None for all.
 
         Source: Loshchilov and Hutter, 2017 (https://arxiv.org/abs/1711.05101), applied lazily as in torch's SparseAdam.
         """
@@ -62,6 +71,8 @@ class BatchRows:
         if not state:
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(self.table), torch.zeros_like(self.table)
             state["step"] = torch.zeros(len(self.table), device=self.table.device)
+        if count is not None:
+            skipped = skipped | (torch.arange(len(self.ids), device=count.device) >= count)  # (U,)
         gradient = self.vectors.grad
         assert gradient is not None
         before = {key: value[self.ids] for key, value in state.items()}
@@ -73,6 +84,17 @@ class BatchRows:
         correction1, correction2 = ((1 - beta**exponents).float() for beta in (beta1, beta2))
         update = (mean / correction1) / ((square / correction2).sqrt_().add_(eps))
         vectors = self.vectors.detach() * (1 - rate * decay) - rate * update
-        self.table[self.ids] = torch.where(skipped, self.vectors.detach(), vectors)
+        self.table[self.ids] = torch.where(skipped[..., None], self.vectors.detach(), vectors)
         for key, after in (("step", steps), ("exp_avg", mean), ("exp_avg_sq", square)):
-            state[key][self.ids] = torch.where(skipped, before[key], after)
+            skipped_of_key = skipped if after.dim() == 1 else skipped[..., None]
+            state[key][self.ids] = torch.where(skipped_of_key, before[key], after)
+
+
+def distinct_tokens(sentences: Tokenized, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct tokens, ascending, (U,), and for each of the vocabulary its place among them, where it occurs."""
+    occurs = np.zeros(vocabulary, dtype=bool)
+    occurs[sentences.ids] = True
+    tokens = occurs.nonzero()[0]
+    index_of = np.zeros(vocabulary, dtype=np.int32)
+    index_of[tokens] = np.arange(len(tokens))
+    return tokens, index_of

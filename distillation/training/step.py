@@ -9,7 +9,7 @@ from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.optimizer import StudentOptimizer, micro_batches
 from shortstack.model.precision import dtype_of
-from shortstack.model.tokens import send
+from shortstack.model.tokens import PackedTokens, send
 
 
 def train_step(
@@ -29,19 +29,22 @@ def train_step(
     Returns:
         This rank's part of the batch's mean loss, () fp32 on the device.
     """
-    half = dtype_of(recipe.precision)
     batch_loss = torch.zeros((), device=ranks.device)
     rows = optimizer.take_rows(batch.tokens)
     for indices in micro_batches(network, len(batch), recipe.gradient_accumulation, ranks):
         micro_batch = batch.take(indices)
-        tokens = rows.pack(micro_batch.tokens)
-        labels_Bd = send(micro_batch.labels, ranks.device).float()
-
-        with torch.autocast(ranks.device.type, half, enabled=half != torch.float32):
-            embeddings_Bd = network(tokens)
-        losses_B = LOSSES[recipe.loss](embeddings_Bd.float(), labels_Bd)
-        loss = losses_B.sum() * (ranks.world / len(batch))  # the ranks' gradients are averaged, not added up
+        labels_Bd = send(micro_batch.labels, ranks.device)
+        loss = sum_of_losses(network, rows.pack(micro_batch.tokens), labels_Bd, recipe)
+        loss = loss * (ranks.world / len(batch))  # the ranks' gradients are averaged, not added up
         optimizer.backward(loss)
         batch_loss += loss.detach() / ranks.world
     optimizer.step(rows)
     return batch_loss
+
+
+def sum_of_losses(network: nn.Module, tokens: PackedTokens, labels_Bd: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """The losses of the first B sentences, those with a label, added up: () fp32."""
+    half = dtype_of(recipe.precision)
+    with torch.autocast(labels_Bd.device.type, half, enabled=half != torch.float32):
+        embeddings_Bd = network(tokens)[: len(labels_Bd)]
+    return LOSSES[recipe.loss](embeddings_Bd.float(), labels_Bd.float()).sum()

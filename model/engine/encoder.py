@@ -9,6 +9,7 @@ from shortstack.model.attention import attention, joined, runs
 from shortstack.model.attention_on_cpu import attention_by_products, products_are_faster
 from shortstack.model.engine.int8 import Calibration, quantise
 from shortstack.model.engine.products import Norm, Product, linears_of, product_for
+from shortstack.model.kernels import add_and_norm_half
 from shortstack.model.network import PackedForward
 from shortstack.model.pooling import Pooling, pool
 from shortstack.model.precision import cpu_has_bf16, dtype_of
@@ -52,11 +53,11 @@ class Engine:
             context_ND = attend(qkv_N3HE, tokens, first_only, bias_HTT=bias_HTT).flatten(1)
             if first_only:
                 hidden = hidden.index_select(0, tokens.first_rows)
-            hidden = layer.attention_norm(layer.attention_output(context_ND, hidden))
-            hidden = layer.output_norm(layer.output(layer.intermediate(hidden), hidden))
+            hidden = add_and_norm(layer.attention_output, layer.attention_norm, context_ND, hidden)
+            hidden = add_and_norm(layer.output, layer.output_norm, layer.intermediate(hidden), hidden)
         if pooling is None:
             return hidden
-        return pool(hidden, (tokens.of_first_tokens if pooling is Pooling.CLS else tokens).groups, pooling)
+        return pool(hidden, tokens, pooling)
 
     def is_outdated(self) -> bool:
         """Whether a weight was changed in place since. The step of a fused optimizer is not noticed."""
@@ -65,6 +66,13 @@ class Engine:
     def with_layers(self, layers: Sequence[int]) -> "Engine":
         """This engine with only these of its layers, counted from 0; nothing is copied."""
         return Engine(self.bert, [self.layers[number] for number in layers], self.dtype, self.is_int8)
+
+
+def add_and_norm(product: Product, norm: Norm, x_NI: torch.Tensor, residual_NO: torch.Tensor) -> torch.Tensor:
+    """The norm of residual + product: on a GPU in one pass over the sum, elsewhere the sum is the product's own."""
+    if residual_NO.is_cuda:
+        return add_and_norm_half(product(x_NI), residual_NO, norm.weight, norm.bias, norm.eps)
+    return norm(product(x_NI, residual_NO))
 
 
 @torch.no_grad()

@@ -22,7 +22,8 @@ from shortstack.distillation.command_line import explain_runtime_error
 from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
-from shortstack.distillation.training.optimizer import StudentOptimizer
+from shortstack.distillation.training.flat_optimizer import FlatOptimizer, LossScale, optimizer_for
+from shortstack.distillation.training.graph import GraphedStep
 from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
 from shortstack.model.attention import attention
@@ -56,9 +57,10 @@ def losses_on(
     student.bert.dropout = dropout
     recipe = Recipe(batch_size=32, precision=precision, learning_rate=1e-3, gradient_accumulation=accumulation)
     ranks = Ranks(0, 1, device)
-    optimizer = StudentOptimizer(student, recipe, ranks)
+    optimizer = optimizer_for(student, recipe, ranks)
     if precision == "fp16":  # from 2**16 the first steps may be left out, which other precisions take
-        optimizer.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8)
+        flat = isinstance(optimizer, FlatOptimizer)
+        optimizer.scaler = LossScale(device, scale=2.0**8) if flat else torch.amp.GradScaler(device.type, 2.0**8)
     torch.manual_seed(0)
     return [float(train_step(student, optimizer, batch, recipe, ranks)) for _ in range(STEPS)]
 
@@ -104,15 +106,15 @@ def test_training_with_dropout(device: torch.device, record: Record, tiny_model_
 def test_fp16_backs_off_from_a_scale_that_overflows(device: torch.device, record: Record, tiny_model_dir: Path) -> None:
     student = Embedder.load(tiny_model_dir, device, "fp32").train()
     recipe, ranks = Recipe(batch_size=8, precision="fp16", learning_rate=1e-3), Ranks(0, 1, device)
-    optimizer = StudentOptimizer(student, recipe, ranks)
-    optimizer.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**40)
+    optimizer = FlatOptimizer(student, recipe, ranks)
+    optimizer.scaler = LossScale(device, scale=2.0**40)
     batch = LabelledSentences(sentences(8), torch.ones(8, 32))
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     losses = [float(train_step(student, optimizer, batch, recipe, ranks)) for _ in range(40)]
     skipped = int(optimizer.skips[0])
     record("steps left out", skipped, "1..39")
     assert 0 < skipped < 40 and int(optimizer.skips[1]) == 0
-    assert optimizer.scaler.get_scale() == 2.0 ** (40 - skipped)
+    assert float(optimizer.scaler.scale) == 2.0 ** (40 - skipped)
     assert losses[0] == losses[skipped] and losses[-1] < losses[0]  # no step was taken before the scale fitted
     assert all(tensor.isfinite().all() for tensor in student.state_dict().values())
     assert any(not torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
@@ -204,7 +206,7 @@ def test_neither_step_nor_batch_waits(device: torch.device, tiny_cls_dir: Path, 
     student = Embedder.load(tiny_cls_dir, device, "fp32").train()
     student.bert.dropout = dropout
     recipe, ranks = Recipe(batch_size=32, precision=precision), Ranks(0, 1, device)
-    optimizer = StudentOptimizer(student, recipe, ranks)
+    optimizer = optimizer_for(student, recipe, ranks)
     batch = LabelledSentences(sentences(32), torch.zeros(32, 48, dtype=torch.float16))
     for number in range(3):
         with no_waiting(device) if number else contextlib.nullcontext():  # the first step makes the optimizer's state
@@ -288,3 +290,41 @@ def test_share_of_peak(device: torch.device, record: Record, tokens: int) -> Non
     record(f"labelling, {len(batch.ids)} tokens", labelling)
     record(f"training, {len(batch.ids)} tokens", training)
     assert labelling > 0 and training > 0
+
+
+# -- steps as CUDA graphs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("precision", "dropout"), [("bf16", 0.0), ("fp16", 0.0), ("fp16", 0.1)])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_recorded_steps_are_train_steps(
+    gpu: torch.device, record: Record, tiny_model_dir: Path, tiny_cls_dir: Path, precision: str, dropout: float,
+    pooling: str,
+) -> None:  # fmt: skip
+    """With steps left out at first in fp16, an evaluation in between, and batches of several buckets."""
+    recipe = Recipe(batch_size=32, precision=precision, learning_rate=1e-3, dropout=dropout)
+    ranks, outcomes = Ranks(0, 1, gpu), []
+    batches = [sentences(32, longest, seed) for seed, longest in enumerate([20, 20, 20, 60, 60, 60, 20, 100, 100, 100])]
+    for records in (False, True):
+        student = Embedder.load(tiny_cls_dir if pooling == "cls" else tiny_model_dir, gpu, "fp32").train()
+        student.bert.dropout = dropout
+        optimizer = FlatOptimizer(student, recipe, ranks)
+        if precision == "fp16":
+            optimizer.scaler = LossScale(gpu, scale=2.0**20)
+        graphed, losses = GraphedStep(student, optimizer, recipe, ranks), []
+        for number, tokens in enumerate(batches * 3):
+            optimizer.learning_rate = 1e-3 * (number + 1) / 30
+            torch.manual_seed(number)
+            batch = LabelledSentences(tokens, torch.zeros(32, student.dimensions, dtype=torch.float16))
+            loss = graphed(batch) if records else train_step(student, optimizer, batch, recipe, ranks)
+            losses.append(float(loss))
+            if number % 7 == 3:
+                student.eval().use_precision("fp16").embed(tokens)
+                student.train()
+        assert len(graphed.graphs) == (3 if records else 0) or len(graphed.graphs) > 3
+        outcomes.append((losses, int(optimizer.skips[0])))
+    (wanted, skipped), (found, skipped_too) = outcomes
+    worst = max(abs(one - other) / other for one, other in zip(found, wanted, strict=True))
+    allowed = 0.5 if dropout else LOSS_TOLERANCE[precision]  # other numbers are dropped
+    record("relative difference of losses", worst, allowed)
+    assert worst < allowed and skipped == skipped_too
