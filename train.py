@@ -45,7 +45,7 @@ from shortstack.distillation.evaluation.own import NAME, own_documents, verdict,
 from shortstack.distillation.evaluation.results import Results, write_results
 from shortstack.distillation.evaluation.sets import RetrievalSet, read_retrieval, read_sts
 from shortstack.distillation.evaluation.table import table
-from shortstack.distillation.host import overlaps, prefetch, release_freed_memory
+from shortstack.distillation.host import release_freed_memory
 from shortstack.distillation.progress import progress_bar
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides, versions
@@ -62,6 +62,7 @@ from shortstack.distillation.training.optimizer import StudentOptimizer, encodin
 from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
 from shortstack.model.files import write_json, write_text
+from shortstack.model.prefetch import overlaps, prefetch
 
 # What may differ when a run is resumed: nothing that decides which steps are taken.
 FREE_TO_CHANGE = (

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
@@ -31,9 +31,11 @@ from shortstack.model.files import InputError, first_line, is_out_of_memory
 from shortstack.model.network import PackedForward
 from shortstack.model.pooling import Pooling
 from shortstack.model.precision import resolve_precision
-from shortstack.model.tokens import PackedTokens, Tokenized, to_device
+from shortstack.model.prefetch import one_behind, overlaps, prefetch
+from shortstack.model.tokens import PackedTokens, Tokenized, fetch, to_device
 
 CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every batch with equal lengths, little memory
+GPU_CHUNK = 16_384  # fewer, since a GPU waits for the first of them
 # What a text is for, and the names of the prompts that go before it by the field's habit, the first that a model has.
 ROLE_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 ROLES = ("", *ROLE_PROMPTS)  # "" takes the model's default prompt, if it has one, as `encode` does
@@ -293,13 +295,13 @@ class Embedder(nn.Module):
             if value is not None and not (isinstance(value, Integral) and value >= 1):
                 raise InputError(f"{name}: {value!r} must be a whole number of at least 1")
         before = self.prompt_text(prompt_name, prompt)
-        where = self.device if convert_to_tensor else "cpu"  # many embeddings may not fit on the GPU beside the model
+        where = self.device if convert_to_tensor else torch.device("cpu")  # they may not all fit on the GPU
         result = torch.empty(len(texts), min(self.dimensions, truncate_dim or self.dimensions), device=where)
         with tqdm(total=len(texts), unit=" sentences", disable=not show_progress_bar) as progress:
-            for start in range(0, len(texts), CHUNK):
-                tokenized = self.tokenize(texts[start : start + CHUNK], before)
-                embeddings = self.embed(tokenized, batch_size, progress.update, check=True)
-                result[start : start + len(tokenized)] = embeddings[:, :truncate_dim]
+            start = 0
+            for part in self._parts(self._tokenized_parts(texts, before), batch_size, where, progress.update):
+                result[start : start + len(part)] = part[:, :truncate_dim]
+                start += len(part)
         if normalize_embeddings:
             result = F.normalize(result, dim=-1)
         result = result[0] if single else result
@@ -356,9 +358,49 @@ class Embedder(nn.Module):
                 result.index_copy_(0, rows.long(), embeddings)
                 progress(len(indices))
         if check and self.precision == "fp16" and not result.isfinite().all():
-            warnings.warn("a number is beyond fp16's range: embeddings are computed in fp32 from here on", stacklevel=2)
-            return self.use_precision("fp32").embed(tokenized, batch_size)
+            return self._embed_again(tokenized, batch_size)
         return result
+
+    def _embed_again(self, tokenized: Tokenized, batch_size: int | None) -> torch.Tensor:
+        if self.precision == "fp16":  # else the part before was found out first
+            what = "a number is beyond fp16's range: embeddings are computed in fp32 from here on"
+            warnings.warn(what, stacklevel=3)
+            self.use_precision("fp32")
+        return self.embed(tokenized, batch_size)
+
+    def _tokenized_parts(self, texts: Sequence[str], before: str) -> Generator[Tokenized, None, None]:
+        """Tokenise texts a part at a time; for a GPU, the next part while it computes one."""
+        size = GPU_CHUNK if overlaps(self.device) else CHUNK
+        starts = range(0, len(texts), size)
+        parts = (self.tokenize(texts[start : start + size], before) for start in starts)
+        return prefetch(parts, 1 if overlaps(self.device) and len(starts) > 1 else 0)
+
+    def _parts(
+        self,
+        tokenized: Generator[Tokenized, None, None],
+        batch_size: int | None,
+        where: torch.device,
+        progress: Callable[[int], Any],
+    ) -> Iterator[torch.Tensor]:
+        """Embed tokenised parts, checked as by `embed`: (b, dimensions) fp32 each, on the device `where`.
+
+        A GPU computes the next part while one is copied to the host.
+        """
+
+        def launch(
+            tokens: Tokenized,
+        ) -> tuple[Tokenized, Callable[[], torch.Tensor], Callable[[], torch.Tensor] | None]:
+            embeddings = self.embed(tokens, batch_size, progress)
+            is_finite = fetch(embeddings.isfinite().all()) if self.precision == "fp16" else None
+            return tokens, (lambda: embeddings) if where.type != "cpu" else fetch(embeddings), is_finite
+
+        with contextlib.closing(tokenized):
+            launched = map(launch, tokenized)
+            for tokens, embeddings, is_finite in one_behind(launched) if overlaps(self.device) else launched:
+                if is_finite is None or is_finite():
+                    yield embeddings()
+                else:
+                    yield self._embed_again(tokens, batch_size).to(where)
 
     @torch.inference_mode()
     def _batches(self, tokenized: Tokenized, batch_size: int | None) -> Iterator[tuple[np.ndarray, torch.Tensor]]:

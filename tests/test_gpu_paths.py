@@ -371,6 +371,37 @@ def test_beyond_fp16_embeddings_are_computed_in_fp32(
     assert np.isfinite(embedder.encode(["a b c"])).all()
 
 
+@pytest.mark.parametrize("to_tensor", [False, True])
+def test_encode_works_ahead_for_a_gpu(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, to_tensor: bool) -> None:
+    """The next part is tokenised before this one is computed, and computed before this one is handed over."""
+    embedder = Embedder.load(tiny_model_dir, device="cpu", precision="fp32")
+    texts = [f"{word} b c d"[: 3 + number % 5] for number, word in enumerate("abcdefg" * 3)]
+    wanted, events = embedder.encode(texts), []
+    monkeypatch.setattr("shortstack.model.embedder.overlaps", lambda device: True)
+    monkeypatch.setattr("shortstack.model.embedder.GPU_CHUNK", 5)
+    for name in ("tokenize", "embed"):
+        real = getattr(embedder, name)
+        monkeypatch.setattr(embedder, name, lambda *given, name=name, real=real: events.append(name) or real(*given))
+    np.testing.assert_allclose(np.asarray(embedder.encode(texts, convert_to_tensor=to_tensor)), wanted, atol=1e-6)
+    assert events.count("tokenize") == events.count("embed") == 5
+    assert embedder.encode([]).shape == (0, 32) and embedder.encode(texts[0]).shape == (32,)
+
+
+def test_encode_finds_every_part_beyond_fp16(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the one that was started before the first was looked at; one warning tells of all."""
+    embedder = Embedder.load(tiny_model_dir, device="cpu", precision="fp32")
+    texts = [f"{word} b c d"[: 3 + number % 5] for number, word in enumerate("abcdefg" * 3)]
+    wanted, real = embedder.encode(texts), embedder.embed
+    monkeypatch.setattr("shortstack.model.embedder.overlaps", lambda device: True)
+    monkeypatch.setattr("shortstack.model.embedder.GPU_CHUNK", 5)
+    embedder.precision = "fp16"  # by name: the numbers are made to overflow here
+    monkeypatch.setattr(embedder, "embed", lambda *given: real(*given) / (0.0 if embedder.precision == "fp16" else 1.0))
+    with pytest.warns(UserWarning, match="beyond fp16's range") as caught:
+        found = embedder.encode(texts)
+    assert len(caught) == 1 and embedder.precision == "fp32"
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
 def test_a_dense_layer_is_computed_in_fp32_in_training_too(tmp_path: Path) -> None:
     """As when the labels were made: in bf16 the student could not come nearer to them than bf16 rounds."""
     dense = (16, "torch.nn.modules.activation.Tanh")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from shortstack.distillation.data.corpus import Corpus
-from shortstack.distillation.host import overlaps, prefetch, release_freed_memory
+from shortstack.distillation.host import release_freed_memory
 from shortstack.distillation.progress import progress_bar
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
@@ -35,6 +35,7 @@ from shortstack.model.files import (
     temporary_beside,
     write_json,
 )
+from shortstack.model.prefetch import overlaps, prefetch
 from shortstack.model.tensors import load_tensors, save_tensors, sha256_of_tensors
 from shortstack.model.tokens import Tokenized
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from shortstack.distillation.host import prefetch
 from shortstack.model.files import InputError
+from shortstack.model.prefetch import one_behind, prefetch
 
 
 def numbers(end: int, made: list[int] | None = None, error: Exception | None = None) -> Iterator[int]:
@@ -51,3 +51,10 @@ def test_no_thread_is_left_when_the_caller_stops_early(taken: int) -> None:
             next(items)
         raise KeyboardInterrupt
     assert threading.active_count() == before
+
+
+def test_one_behind() -> None:
+    made: list[int] = []
+    for number in one_behind(numbers(5, made)):
+        assert made == list(range(min(number + 2, 5)))
+    assert made == list(range(5)) and list(one_behind(numbers(0))) == []
