@@ -3,7 +3,7 @@
     python bench.py runs/minilm-3/model                                     # the teacher is the run's own
     python bench.py MODEL --teacher T --precision all --peers               # and ONNX Runtime, OpenVINO, ...
     python bench.py MODEL --teacher T --precision all --peers --latency     # and one query at a time
-    python bench.py --shape bert-large --layers 24,8                        # random weights of a shape, no download
+    python bench.py --shape bert-large --layers 24,8 --peers                # random weights of a shape, no download
 
 All systems encode the same sentences in turn, A B C A B C ..., tokenising included. The figure is the median of the
 turns, with the slowest and the fastest beside it: on a shared machine a median is disturbed least. `fraction_of_peak`
@@ -169,10 +169,11 @@ def print_table(result: dict[str, Any]) -> None:
     for row in result["training"]:
         spread = f"{row['slowest']:.0f}..{row['fastest']:.0f}"
         peak = result["device"]["peak_tflops"].get(row["precision"])
-        share = f"{row['tflops'] / peak:.0%}" if peak else ""
+        share, memory = f"{row['tflops'] / peak:.0%}" if peak else "", row["peak_memory_mib"]
+        name = f"training, batch {row['batch_size']}: {row['system'].replace('sentence-transformers', 's.-t.')}"
         print(
-            f"{'training: ' + row['system']:<39} {row['precision']:<9} {row['layers']:>6} "
-            f"{row['sentences_per_second']:>12.1f} {spread:>17} {share:>8}"
+            f"{name:<39} {row['precision']:<9} {row['layers']:>6} {row['sentences_per_second']:>12.1f} {spread:>17} "
+            f"{share:>8} {'' if memory is None else f'{memory:.0f}':>6}"
         )
     speedup, ratio = result["student_speedup"], result["layer_ratio"]
     print(f"the student is {speedup:.2f} times as fast; its layers promise {ratio:.2f}")
@@ -204,7 +205,7 @@ def precisions_to_measure(names: Sequence[str], device: torch.device) -> list[st
 
 
 def teacher_and_student(
-    arguments: argparse.Namespace, run: Path | None, device: torch.device
+    arguments: argparse.Namespace, run: Path | None, device: torch.device, scratch: Path
 ) -> list[partial[Embedder]]:
     """Functions that load the teacher and the student, given a precision.
 
@@ -212,13 +213,19 @@ def teacher_and_student(
         InputError: the flags do not say which models, or contradict each other.
     """
     if arguments.shape:
-        if arguments.model or arguments.peers:
-            raise InputError("--shape: takes no MODEL, and no --peers, which need the files of a model")
+        if arguments.model:
+            raise InputError("--shape: takes no MODEL")
         layers = shape_config(arguments.shape).num_hidden_layers
         numbers = arguments.layers or [layers, max(1, layers // 3)]
         if len(numbers) != 2:
             raise InputError("--layers: give two numbers, the teacher's and the student's, such as 24,8")
-        return [partial(random_embedder, arguments.shape, number, device) for number in numbers]
+        made = [partial(random_embedder, arguments.shape, number, device) for number in numbers]
+        if not arguments.peers:
+            return made
+        directories = [scratch / "teacher", scratch / "student"]
+        for make, directory in zip(made, directories, strict=True):
+            make(precision="fp32").save(directory)
+        return [partial(Embedder.load, directory, device) for directory in directories]
     if not arguments.model:
         raise InputError("give MODEL, or --shape for random weights; see --help")
     recipe = read_recipe(run / "recipe.toml") if run is not None else None
@@ -245,10 +252,16 @@ def sentences_to_encode(arguments: argparse.Namespace, run: Path | None, embedde
 def main() -> None:
     arguments = parse_arguments("bench")
     device = torch.device(arguments.device) if arguments.device else best_device()
+    with tempfile.TemporaryDirectory() as scratch:
+        measure(arguments, device, Path(scratch))
+
+
+def measure(arguments: argparse.Namespace, device: torch.device, scratch: Path) -> None:
+    """Time what the flags name, print and write it; `scratch` is for other tools' files."""
     precisions = precisions_to_measure(arguments.precision, device)
     run = run_directory(arguments.model) if arguments.model else None
     output = arguments.output or run or Path(".")
-    teacher, student = teacher_and_student(arguments, run, device)
+    teacher, student = teacher_and_student(arguments, run, device, scratch)
     systems = [
         System(name, precision, partial(make, precision=precision))
         for precision in precisions
@@ -257,22 +270,24 @@ def main() -> None:
     ours = systems[0].encoder
     assert isinstance(ours, Embedder)
     sentences = sentences_to_encode(arguments, run, ours)
-    with tempfile.TemporaryDirectory() as scratch:
-        if arguments.peers:
-            systems += [System(*peer) for peer in peers.encoders(ours, precisions, sentences, Path(scratch))]
-        exact = {
-            name: np.asarray(make(precision="fp32").encode(sentences, prompt=""))
-            for name, make in (("teacher", teacher), ("student", student))
-        }
-        batch_size = arguments.batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)
-        result = bench(systems, exact, sentences, arguments.repeats, batch_size)
-        if arguments.latency:
-            for tokens in TOKENS:
-                queries = queries_of(ours, sentences, tokens, arguments.queries)
-                for system, row in zip(systems, result["rows"], strict=True):
-                    row.setdefault("latency_ms", {})[str(tokens)] = latencies(system.encoder, queries)
     if arguments.peers:
-        result["training"] = peers.trainers(student, sentences, arguments.batch_size or 64, arguments.steps, precisions)
+        systems += [System(*peer) for peer in peers.encoders(ours, precisions, sentences, scratch)]
+    exact = {
+        name: np.asarray(make(precision="fp32").encode(sentences, prompt=""))
+        for name, make in (("teacher", teacher), ("student", student))
+    }
+    batch_size = arguments.batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)
+    result = bench(systems, exact, sentences, arguments.repeats, batch_size)
+    if arguments.latency:
+        for tokens in TOKENS:
+            queries = queries_of(ours, sentences, tokens, arguments.queries)
+            for system, row in zip(systems, result["rows"], strict=True):
+                row.setdefault("latency_ms", {})[str(tokens)] = latencies(system.encoder, queries)
+    if arguments.peers:
+        del systems, ours  # their memory is for the trainers
+        sizes = [arguments.batch_size] if arguments.batch_size else [64, 512] if device.type == "cuda" else [64]
+        for size in sizes:
+            result["training"] += peers.trainers(student, sentences, size, arguments.steps, precisions)
     write_json(output / "bench.json", result)
     print_table(result)
     print(f"wrote {output / 'bench.json'}")

@@ -3,12 +3,14 @@
 Each takes part where it is installed: pip install -e '.[peers]'
 """
 
+import contextlib
 import importlib.util
 import itertools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shortstack.benchmark.timing import Encoder, encoder_flops, training_step
+from shortstack.benchmark.timing import Encoder, encoder_flops, peak_memory_mib, training_step
 from shortstack.distillation.data.epochs import window_batches
 from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.export import (
@@ -35,11 +37,14 @@ from shortstack.distillation.training.optimizer import training_precision
 from shortstack.model import Embedder
 from shortstack.model.files import RunError
 from shortstack.model.precision import cpu_has_bf16
+from shortstack.model.prefetch import overlaps, prefetch
 
 INSTALL = "pip install -e '.[peers]'"
 TURNS = 3  # of training; each takes many steps
 WARM_UP = 3  # steps
 CALIBRATION = 200  # sentences
+GPU_BATCHES = (128, 512, 2048)  # sentences that sentence-transformers encodes at a time
+AHEAD = 64  # batches of ours made ahead on a GPU, as train.py does
 
 
 def installed(what: str, *packages: str) -> bool:
@@ -60,11 +65,13 @@ def encoders(
 
     Args:
         model: ours.
-        precisions: those that ours is measured in; the others' default, fp32, always takes part.
+        precisions: those that ours is measured in; on a CPU the others' default, fp32, always takes part.
         sentences: to be encoded; OpenVINO's int8 is calibrated on the first of them.
         directory: for ONNX and OpenVINO files.
     """
     name, device, max_length = model.settings.origin, model.device, model.settings.max_length
+    if device.type == "cuda":
+        return gpu_encoders(model, precisions)
     wanted = list(dict.fromkeys(["fp32", *precisions]))
     found: list[tuple[str, str, Callable[[], Encoder]]] = []
     if installed("sentence-transformers", "sentence_transformers"):
@@ -72,7 +79,7 @@ def encoders(
             if precision != "int8":
                 load = partial(load_sentence_transformer, name, str(device), precision, max_length)
                 found.append(("sentence-transformers", precision, load))
-    if device.type != "cpu" or not installed("ONNX Runtime", *PACKAGES):
+    if not installed("ONNX Runtime", *PACKAGES):
         return found
     plain = Embedder.load(name, "cpu", "fp32", max_length=max_length)
     onnx = directory / ONNX
@@ -97,6 +104,24 @@ def encoders(
     return found
 
 
+def gpu_encoders(model: Embedder, precisions: Sequence[str]) -> list[tuple[str, str, Callable[[], Encoder]]]:
+    """sentence-transformers at each of GPU_BATCHES, since its best depends on the GPU, and by flash attention."""
+    if not installed("sentence-transformers", "sentence_transformers"):
+        return []
+    kernels: dict[str, str | None] = {"": None}
+    if importlib.util.find_spec("flash_attn") is not None:
+        kernels[", flash attention"] = "flash_attention_2"
+    found: list[tuple[str, str, Callable[[], Encoder]]] = []
+    name, device, max_length = model.settings.origin, str(model.device), model.settings.max_length
+    for precision in precisions:
+        for kernel, attention in kernels.items():
+            if attention is None or precision != "fp32":
+                for size in GPU_BATCHES:
+                    load = partial(load_sentence_transformer, name, device, precision, max_length, attention, size)
+                    found.append((f"sentence-transformers, {size}{kernel}", precision, load))
+    return found
+
+
 def wrote(tool: str, write: Callable[..., Any], *arguments: Any) -> bool:
     """Whether a file was written; says why not."""
     try:
@@ -107,12 +132,28 @@ def wrote(tool: str, write: Callable[..., Any], *arguments: Any) -> bool:
     return True
 
 
-def load_sentence_transformer(name: str, device: str, precision: str, max_length: int) -> Encoder:
+def load_sentence_transformer(
+    name: str, device: str, precision: str, max_length: int, attention: str | None = None, batch_size: int | None = None
+) -> Encoder:
+    """sentence-transformers' model; with a batch size of its own it keeps to that one."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(name, device=device)
+    options = {"attn_implementation": attention} if attention else {}
+    model = SentenceTransformer(name, device=device, model_kwargs=options)
     model.max_seq_length = max_length
-    return model.to({"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
+    model = model.to({"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32))
+    return model if batch_size is None else OwnBatchSize(model, batch_size)
+
+
+@dataclass
+class OwnBatchSize:
+    """An encoder that is given its own batch size."""
+
+    encoder: Encoder
+    batch_size: int
+
+    def encode(self, sentences: Sequence[str], *, prompt: str, batch_size: int) -> Any:
+        return self.encoder.encode(sentences, prompt=prompt, batch_size=self.batch_size)
 
 
 def load_onnx(path: Path, name: str, max_length: int) -> Encoder:
@@ -186,7 +227,8 @@ def trainers(
     """Train the student by our step and by sentence-transformers' trainer, in turn: rows for bench.json.
 
     Both get the same sentences, batch size and labels, and make the labels' numbers no part of the time. Both tokenise
-    within it: ours ahead of the loop, as a run of train.py does once, theirs batch by batch.
+    within it: ours ahead of the loop, as a run of train.py does once, theirs batch by batch. Theirs drops what the
+    model's config says; on a GPU ours is timed with a dropout of 0.1 as well.
 
     Args:
         load: loads the student, given device and precision.
@@ -197,21 +239,38 @@ def trainers(
     """
     student = load(precision="fp32")
     device = student.device
-    texts = list(sentences[: len(sentences) // batch_size * batch_size] or sentences)
-    batch_size = min(batch_size, len(texts))
+    batch_size = min(batch_size, len(sentences))
+    texts = list(sentences[: min(steps, len(sentences) // batch_size) * batch_size])
     labels = torch.nn.functional.normalize(torch.randn(len(texts), student.dimensions), dim=1)
     kinds = [precision for precision in precisions if precision != "int8"] or [training_precision("auto", device)]
-    works = [("ours", kind, our_training(load(precision="fp32"), texts, labels, batch_size, kind)) for kind in kinds]
+    makes: list[tuple[str, str, Callable[[], Callable[[int], Any]]]] = []
+    for kind in kinds:
+        for dropout in (0.0, 0.1) if device.type == "cuda" else (0.0,):
+            name = f"ours, dropout {dropout}" if dropout else "ours"
+            makes.append((name, kind, partial(our_training, load, texts, labels, batch_size, kind, dropout)))
     if installed("sentence-transformers' trainer", "sentence_transformers", "accelerate"):
-        for kind in dict.fromkeys(["fp32", *kinds]):
-            work = their_training(student.settings.origin, str(device), texts, labels, batch_size, kind)
-            works.append(("sentence-transformers trainer", kind, work))
+        for kind in dict.fromkeys(kinds if device.type == "cuda" else ["fp32", *kinds]):
+            theirs = partial(their_training, student.settings.origin, str(device), texts, labels, batch_size, kind)
+            makes.append(("sentence-transformers trainer", kind, theirs))
 
-    seconds = seconds_of_turns([work for _, _, work in works], steps)
+    works: list[Callable[[int], Any]] = []
+
+    def make_and_warm_up(make: Callable[[], Callable[[int], Any]]) -> None:
+        works.append(make())
+        works[-1](WARM_UP)
+
+    memory: list[float | None] = []
+    for _, _, make in makes:
+        if device.type == "cuda":
+            memory.append(peak_memory_mib(partial(make_and_warm_up, make), device))
+        else:
+            make_and_warm_up(make)
+            memory.append(None)
+    seconds = seconds_of_turns(works, steps)
     lengths = np.array([len(tokens) for tokens in student.tokenize(texts)])
     flops = 3 * encoder_flops(student.bert.config, lengths) / len(texts)  # forward once, backward twice
     rows = []
-    for (system, precision, _), times in zip(works, seconds, strict=True):
+    for (system, precision, _), times, peak in zip(makes, seconds, memory, strict=True):
         rates = [steps * batch_size / time for time in times]
         rate = statistics.median(rates)
         rows.append(
@@ -223,6 +282,7 @@ def trainers(
                 "slowest": min(rates),
                 "fastest": max(rates),
                 "tflops": rate * flops / 1e12,
+                "peak_memory_mib": peak,
                 "batch_size": batch_size,
                 "steps": steps,
             }
@@ -231,28 +291,35 @@ def trainers(
 
 
 def seconds_of_turns(works: Sequence[Callable[[int], Any]], steps: int) -> list[list[float]]:
-    """Take steps by every trainer in turn, a few to warm up first: the seconds of its turns, for each trainer."""
+    """Take steps by every trainer in turn: the seconds of its turns, for each trainer."""
     seconds: list[list[float]] = [[] for _ in works]
-    for turn in range(1 + TURNS):
+    for _ in range(TURNS):
         for work, times in zip(works, seconds, strict=True):
             start = time.perf_counter()
-            work(steps if turn else WARM_UP)  # each ends by reading a number from the device, so that all is done
-            if turn:
-                times.append(time.perf_counter() - start)
+            work(steps)  # each ends by reading a number from the device, so that all is done
+            times.append(time.perf_counter() - start)
     return seconds
 
 
 def our_training(
-    student: Embedder, texts: list[str], labels: torch.Tensor, batch_size: int, precision: str
+    load: Callable[..., Embedder],
+    texts: list[str],
+    labels: torch.Tensor,
+    batch_size: int,
+    precision: str,
+    dropout: float = 0.0,
 ) -> Callable[[int], None]:
     """Trains for a number of steps by train.py's step."""
-    step = training_step(student, batch_size, precision)
+    student = load(precision="fp32")
+    step = training_step(student, batch_size, precision, dropout)
 
     def work(steps: int) -> None:
         window = LabelledSentences(student.tokenize(texts), labels)
-        batches = window_batches(window.lengths, batch_size, np.random.default_rng(0))
-        for batch in itertools.islice(itertools.cycle(batches), steps):
-            loss = step(window.take(batch))
+        order = window_batches(window.lengths, batch_size, np.random.default_rng(0))
+        batches = (window.take(indices) for indices in itertools.islice(itertools.cycle(order), steps))
+        with contextlib.closing(prefetch(batches, AHEAD if overlaps(student.device) else 0)) as ready:
+            for batch in ready:
+                loss = step(batch)
         float(loss)  # waits for the device
 
     return work

@@ -60,7 +60,7 @@ def random_embedder(shape: str | BertConfig, layers: int, device: torch.device |
     return Embedder(bert, tokenizer, settings).eval().to(device).use_precision(precision)
 
 
-def random_sentences(embedder: Embedder, count: int, mean_tokens: int, seed: int = 0) -> list[str]:
+def random_sentences(embedder: Embedder, count: int, mean_tokens: float, seed: int = 0) -> list[str]:
     """Sentences of words drawn from a tokenizer's vocabulary, [CLS] and [SEP] counted in their lengths.
 
     A tokenizer may cut a word it does not have as a whole, so that a sentence can come out longer.

@@ -66,20 +66,23 @@ def in_turn(works: Sequence[Callable[[], Any]], turns: int, device: torch.device
 
 
 def peak_memory_mib(work: Callable[[], Any], device: torch.device) -> float | None:
-    """The peak memory, in MiB, of a process of its own that does this work, which must be picklable.
+    """The memory, in MiB, that a piece of work takes at its peak.
 
-    On a GPU its tensors, else the resident memory of the process, imported libraries included; None where the system
-    does not tell.
+    On a GPU, of this process's tensors, those there before left out. On a CPU, the resident memory of a process of its
+    own, imported libraries included, for which the work must be picklable; None where the system does not tell.
     """
-    with in_a_process_of_its_own() as process:
-        return process.submit(memory_after, work, device).result()
-
-
-def memory_after(work: Callable[[], Any], device: torch.device) -> float | None:
-    """Do the work on the device; then this process's peak so far."""
-    work()
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with in_a_process_of_its_own() as process:
+        return process.submit(resident_after, work).result()
+
+
+def resident_after(work: Callable[[], Any]) -> float | None:
+    """Do the work; then this process's peak of resident memory so far, in MiB."""
+    work()
     status = Path("/proc/self/status")
     return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else None
 

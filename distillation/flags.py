@@ -155,7 +155,11 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--mean-tokens", type=whole_number, default=16, help="of random sentences (default: 16)")
     how = parser.add_argument_group("how")
     how.add_argument("--precision", nargs="+", default=["auto"], help="auto, fp32, bf16, fp16, int8, or all of them")
-    how.add_argument("--batch-size", type=whole_number, help="sentences (default: 256, on a GPU 4096; to train 64)")
+    how.add_argument(
+        "--batch-size",
+        type=whole_number,
+        help="sentences (default: 256, on a GPU 4096; to train 64, on a GPU also 512)",
+    )
     how.add_argument("--repeats", type=whole_number, default=5, help="timed turns (default: 5)")
     how.add_argument("--queries", type=whole_number, default=130, help="with --latency: of a length (default: 130)")
     how.add_argument("--steps", type=whole_number, default=100, help="with --peers: optimizer steps (default: 100)")

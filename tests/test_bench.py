@@ -1,6 +1,8 @@
 """bench.py: what it counts, what it writes, and what it says to wrong arguments. Never how fast something is."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from tiny import english_sentences
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -147,3 +150,36 @@ def test_wrong_arguments_are_named(
     tiny_model_dir: Path, refusal: Callable[..., str], arguments: list[str], message: str
 ) -> None:
     assert message in refusal(bench.main, *(argument.format(model=tiny_model_dir) for argument in arguments))
+
+
+def test_the_reference_run_is_timed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "shortstack.benchmark.reference", "--shape", "bert-tiny", "--sentences", "300"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    assert "300 sentences of" in ended.stdout and "text to model:" in ended.stdout
+
+
+def test_random_weights_beside_other_tools(
+    tmp_path: Path, call: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peers read them from files."""
+    monkeypatch.setattr(peers, "installed", lambda what, *packages: "ONNX" not in what)
+    call(
+        bench.main, "--shape", "bert-tiny", "--layers", "2,1", "--precision", "fp32", "--peers", "--repeats", 1,
+        "--count", 20, "--batch-size", 8, "--steps", 2, "--device", "cpu", "--output", tmp_path,
+    )  # fmt: skip
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert [row["system"] for row in result["rows"]] == ["teacher", "student", "sentence-transformers"]
+    assert all(row["cosine"] == pytest.approx(1, abs=1e-5) for row in result["rows"])
+    assert [(row["system"], row["batch_size"]) for row in result["training"]] == [
+        ("ours", 8),
+        ("sentence-transformers trainer", 8),
+    ]
+
+
+def test_a_peer_keeps_to_its_own_batch_size() -> None:
+    class Echo:
+        def encode(self, sentences: list[str], *, prompt: str, batch_size: int) -> int:
+            return batch_size
+
+    assert peers.OwnBatchSize(Echo(), 128).encode(["a"], prompt="", batch_size=4096) == 128
