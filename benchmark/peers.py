@@ -41,7 +41,7 @@ from shortstack.model.prefetch import overlaps, prefetch
 
 INSTALL = "pip install -e '.[peers]'"
 TURNS = 3  # of training; each takes many steps
-WARM_UP = 3  # steps
+WARM_UP = 10  # steps; in fp16 the first are left out, and AdamW has no state before one is taken
 CALIBRATION = 200  # sentences
 GPU_BATCHES = (128, 512, 2048)  # sentences that sentence-transformers encodes at a time
 AHEAD = 64  # batches of ours made ahead on a GPU, as train.py does

@@ -15,9 +15,8 @@ from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.host import in_a_process_of_its_own
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
-from shortstack.distillation.training.flat_optimizer import FlatOptimizer, optimizer_for
-from shortstack.distillation.training.graph import GraphedStep, why_not_graphed
-from shortstack.distillation.training.step import train_step
+from shortstack.distillation.training.flat_optimizer import optimizer_for
+from shortstack.distillation.training.graph import step_for
 from shortstack.model import Embedder
 from shortstack.model.bert import ARCHITECTURES
 from shortstack.model.engine.int8 import ByteProduct, Rounding, to_bytes
@@ -175,6 +174,4 @@ def training_step(student: Embedder, batch_size: int, precision: str, dropout: f
     ranks = Ranks(0, 1, student.device)
     student.train().bert.dropout = dropout
     optimizer = optimizer_for(student, recipe, ranks)
-    if isinstance(optimizer, FlatOptimizer) and not why_not_graphed(student, recipe, ranks):
-        return GraphedStep(student, optimizer, recipe, ranks)
-    return lambda batch: train_step(student, optimizer, batch, recipe, ranks)
+    return step_for(student, optimizer, recipe, ranks)

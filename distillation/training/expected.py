@@ -9,10 +9,11 @@ from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.flat_optimizer import optimizer_for
-from shortstack.distillation.training.step import train_step
+from shortstack.distillation.training.graph import step_for
 from shortstack.model import Embedder
 
 SAMPLE = 256  # texts
+GPU_SAMPLE = 4096  # fewer leave it waiting for its host
 LONG = 100_000  # texts over all epochs; for longer runs an estimate is worth the seconds it takes
 
 
@@ -22,19 +23,22 @@ def expected_time(teacher: Embedder, student: Embedder, corpus: Corpus, recipe: 
     Args:
         student: a copy that may be changed.
     """
-    sample = corpus.training(0, min(SAMPLE, len(corpus)))
+    on_gpu = ranks.device.type == "cuda"
+    sample = corpus.training(0, min(GPU_SAMPLE if on_gpu else SAMPLE, len(corpus)))
     tokens = teacher.tokenize(teacher.with_prompts(*sample))
+    if on_gpu:  # which loads and compiles its kernels the first time
+        teacher.embed(tokens).cpu()
     begun = time.perf_counter()
     labels = teacher.embed(tokens).float().cpu()
-    labelled = LabelledSentences(tokens, labels[:, : student.dimensions])
-    label_seconds = (time.perf_counter() - begun) / len(labelled) * len(corpus)
+    label_seconds = (time.perf_counter() - begun) / len(tokens) * len(corpus)
 
-    batch_size = min(recipe.batch_size, len(labelled))
+    batch_size = min(recipe.batch_size, len(tokens))
+    labelled = LabelledSentences(tokens, labels[:, : student.dimensions])
     batch = labelled.take(np.argsort(labelled.lengths[:batch_size], kind="stable"))
-    optimizer = optimizer_for(student.train(), recipe, ranks)
-    for _ in range(2):  # the first step is slower
+    step = step_for(student.train(), optimizer_for(student, recipe, ranks), recipe, ranks)
+    for _ in range(4 if on_gpu else 2):  # the first is slower, and two more where the second is recorded as a graph
         begun = time.perf_counter()
-        float(train_step(student, optimizer, batch, recipe, ranks))  # waits for the device
+        float(step(batch))  # waits for the device
         seconds = time.perf_counter() - begun
     step_seconds = seconds / batch_size * len(corpus) * recipe.epochs
     return (

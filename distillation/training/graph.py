@@ -13,6 +13,7 @@ recorded, then replayed. Nothing is computed twice, and no state has to be put b
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.flat_optimizer import FlatOptimizer
+from shortstack.distillation.training.optimizer import StudentOptimizer
 from shortstack.distillation.training.rows import BatchRows, distinct_tokens
 from shortstack.distillation.training.step import sum_of_losses, train_step
 from shortstack.model import Embedder
@@ -203,6 +205,15 @@ class GraphedStep:
         self._optimizer.backward(loss)
         self._optimizer.step(rows, static.tensors["count"][0])
         self._loss.copy_(loss.detach())
+
+
+def step_for(
+    student: Embedder, optimizer: StudentOptimizer, recipe: Recipe, ranks: Ranks
+) -> Callable[[LabelledSentences], torch.Tensor]:
+    """What takes a step of one rank's student as train.py does, given a batch: a graph where it fits."""
+    if isinstance(optimizer, FlatOptimizer) and not why_not_graphed(student, recipe, ranks):
+        return GraphedStep(student, optimizer, recipe, ranks)
+    return lambda batch: train_step(student, optimizer, batch, recipe, ranks)
 
 
 def why_not_graphed(student: Embedder, recipe: Recipe, ranks: Ranks) -> str:
