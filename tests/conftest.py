@@ -24,7 +24,7 @@ settings.register_profile("default", max_examples=50, **calm)
 settings.register_profile("long", max_examples=2000, **calm)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # more wait for each other where others use the processor, too: ten times slower then
 
 
 @pytest.fixture(scope="session")

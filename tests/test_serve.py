@@ -1,59 +1,80 @@
 """The reader without torch gives the Embedder's embeddings from the exported files, and imports nothing heavy."""
 
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import ROOT
+from processes import command
 from tiny import AWKWARD, edit, english_sentences, load, make_bert_dir, make_family_dir
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[onnx]'")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed: pip install '.[onnx]'")
 
 from shortstack import serve  # noqa: E402 (torch may be there without the extra)
-from shortstack.distillation.export import export  # noqa: E402
 
 SENTENCES = AWKWARD + english_sentences(20)
 ENGINES = [name for name in ("onnxruntime", "openvino") if serve.find_spec(name)]
+KINDS = ["prompts, cls, lower-cased", "mpnet"]
+
+EXPORT = """
+import sys
+from shortstack.distillation.export import export
+
+for directory in sys.argv[1:]:
+    export(directory)
+"""
+ENCODE = """
+import json, sys
+import numpy as np
+from shortstack.serve import Embedder
+
+directory, engine, sentences, result = sys.argv[1:]
+exact, int8 = Embedder(directory, engine=engine), Embedder(directory, "int8", engine, threads=1)
+sentences = json.loads(sentences)
+found = exact.encode(sentences)
+np.savez(
+    result, found=found, int8=int8.encode(sentences), one=exact.encode(sentences[0]), none=exact.encode([]),
+    prompt=exact.encode(["dog"], prompt="the "), query=exact.encode_query(["dog"]),
+    document=exact.encode_document(["dog"]), similarity=exact.similarity(found, found), dimensions=exact.dimensions,
+)
+heavy = {"torch", "transformers", "datasets", "scipy", "pyarrow"} & sys.modules.keys()
+print("heavy:", *heavy)
+"""
 
 
-@pytest.fixture(scope="module", params=["prompts, cls, lower-cased", "mpnet"])
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("serve") / "model"
-    if request.param == "mpnet":  # its graph has no segments, and padding is number 1
-        make_family_dir(directory, "mpnet")
-    else:
-        prompts = {"query": "who sees ", "passage": "a dog: "}
-        make_bert_dir(directory, layers=2, pooling="cls", normalize=False, prompts=prompts, default_prompt="query")
-        edit(directory / "sentence_bert_config.json", do_lower_case=True)
-    export(str(directory))
-    return directory
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model directory of each kind with its exported files."""
+    place = tmp_path_factory.mktemp("serve")
+    plain = make_bert_dir(
+        place / "bert", layers=2, pooling="cls", normalize=False,
+        prompts={"query": "who sees ", "passage": "a dog: "}, default_prompt="query",
+    )  # fmt: skip
+    edit(plain / "sentence_bert_config.json", do_lower_case=True)
+    mpnet = make_family_dir(place / "mpnet", "mpnet")  # its graph has no segments, and padding is number 1
+    ended = command("-c", EXPORT, plain, mpnet)
+    assert ended.status == 0, ended
+    return dict(zip(KINDS, (plain, mpnet), strict=True))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_fp32_equals_the_embedder(exported: Path, engine: str) -> None:
-    ours, light = load(exported), serve.Embedder(exported, engine=engine)
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_embeds_as_the_embedder_does(exported: dict[str, Path], tmp_path: Path, kind: str, engine: str) -> None:
+    """In a process without torch, as where it serves."""
+    ours = load(exported[kind])
     expected = ours.encode(SENTENCES)
-    found = light.encode(SENTENCES)
-    assert found.dtype == np.float32 and light.dimensions == ours.dimensions
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(light.encode(SENTENCES[0]), expected[0], atol=1e-5)
-    np.testing.assert_allclose(light.encode(["dog"], prompt="the "), ours.encode(["dog"], prompt="the "), atol=1e-5)
-    for role, encode in (("query", light.encode_query), ("document", light.encode_document)):
-        np.testing.assert_allclose(encode(["dog"]), ours.encode(["dog"], prompt=ours.role_prompt(role)), atol=1e-5)
-    np.testing.assert_allclose(light.similarity(found, found), ours.similarity(expected, expected), atol=1e-5)
-    assert light.encode([]).shape == (0, ours.dimensions)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_int8_is_near(exported: Path, engine: str) -> None:
-    expected, found = (
-        load(exported).encode(SENTENCES),
-        serve.Embedder(exported, "int8", engine, threads=1).encode(SENTENCES),
-    )
-    cosines = (expected * found).sum(axis=1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(found, axis=1)
+    ended = command("-c", ENCODE, exported[kind], engine, json.dumps(SENTENCES), tmp_path / "found.npz")
+    assert ended.status == 0 and ended.out.strip() == "heavy:", ended
+    light = np.load(tmp_path / "found.npz")
+    assert light["found"].dtype == np.float32 and light["dimensions"] == ours.dimensions
+    wanted = {"found": expected, "one": expected[0], "prompt": ours.encode(["dog"], prompt="the ")}
+    wanted |= {role: ours.encode(["dog"], prompt=ours.role_prompt(role)) for role in ("query", "document")}
+    wanted["similarity"] = ours.similarity(expected, expected)
+    for name, embeddings in wanted.items():
+        np.testing.assert_allclose(light[name], embeddings, atol=1e-5, err_msg=name)
+    assert light["none"].shape == (0, ours.dimensions)
+    cosines = (serve.unit_rows(light["int8"]) * serve.unit_rows(expected)).sum(axis=1)
     assert cosines.mean() > 0.97
 
 
@@ -72,10 +93,3 @@ def test_what_is_missing_is_named(tiny_model_dir: Path) -> None:
     with pytest.raises(ValueError, match="engine 'onnxruntime' with precision 'bf16': choose among"):
         serve.Embedder(tiny_model_dir, "bf16", "onnxruntime")
     assert serve.installed_engine() == "onnxruntime"
-
-
-def test_it_needs_no_torch_and_no_transformers() -> None:
-    heavy = "{'torch', 'transformers', 'datasets', 'scipy', 'pyarrow'}"
-    code = f"import sys; from shortstack.serve import Embedder; print({heavy} & sys.modules.keys() or 'none')"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert ended.stdout.strip() == "none", ended.stderr
