@@ -1,11 +1,14 @@
 """Passages: paragraphs of text and Markdown, whole or cut at sentence ends within what a model reads."""
 
 import itertools
+import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_pdf import PdfPages
 
 from shortstack.distillation.data.corpus import build_corpus
 from shortstack.distillation.data.passages import ESTIMATE, Cutter, cutter_of, paragraphs_of
@@ -224,3 +227,30 @@ def test_another_cutter_makes_another_corpus(tmp_path: Path) -> None:
     ]
     assert found[0].fingerprint != found[1].fingerprint
     assert list(paragraphs_of(["..", "", "a"], markdown=False)) == ["a"]
+
+
+def write_pdf(path: Path, pages: list[str]) -> None:
+    with plt.rc_context({"pdf.use14corefonts": True}), PdfPages(path) as file:
+        for text in pages:
+            figure = plt.figure()
+            figure.text(0.1, 0.5, text)
+            file.savefig(figure)
+            plt.close(figure)
+
+
+def test_a_pdf_gives_its_text_as_passages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = ["The first para-\ngraph goes on\nin a third line.", "A second page."]
+    write_pdf(tmp_path / "a.pdf", pages)
+    (tmp_path / "b.md").write_text("Text beside it.")
+    assert list(read_sentences(str(tmp_path))) == [
+        "The first paragraph goes on in a third line.",
+        "A second page.",
+        "Text beside it.",
+    ]
+    assert what_is_read(str(tmp_path)) == f"{tmp_path}: 2 files read (1 .pdf, 1 .md); left out: none"
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.7\nno more\n")
+    with pytest.raises(InputError, match=r"broken\.pdf: can't be read as PDF"):
+        list(read_sentences(str(tmp_path / "broken.pdf")))
+    monkeypatch.setitem(sys.modules, "pypdf", None)
+    with pytest.raises(InputError, match=r"a\.pdf: PDF needs pypdf; pip install 'shortstack-embeddings\[documents\]'"):
+        list(read_sentences(str(tmp_path)))

@@ -1,14 +1,21 @@
-"""Documents as a reader sees them: the headings and paragraphs of Markdown, ReST and HTML, without markup and code."""
+"""Documents as a reader sees them: the headings and paragraphs of Markdown, ReST and HTML, without markup and code.
+
+PDF has no headings that a program can tell: it gives lines of text.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import NamedTuple
+
+from shortstack.model.files import InputError, first_line
 
 MARKDOWN = (".md", ".markdown")
 REST = (".rst", ".rest")
 HTML = (".html", ".htm", ".xhtml")
 DOCUMENTS = (*MARKDOWN, *REST, *HTML)
+PDF = ".pdf"
 
 FRONT_MATTER = re.compile(r"---\n.*?\n---\n", re.DOTALL)
 # HTML elements that end a paragraph, and those that hold no prose.
@@ -168,3 +175,28 @@ def rest_inline(text: str) -> str:
     text = re.sub(r"``?([^`]+)``?_{0,2}", r"\1", text)
     text = re.sub(r"\|([^|\s][^|]*)\||\[[#\w]+\]_", r"\1", text)
     return re.sub(r"(?<!\w)\*{1,2}([^*\s](?:[^*]*[^*\s])?)\*{1,2}(?!\w)", r"\1", text)
+
+
+# -- PDF -------------------------------------------------------------------------------------------------------------
+
+
+def pdf_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a PDF's text with the number of their page, from 1; words cut by a hyphen at a line's end are whole.
+
+    A blank line ends each page: sentences go on across pages, but so do headers and footers.
+
+    Raises:
+        InputError: pypdf is not installed, or it can't read the file.
+    """
+    try:
+        from pypdf import PdfReader
+        from pypdf.errors import PyPdfError
+    except ModuleNotFoundError:
+        what = "PDF needs pypdf; pip install 'shortstack-embeddings[documents]', or name only other files"
+        raise InputError(f"{path}: {what}, as in '{path.parent}/**/*.md'") from None
+    try:
+        for number, page in enumerate(PdfReader(path).pages, start=1):
+            text = re.sub(r"(?<=[a-z])-\n(?=[a-z])", "", page.extract_text())
+            yield from ((number, line) for line in [*text.splitlines(), ""])
+    except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: can't be read as PDF ({first_line(error)})") from None

@@ -1,7 +1,7 @@
 """Passages: long text cut at sentence ends, so that the teacher reads every part of it to its end.
 
 A plain text file read as lines gives one sentence a line. Read as passages it gives its paragraphs, whole if they fit,
-else cut into parts of about equal length. Markdown, ReST and HTML are always read in this way, without
+else cut into parts of about equal length. Markdown, ReST, HTML and PDF are always read in this way, without
 their markup and code; see documents.py.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shortstack.distillation.data.documents import DOCUMENTS, blocks_of, passages_of
+from shortstack.distillation.data.documents import DOCUMENTS, PDF, blocks_of, passages_of
 from shortstack.distillation.data.sources import suffix_of
 from shortstack.model import Embedder
 
@@ -103,7 +103,7 @@ def cutter_of(embedder: Embedder) -> Cutter:
 
 def is_cut(reading: str, file: Path | None) -> bool:
     """Whether a file, or a dataset (None), is cut to passages; `reading` is its source's mark, "" for none."""
-    return reading == "passages" or (not reading and file is not None and suffix_of(file) in DOCUMENTS)
+    return reading == "passages" or (not reading and file is not None and suffix_of(file) in (*DOCUMENTS, PDF))
 
 
 # -- paragraphs ------------------------------------------------------------------------------------------------------

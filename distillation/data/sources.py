@@ -33,14 +33,14 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from shortstack.distillation.data.documents import DOCUMENTS
+from shortstack.distillation.data.documents import DOCUMENTS, PDF, pdf_lines
 from shortstack.model.files import InputError
 from shortstack.model.hub import looks_like_a_path
 
 Row = dict[str, Any]
 LINE_LIMIT = 2**24  # bytes; a longer line is not text, and the limit bounds the memory that a corrupt file can ask for
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
-DATA_SUFFIXES = (".txt", *TABLES, *DOCUMENTS, ".gz")
+DATA_SUFFIXES = (".txt", *TABLES, *DOCUMENTS, PDF, ".gz")
 DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
 STS_BENCHMARK_COLUMNS = ["genre", "file", "year", "id", "score", "sentence1", "sentence2"]
 
@@ -54,7 +54,7 @@ class Marks:
 
     Attributes:
         role: query, document or "".
-        reading: passages, lines or "", which is passages for Markdown and lines for all else.
+        reading: passages, lines or "", which is passages for documents and lines for all else.
         limit: the largest number of texts to read, or None for all.
     """
 
@@ -153,7 +153,7 @@ def documents_in(directory: Path) -> tuple[list[Path], list[Path]]:
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
     if is_dataset(files):
         return [], files
-    read = [path for path in files if suffix_of(path) in (*DOCUMENTS, ".txt")]
+    read = [path for path in files if suffix_of(path) in (*DOCUMENTS, PDF, ".txt")]
     return read, [path for path in files if path not in set(read)]
 
 
@@ -232,7 +232,7 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[in
         elif suffix in (".json", ".jsonl", ".ndjson"):
             yield from json_rows(path)
         else:
-            for number, line in read_lines(path):
+            for number, line in (pdf_lines if suffix == PDF else read_lines)(path):
                 yield number, {"text": line}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
