@@ -115,7 +115,7 @@ def bench(
         },
         "rows": rows,
         "student_speedup": rows[1]["sentences_per_second"] / rows[0]["sentences_per_second"],
-        "layer_ratio": rows[0]["layers"] / rows[1]["layers"],
+        "layer_ratio": rows[0]["layers"] / rows[1]["layers"] if rows[1]["layers"] else None,
         "training": [],
     }
 
@@ -176,7 +176,7 @@ def print_table(result: dict[str, Any]) -> None:
             f"{share:>8} {'' if memory is None else f'{memory:.0f}':>6}"
         )
     speedup, ratio = result["student_speedup"], result["layer_ratio"]
-    print(f"the student is {speedup:.2f} times as fast; its layers promise {ratio:.2f}")
+    print(f"the student is {speedup:.2f} times as fast" + (f"; its layers promise {ratio:.2f}" if ratio else ""))
     if "latency_ms" in result["rows"][0]:
         print("one query at a time, milliseconds, p50 / p99")
         print(f"{'system':<39} {'precision':<9} {'layers':>6} " + " ".join(f"{f'{n} tokens':>15}" for n in TOKENS))

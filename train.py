@@ -154,7 +154,8 @@ def describe_run(teacher: Embedder, student: Embedder, labels: Labels, corpus: C
         run.say(f"teacher: {len(corpus.vectors.vectors):,} vectors of {corpus.vectors.dimensions} dimensions")
     else:
         run.say(f"teacher {recipe.teacher}: {teacher.bert.config.num_hidden_layers} layers, {size_of(teacher)}")
-    layers = f"layers {', '.join(map(str, recipe.layers))} of {recipe.start_from or 'the teacher'}"
+    numbers = ", ".join(map(str, recipe.layers)) or "none"
+    layers = f"layers {numbers} of {recipe.start_from or 'the teacher'}"
     if recipe.intermediate_size:
         layers += f", of width {recipe.intermediate_size:,}"
     run.say(f"student: {layers}, {size_of(student)}")

@@ -105,7 +105,7 @@ def encoder_flops(config: PretrainedConfig, lengths: np.ndarray, first_token_onl
     tokens, pairs = float(lengths.sum()), float((lengths.astype(float) ** 2).sum())
     qkv, rest = 2 * 3 * D * D, 2 * (D * D + 2 * D * inner)
     whole = tokens * (qkv + rest) + 4 * D * pairs
-    if not first_token_only:
+    if not first_token_only or layers == 0:
         return layers * whole
     return (layers - 1) * whole + tokens * (qkv + 4 * D) + len(lengths) * rest
 

@@ -214,9 +214,9 @@ def read_config(path: Path) -> PretrainedConfig:
     names = ["hidden_size", "num_hidden_layers", "num_attention_heads", architecture.inner_size, "vocab_size"]
     names += ["max_position_embeddings"] + (["type_vocab_size"] if hasattr(config, "type_vocab_size") else [])
     for name in names:
-        size = getattr(config, name)
-        if not isinstance(size, int) or size < 1:
-            raise InputError(f"{path}: {name} must be a whole number of at least 1, got {size!r}")
+        size, least = getattr(config, name), int(name != "num_hidden_layers")
+        if not isinstance(size, int) or size < least:
+            raise InputError(f"{path}: {name} must be a whole number of at least {least}, got {size!r}")
     activation = getattr(config, architecture.activation)
     if activation not in transformers.activations.ACT2FN:
         raise InputError(f"{path}: unknown {architecture.activation} {activation!r}")

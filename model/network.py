@@ -113,11 +113,10 @@ class PackedForward:
         """
         hidden, bias_HTT = self.embed_packed(tokens), self.position_bias(tokens)
         dropout = self.dropout if self.training else 0.0
-        *layers, last = self.layers()
-        for layer in layers:
-            hidden = layer(hidden, tokens, bias_HTT, dropout)
-        first_only = pooling is Pooling.CLS
-        hidden = last(hidden, tokens, bias_HTT, dropout, first_only)
+        layers = self.layers()
+        for number, layer in enumerate(layers, start=1):
+            first_only = pooling is Pooling.CLS and number == len(layers)
+            hidden = layer(hidden, tokens, bias_HTT, dropout, first_only)
         if pooling is None:
             return hidden
         return pool(hidden, tokens, pooling)

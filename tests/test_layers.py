@@ -20,6 +20,8 @@ from shortstack.model.files import InputError
         ("even:2", 12, [0, 11]),
         ("even:1", 12, [11]),
         ("all", 3, [0, 1, 2]),
+        ("none", 3, []),
+        ([], 3, []),  # what a run of `none` writes down
         ("even:6", 6, list(range(6))),
         ("auto:2", 6, None),  # the search decides
         ([0, 2, 5], 6, [0, 2, 5]),
@@ -42,7 +44,6 @@ def test_even_keeps_both_ends_and_equal_gaps(total: int) -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([], "list is empty"),
         ([0, 6], "6 is outside the teacher, which has layers 0 to 5"),
         ([-1], "-1 is outside"),
         ([0, 0], "each layer once"),
@@ -50,7 +51,7 @@ def test_even_keeps_both_ends_and_equal_gaps(total: int) -> None:
         ([0.0, 1.5], "whole numbers"),
         (["0", "1"], "whole numbers"),
         ([True], "whole numbers"),
-        ("evne:3", "'evne:3' is neither a list of numbers nor one of all, auto:COUNT, even:COUNT"),
+        ("evne:3", "'evne:3' is neither a list of numbers nor one of all, none, auto:COUNT, even:COUNT"),
         ("", "neither"),
         ("even", "needs a count from 1 to 6, such as even:2"),
         ("auto", "needs a count from 1 to 6"),

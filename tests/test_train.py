@@ -14,6 +14,7 @@ from processes import ROOT, TRAIN, RunDirectory, assert_same_run, command, train
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from tiny import contents, edit, english_sentences, load, make_bert_dir, parquet_bytes, put
+from transformers import AutoModel
 
 from shortstack import train as module
 from shortstack.distillation.data.epochs import window_batches
@@ -450,3 +451,27 @@ def test_a_projection_that_is_not_kept_is_refused(first: tuple[RunDirectory, str
     teacher.save(place / "unkept")
     ended = train(recipe, "--start-from", place / "unkept", "--layers", "all", "--dimensions", "8")
     assert ended.status == 2 and "keeps no projection of the teacher to 8 dimensions" in ended.error
+
+
+def test_a_student_without_layers(place: Path, tiny_model_dir: Path, tiny_cls_dir: Path) -> None:
+    """Word vectors, norm and pooling: trained like any other, read by transformers and sentence-transformers."""
+    recipe = write_recipe(place / "none", tiny_model_dir, epochs=2, layers="none", learning_rate=1e-2)
+    ended = command(TRAIN, recipe)
+    assert ended.status == 0, ended.err
+    assert "student: layers none of the teacher" in ended.out
+    run = RunDirectory(place / "none" / "runs" / "tiny")
+    student = load(run.path / "model")
+    assert (
+        student.bert.config.num_hidden_layers == 0
+        and len(AutoModel.from_pretrained(run.path / "model").encoder.layer) == 0
+    )
+    ours = student.encode(TEST_TEXT)
+    np.testing.assert_allclose(
+        SentenceTransformer(str(run.path / "model"), device="cpu").encode(TEST_TEXT), ours, atol=1e-5
+    )
+    plain = load(tiny_model_dir).keep_layers([]).encode(TEST_TEXT)
+    teacher = load(tiny_model_dir).encode(TEST_TEXT)
+    assert ((ours - teacher) ** 2).mean() < ((plain - teacher) ** 2).mean()
+    assert command(TRAIN, run.path / "recipe.toml", "--name", "again").status == 0
+    refused = command(TRAIN, write_recipe(place / "cls", tiny_cls_dir, layers="none"))
+    assert refused.status == 2 and "none needs a teacher with mean pooling" in refused.err

@@ -164,6 +164,8 @@ class RunFiles:
         owner = "the teacher"
         if layers is None:
             layers, owner = self.recipe.get("layers"), start or owner
+        if layers == []:
+            return owner, "none"
         return owner, ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers or "–")
 
     @property

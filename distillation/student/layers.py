@@ -1,7 +1,7 @@
 """Which layers a student keeps: as a list, by a strategy, or by trial before any training.
 
 `all` leaves none out, `even:8` of 24 gives 0 3 7 10 13 16 20 23 (first and last included), and `auto:8` searches for
-the eight that come closest to the teacher on text.
+the eight that come closest to the teacher on text. `none` leaves word vectors, their norm and pooling.
 """
 
 import itertools
@@ -26,7 +26,7 @@ def choose_layers(layers: str | list[int], total: int, whose: str = "the teacher
     """Layers to keep, ascending, counted from 0; None for `auto`, which `search_layers` decides.
 
     Args:
-        layers: a list of layer numbers, `all`, or `STRATEGY:COUNT` such as `even:8`.
+        layers: a list of layer numbers, `all`, `none`, or `STRATEGY:COUNT` such as `even:8`.
         total: how many layers there are.
         whose: the model they belong to, for the error.
 
@@ -38,6 +38,8 @@ def choose_layers(layers: str | list[int], total: int, whose: str = "the teacher
     """
     if layers == "all":
         return list(range(total))
+    if layers == "none":
+        return []
     if isinstance(layers, str):
         count = count_of(layers, total)
         if layers.startswith("auto"):
@@ -45,8 +47,6 @@ def choose_layers(layers: str | list[int], total: int, whose: str = "the teacher
         if count == 1:
             return [total - 1]  # the layer whose output the teacher pools
         return [round(i * (total - 1) / (count - 1)) for i in range(count)]
-    if not layers:
-        raise InputError("layers: the list is empty; name at least one teacher layer, such as 0,2,5")
     if not all(type(layer) is int for layer in layers):
         raise InputError(f"layers: {layers} must be whole numbers, such as 0,2,5")
     for layer in layers:
@@ -66,7 +66,7 @@ def count_of(layers: str, total: int) -> int:
     name, _, number = layers.partition(":")
     if name not in STRATEGIES:
         known = ", ".join(f"{strategy}:COUNT" for strategy in STRATEGIES)
-        raise InputError(f"layers: {layers!r} is neither a list of numbers nor one of all, {known}")
+        raise InputError(f"layers: {layers!r} is neither a list of numbers nor one of all, none, {known}")
     if not number.isdecimal() or not 1 <= int(number) <= total:
         raise InputError(f"layers: {layers!r} needs a count from 1 to {total}, such as {name}:{max(1, total // 3)}")
     return int(number)

@@ -20,6 +20,7 @@ from shortstack.distillation.student.vocabulary import check_vocabulary, cut_voc
 from shortstack.distillation.student.width import check_width, important_units, keep_units
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
+from shortstack.model.pooling import Pooling
 
 SAMPLE = 16_384  # sentences that a projection is computed on
 
@@ -108,6 +109,8 @@ def plan_student(recipe: Recipe, teacher: Embedder, vectors: TeacherVectors | No
         check_body(start, vectors.dimensions, recipe.start_from)
         if layers is None:
             raise InputError(f"layers: {recipe.layers} needs the teacher itself; name the layers, or take even:3")
+    if layers == []:
+        check_pooling(teacher)
     if recipe.vocabulary:
         check_vocabulary(teacher, recipe.vocabulary)
     if recipe.intermediate_size:
@@ -115,6 +118,16 @@ def plan_student(recipe: Recipe, teacher: Embedder, vectors: TeacherVectors | No
     if recipe.dimensions:
         check_dimensions(teacher, recipe.dimensions)
     return Plan(recipe, teacher, start, vectors)
+
+
+def check_pooling(teacher: Embedder) -> None:
+    """Check that a student without layers can tell texts apart.
+
+    Raises:
+        InputError: the teacher pools by cls, and without layers the first token is the same whatever follows.
+    """
+    if teacher.settings.pooling is Pooling.CLS:
+        raise InputError("layers: none needs a teacher with mean pooling; give --pooling mean, or keep a layer")
 
 
 def load_start(recipe: Recipe, teacher: Embedder) -> Embedder:

@@ -20,7 +20,8 @@ from shortstack.model.precision import dtype_of
 
 def optimizer_for(student: Embedder, recipe: Recipe, ranks: Ranks) -> StudentOptimizer:
     """The optimizer that suits the device: flat weights on one GPU without accumulation, else torch's AdamW."""
-    flat = ranks.device.type == "cuda" and ranks.world == 1 and recipe.gradient_accumulation == 1
+    one_gpu = ranks.device.type == "cuda" and ranks.world == 1 and recipe.gradient_accumulation == 1
+    flat = one_gpu and student.bert.layers()
     return (FlatOptimizer if flat else StudentOptimizer)(student, recipe, ranks)
 
 

@@ -224,6 +224,8 @@ def why_not_graphed(student: Embedder, recipe: Recipe, ranks: Ranks) -> str:
         return "several ranks exchange gradients within a step"
     if recipe.gradient_accumulation > 1:
         return "gradient_accumulation splits a step"
+    if not student.bert.layers():
+        return "the student has no layers"
     heads = student.bert.config.num_attention_heads
     sample = torch.zeros(1, 3, heads, student.bert.config.hidden_size // heads, dtype=dtype_of(recipe.precision))
     if student.bert.config.model_type == "mpnet" or not has_varlen_kernel(sample.to(ranks.device)):
