@@ -20,6 +20,7 @@ if __name__ == "__main__":
 from argparse import Namespace
 from pathlib import Path
 
+from shortstack.distillation import RunError
 from shortstack.distillation.command_line import named_sources, run_command
 from shortstack.distillation.data.passages import cutter_of
 from shortstack.distillation.data.sentences import Texts, read_sentences
@@ -33,7 +34,7 @@ from shortstack.distillation.evaluation.table import table
 from shortstack.distillation.recipe import Recipe, overrides_for, read_recipe
 from shortstack.distillation.run import run_directory
 from shortstack.model import Embedder
-from shortstack.model.files import InputError, RunError, write_json
+from shortstack.model.files import InputError, write_json
 
 
 def read_marked(sources: list[str], student: Embedder) -> Texts:

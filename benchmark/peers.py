@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from shortstack.benchmark.timing import Encoder, encoder_flops, peak_memory_mib, training_step
+from shortstack.distillation import RunError
 from shortstack.distillation.data.epochs import window_batches
 from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.export import (
@@ -35,7 +36,6 @@ from shortstack.distillation.export import (
 )
 from shortstack.distillation.training.optimizer import training_precision
 from shortstack.model import Embedder
-from shortstack.model.files import RunError
 from shortstack.model.precision import cpu_has_bf16
 from shortstack.model.prefetch import overlaps, prefetch
 

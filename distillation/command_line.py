@@ -13,8 +13,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO, cast, get_type_hints
 
+from shortstack.distillation import RunError
 from shortstack.distillation.recipe import Recipe, check_set_name, find_recipe, read_recipe, set_field
-from shortstack.model.files import InputError, RunError, first_line, is_out_of_memory, printable
+from shortstack.model.files import InputError, first_line, is_out_of_memory
 
 # -- errors ----------------------------------------------------------------------------------------------------------
 
@@ -101,6 +102,12 @@ def end_at_once(error: BaseException) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status if isinstance(status, int) else 1)
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere on one line, safe to show in a terminal: control characters are spelled out, as \\x1b."""
+    line = " ".join(text.split())
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def explain_os_error(error: OSError) -> str:

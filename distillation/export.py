@@ -43,12 +43,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from shortstack.distillation import RunError
 from shortstack.distillation.command_line import run_command
 from shortstack.distillation.host import in_a_process_of_its_own
 from shortstack.distillation.router import export_router
 from shortstack.model import Embedder
 from shortstack.model.engine.calibration import TEXT
-from shortstack.model.files import InputError, RunError, atomic_path, first_line, flush_to_disk, temporary_beside
+from shortstack.model.files import InputError, atomic_path, first_line, flush_to_disk, temporary_beside
 from shortstack.model.pooling import Pooling
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

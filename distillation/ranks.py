@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from shortstack.model.files import InputError, RunError, first_line
+from shortstack.distillation import RunError
+from shortstack.model.files import InputError, first_line
 
 ROLL_CALL = 5.0  # seconds that a rank which lost the others listens for who is still there
 POLL = 0.1  # seconds between looks into the store

@@ -11,19 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from filelock import FileLock, Timeout
+
+from shortstack.distillation import RunError
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.curves import Callback, open_tracker, trackers_of
-from shortstack.model.files import (
-    RunError,
-    errors_about,
-    flush_to_disk,
-    locked,
-    make_directory,
-    read_json_lines,
-    remove_leftovers,
-    write_text,
-)
+from shortstack.model.files import InputError, errors_about, flush_to_disk, make_directory, remove_leftovers, write_text
 
 STOP_CHECK_EVERY = 10  # steps between asking the other ranks whether one was told to stop
 
@@ -189,3 +183,37 @@ def run_directory(model: str) -> Path | None:
     """The run that a model directory belongs to: the directory above it, if there is a recipe in it."""
     above = Path(model).parent
     return above if Path(model).is_dir() and (above / "recipe.toml").is_file() else None
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock file while the block runs. The system releases it when the process ends, however it ends.
+
+    Args:
+        path: the lock file.
+        busy: the error's message if another process holds the lock; None waits for it instead.
+
+    Raises:
+        InputError: with the message `busy`.
+    """
+    make_directory(path.parent)
+    try:
+        with FileLock(path, timeout=-1 if busy is None else 0):
+            yield
+    except Timeout:
+        raise InputError(str(busy)) from None
+
+
+def read_json_lines(path: Path | str) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON value a line. A line that a crash cut short is skipped.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    objects = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                objects.append(value)
+    return objects

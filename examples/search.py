@@ -15,13 +15,13 @@ from itertools import zip_longest
 
 import torch
 
-from shortstack.distillation.command_line import run_command
+from shortstack.distillation.command_line import printable, run_command
 from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.flags import OneLineParser
 from shortstack.distillation.recipe import overrides_for, read_recipe
 from shortstack.distillation.run import run_directory
 from shortstack.model import Embedder
-from shortstack.model.files import InputError, printable
+from shortstack.model.files import InputError
 
 
 def embed_documents(embedder: Embedder, sentences: list[str]) -> tuple[torch.Tensor, float]:

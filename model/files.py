@@ -1,5 +1,5 @@
-"""Files that are whole or not there, and the two errors that end a command with one line. No torch, which takes seconds
-to import: commands answer `--help` without it."""
+"""Files that are whole or not there, and the error of a wrong input. No torch, which takes seconds to import: commands
+answer `--help` without it."""
 
 import contextlib
 import ctypes
@@ -24,19 +24,9 @@ class InputError(ValueError):
     """A wrong argument or input: what is wrong, where, and what to do. Exit status 2."""
 
 
-class RunError(RuntimeError):
-    """A run that could not go on: what happened and how to continue. Exit status 1."""
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error's text; its type's name where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def printable(text: str) -> str:
-    """Text from elsewhere on one line, safe to show in a terminal: control characters are spelled out, as \\x1b."""
-    line = " ".join(text.split())
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -193,21 +183,6 @@ def read_json(path: Path | str) -> Any:
         raise InputError(f"{path}: not JSON ({first_line(error)})") from None
 
 
-def read_json_lines(path: Path | str) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON value a line. A line that a crash cut short is skipped.
-
-    Raises:
-        OSError: the file can't be read.
-    """
-    objects = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(line)
-            if isinstance(value, dict):
-                objects.append(value)
-    return objects
-
-
 @contextlib.contextmanager
 def atomic_directory(path: Path | str) -> Iterator[Path]:
     """Yield a temporary directory beside `path` that replaces what is at `path` when the block ends well.
@@ -252,27 +227,6 @@ def replace_directory(new: Path, path: Path) -> None:
     if old.exists():
         flush_to_disk(path.parent)
         remove(old)
-
-
-@contextlib.contextmanager
-def locked(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Hold a lock file while the block runs. The system releases it when the process ends, however it ends.
-
-    Args:
-        path: the lock file.
-        busy: the error's message if another process holds the lock; None waits for it instead.
-
-    Raises:
-        InputError: with the message `busy`.
-    """
-    from filelock import FileLock, Timeout  # here, since all else runs where it is not installed
-
-    make_directory(path.parent)
-    try:
-        with FileLock(path, timeout=-1 if busy is None else 0):
-            yield
-    except Timeout:
-        raise InputError(str(busy)) from None
 
 
 def remove_leftovers(directory: Path, name: str | None = None) -> None:

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from tiny import AWKWARD, english_sentences, load, make_bert_dir
 
+from shortstack.distillation import RunError
 from shortstack.model import Embedder
-from shortstack.model.files import InputError, RunError
+from shortstack.model.files import InputError
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[onnx]'")

@@ -16,16 +16,15 @@ from hypothesis import strategies as st
 from processes import in_child
 from tiny import contents
 
-from shortstack.distillation.command_line import run_command
+from shortstack.distillation import RunError
+from shortstack.distillation.command_line import printable, run_command
+from shortstack.distillation.run import read_json_lines
 from shortstack.model import files
 from shortstack.model.files import (
     InputError,
-    RunError,
     atomic_directory,
     atomic_path,
-    printable,
     read_json,
-    read_json_lines,
     remove_leftovers,
     sha256_of_file,
     write_json,

@@ -19,7 +19,8 @@ from processes import in_child
 from safetensors.torch import load_file, save_file
 from tiny import edit, load, make_bert_dir
 
-from shortstack.model.files import InputError, printable
+from shortstack.distillation.command_line import printable
+from shortstack.model.files import InputError
 from shortstack.model.weights import check_size
 
 SECONDS = 10  # for one directory

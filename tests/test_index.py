@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from tiny import english_sentences, load, make_bert_dir
 
 from shortstack import evaluate
+from shortstack.distillation import RunError
 from shortstack.distillation.evaluation import index as index_module
 from shortstack.distillation.evaluation.index import Index, check_index, first_sentence, search_index
-from shortstack.model.files import InputError, RunError, read_json
+from shortstack.model.files import InputError, read_json
 
 TEXTS = english_sentences(400)
 PROMPTS = {"query": "the man asks about winter and the long night: ", "document": "a book in the kitchen says that "}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny import english_sentences
 
+from shortstack.distillation import RunError
 from shortstack.distillation.data import labels as module
 from shortstack.distillation.data.corpus import Corpus, build_corpus
 from shortstack.distillation.data.labels import (
@@ -30,7 +31,7 @@ from shortstack.distillation.data.labels import (
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.model import Embedder
-from shortstack.model.files import InputError, RunError
+from shortstack.model.files import InputError
 from shortstack.model.pooling import Pooling
 from shortstack.model.tensors import load_tensors
 from shortstack.model.tokens import Tokenized

@@ -21,6 +21,7 @@ from typing import ClassVar
 import pytest
 from archives import contents, make_tar, make_wheel
 
+from shortstack.distillation import RunError
 from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.evaluation.sets import read_retrieval, read_sts
 from shortstack.distillation.prepare import fetch as module
@@ -37,7 +38,7 @@ from shortstack.distillation.prepare.prose import (
     passages_of,
     split_sentences,
 )
-from shortstack.model.files import RunError, sha256_of_file
+from shortstack.model.files import sha256_of_file
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER_FILES = {name: f"bytes of {name}".encode() for name in module.TEACHER_FILES}

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from archives import contents, make_tar, make_wheel
 
+from shortstack.distillation import RunError
 from shortstack.distillation.prepare import long, packages
 from shortstack.distillation.prepare.packages import Package
-from shortstack.model.files import RunError
 
 
 def zstd(value: object) -> bytes:

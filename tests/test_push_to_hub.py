@@ -10,8 +10,8 @@ import huggingface_hub
 import pytest
 from test_report import make_run
 
+from shortstack.distillation import RunError
 from shortstack.distillation.report.__main__ import main, push_to_hub
-from shortstack.model.files import RunError
 
 
 @pytest.fixture

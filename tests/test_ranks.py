@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from torch.cuda._utils import _get_device_index
 
+from shortstack.distillation import RunError
 from shortstack.distillation import ranks as module
 from shortstack.distillation.ranks import Ranks, refuse_shared_gpus
-from shortstack.model.files import InputError, RunError
+from shortstack.model.files import InputError
 
 
 @pytest.fixture

@@ -19,12 +19,12 @@ from shortstack.distillation.data.vectors import TeacherVectors, text_source
 from shortstack.distillation.host import release_freed_memory
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.run import locked
 from shortstack.model.embedder import ROLES
 from shortstack.model.files import (
     InputError,
     atomic_path,
     errors_about,
-    locked,
     make_directory,
     read_json,
     remove_leftovers,

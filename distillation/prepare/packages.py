@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from shortstack.model.files import RunError, sha256_of_file
+from shortstack.distillation import RunError
+from shortstack.model.files import sha256_of_file
 
 NPM = "https://registry.npmjs.org"  # or what NPM_CONFIG_REGISTRY names, as for npm itself
 ATTEMPTS = 3  # at a download that is cut

@@ -7,8 +7,8 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Iterator
 
+from shortstack.distillation import RunError
 from shortstack.distillation.data.passages import ESTIMATE, split_sentences
-from shortstack.model.files import RunError
 
 # A template may stand for nothing that is read ({{citation}}) or for words that the sentence needs. The commonest of
 # the latter are written out; HOLE marks the others, formulas too, and a sentence with a hole is dropped.

@@ -17,13 +17,14 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from matplotlib.figure import Figure
 
+from shortstack.distillation import RunError
 from shortstack.distillation.command_line import run_command
 from shortstack.distillation.report.card import eval_result_files, model_card
 from shortstack.distillation.report.figure import figure, format_number, shorten
 from shortstack.distillation.report.frontier import frontier_figure, models_of, table
 from shortstack.distillation.report.page import report_page
 from shortstack.distillation.report.run_files import ABOVE_ALL, RunFiles
-from shortstack.model.files import InputError, RunError, atomic_path, first_line, write_text
+from shortstack.model.files import InputError, atomic_path, first_line, write_text
 
 
 def summary(files: RunFiles) -> str:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from shortstack.distillation.evaluation.own import NAME as OWN_DOCUMENTS
 from shortstack.distillation.evaluation.own import verdict
 from shortstack.distillation.recipe import Recipe
-from shortstack.model.files import InputError, read_json, read_json_lines
+from shortstack.distillation.run import read_json_lines
+from shortstack.model.files import InputError, read_json
 
 ABOVE_ALL = (
     "More than 100% is no mistake: Spearman compares with people's judgement, not with the teacher, and on words "
