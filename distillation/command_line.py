@@ -152,8 +152,6 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group(title)
         for name in names.split():
             add_recipe_flag(group, fields.pop(name))
-    for item in fields.values():
-        add_recipe_flag(parser, item)
 
 
 def add_recipe_flag(group: argparse._ActionsContainer, item: dataclasses.Field[Any]) -> None:

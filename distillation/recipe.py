@@ -14,19 +14,26 @@ from typing import Any, get_type_hints
 from shortstack.distillation.training.curves import trackers_of
 from shortstack.model.files import InputError
 
-RESERVED = (
-    "negative_mse",
-    "relative_error",
-    "mean_cosine",
-    "p5_cosine",
-    "agreement",
-    "overlap@10",
-    "mean_found@10",
-    "own-documents",
-)  # beside the STS sets' figures
+# Names that a set can't have, since other figures have them.
+RESERVED = ("negative_mse", "relative_error", "mean_cosine", "p5_cosine", "agreement", "overlap@10", "mean_found@10",
+            "own-documents")  # fmt: skip
 # The losses and precisions that train, by name; their code needs torch, which takes seconds to import.
 LOSSES = ("mse", "cosine")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+# Fields that are numbers of at least 0 or 1, and those that are one of a few words.
+AT_LEAST = {
+    0: "max_sentences max_length tokens_per_batch intermediate_size dimensions weight_decay max_grad_norm",
+    1: "batch_size gradient_accumulation epochs log_every evaluate_every save_every shard_size window_shards "
+       "evaluation_sentences max_skipped_steps",
+}  # fmt: skip
+CHOICES = {
+    "pooling": ("teacher", "cls", "mean"),
+    "reading": ("auto", "lines", "passages"),
+    "sampling": ("mixed", "in_order"),
+    "precision": PRECISIONS,
+    "label_precision": ("fp16", "fp32"),
+    "loss": LOSSES,
+}
 SHARED = ("labels", "corpus")  # directories under `output` that belong to all runs
 RECIPES = Path(__file__).parent.parent / "recipes"  # in a checkout as in an installed package
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy")
@@ -105,51 +112,55 @@ class Recipe:
         Raises:
             InputError: names the field, its value and what is allowed.
         """
-
-        def require(ok: bool, key: str, allowed: str) -> None:
-            if not ok:
-                raise InputError(f"recipe: {key} = {getattr(self, key)!r} is not allowed; it must be {allowed}")
-
-        for key in ("batch_size", "gradient_accumulation", "epochs", "log_every", "evaluate_every", "save_every",
-                    "shard_size", "window_shards"):  # fmt: skip
-            require(getattr(self, key) >= 1, key, "at least 1")
-        for key in ("max_sentences", "max_length", "tokens_per_batch", "intermediate_size", "dimensions",
-                    "weight_decay", "max_grad_norm"):  # fmt: skip
-            require(getattr(self, key) >= 0, key, "0 or more")
-        require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
-        require(self.evaluation_sentences >= 1, "evaluation_sentences", "at least 1")
-        require(self.learning_rate > 0, "learning_rate", "above 0")
-        require(self.timeout > 0, "timeout", "above 0")
-        require(self.max_skipped_steps >= 1, "max_skipped_steps", "at least 1")
-        require(0 <= self.warmup_ratio <= 1, "warmup_ratio", "from 0 to 1")
-        require(0 <= self.dropout < 1, "dropout", "from 0 to below 1")
-        require(self.max_length == 0 or self.max_length >= 3, "max_length", "0, or at least 3")
+        for least, keys in AT_LEAST.items():
+            for key in keys.split():
+                self._require(getattr(self, key) >= least, key, f"at least {least}" if least else "0 or more")
+        for key, choices in CHOICES.items():
+            self._require(getattr(self, key) in choices, key, f"one of {', '.join(choices)}")
+        self._require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295")
+        self._require(self.learning_rate > 0, "learning_rate", "above 0")
+        self._require(self.timeout > 0, "timeout", "above 0")
+        self._require(0 <= self.warmup_ratio <= 1, "warmup_ratio", "from 0 to 1")
+        self._require(0 <= self.dropout < 1, "dropout", "from 0 to below 1")
+        self._require(self.max_length == 0 or self.max_length >= 3, "max_length", "0, or at least 3")
         trackers_of(self.report_to)
         if self.vocabulary != "":
             parse_vocabulary(self.vocabulary)
-            require(not self.start_from, "vocabulary", "empty beside start_from, whose student keeps its own")
-        if self.intermediate_size:
-            require(not self.start_from, "intermediate_size", "0 beside start_from, whose student keeps its own")
-        require(self.pooling in ("teacher", "cls", "mean"), "pooling", "teacher, cls or mean")
-        require(self.reading in ("auto", "lines", "passages"), "reading", "auto, lines or passages")
-        require(self.sampling in ("mixed", "in_order"), "sampling", "mixed or in_order")
-        require(self.precision in PRECISIONS, "precision", "auto, fp32, bf16 or fp16")
-        require(self.label_precision in ("fp16", "fp32"), "label_precision", "fp16 or fp32")
-        require(self.loss in LOSSES, "loss", f"one of {', '.join(LOSSES)}")
+        self._check_combinations()
+        what = "letters, digits, '.', '_' and '-' only; give --name"
+        self._require(re.fullmatch(r"[\w.-]+", self.name) and self.name not in (".", ".."), "name", what)
+        what = "another: that directory is shared by all runs; give --name"
+        self._require(self.name.lower() not in SHARED, "name", what)
+        metrics = self._metrics()
+        self._require(self.metric_for_best_model in metrics, "metric_for_best_model", f"one of {', '.join(metrics)}")
+
+    def _require(self, ok: object, key: str, allowed: str) -> None:
+        if not ok:
+            raise InputError(f"recipe: {key} = {getattr(self, key)!r} is not allowed; it must be {allowed}")
+
+    def _check_combinations(self) -> None:
+        """Check fields that depend on others."""
+        if self.start_from:
+            self._require(self.vocabulary == "", "vocabulary", "empty beside start_from, whose student keeps its own")
+            what = "0 beside start_from, whose student keeps its own"
+            self._require(not self.intermediate_size, "intermediate_size", what)
         if self.teacher_vectors:
-            require(bool(self.start_from), "start_from", "the encoder to train, since teacher_vectors give none")
-            require(
-                not self.sentences and not self.general, "sentences", "empty beside teacher_vectors, which have texts"
-            )
-            require(not self.dimensions, "dimensions", "0 beside teacher_vectors, which have their own")
-        require(
-            bool(self.sentences or self.teacher_vectors),
-            "sentences",
-            "at least one file, glob or Hub dataset; give --sentences",
-        )
-        require(bool(re.fullmatch(r"[\w.-]+", self.name)) and self.name not in (".", ".."), "name",
-                "letters, digits, '.', '_' and '-' only; give --name")  # fmt: skip
-        require(self.name.lower() not in SHARED, "name", "another: that directory is shared by all runs; give --name")
+            self._require(self.start_from, "start_from", "the encoder to train, since teacher_vectors give none")
+            what = "empty beside teacher_vectors, which have texts"
+            self._require(not self.sentences and not self.general, "sentences", what)
+            self._require(not self.dimensions, "dimensions", "0 beside teacher_vectors, which have their own")
+        else:
+            self._require(self.sentences, "sentences", "at least one file, glob or Hub dataset; give --sentences")
+        if self.metric_for_best_model == "overlap@10":
+            what = "at least 100 to judge by overlap@10"
+            self._require(self.evaluation_sentences >= 100, "evaluation_sentences", what)
+
+    def _metrics(self) -> list[str]:
+        """The figures that `metric_for_best_model` may name.
+
+        Raises:
+            InputError: a set's name that can't be used, or two that have a figure's name in common.
+        """
         metrics = ["negative_mse", "overlap@10"]
         for name in self.sts:
             check_set_name(name, "recipe: sts")
@@ -163,9 +174,7 @@ class Recipe:
             if metric_key(name, "found@10") in metrics or name in self.sts:
                 raise InputError(f"recipe: retrieval: the name {name!r} is taken by another set; rename it")
             metrics += [metric_key(name, kind) for kind in ("found@10", "ndcg@10")]
-        if self.metric_for_best_model == "overlap@10":
-            require(self.evaluation_sentences >= 100, "evaluation_sentences", "at least 100 to judge by overlap@10")
-        require(self.metric_for_best_model in metrics, "metric_for_best_model", f"one of {', '.join(metrics)}")
+        return metrics
 
 
 def metric_key(sts_name: str, kind: str) -> str:
@@ -227,7 +236,7 @@ def find_recipe(name: str) -> Path:
     path = Path(name)
     if path.is_file() or (path / "recipe.toml").is_file():
         return path if path.is_file() else path / "recipe.toml"
-    ours = {each.stem: each for each in sorted(RECIPES.glob("*.toml"))}
+    ours = {file.stem: file for file in sorted(RECIPES.glob("*.toml"))}
     if path.parent.name in ("", "recipes") and path.name.removesuffix(".toml") in ours:
         return ours[path.name.removesuffix(".toml")]
     close = difflib.get_close_matches(path.name.removesuffix(".toml"), ours, n=1)

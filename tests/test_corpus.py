@@ -11,7 +11,7 @@ import pytest
 from tiny import put
 
 from shortstack.distillation.data import corpus as module
-from shortstack.distillation.data.corpus import build_corpus
+from shortstack.distillation.data.corpus import Draw, build_corpus
 from shortstack.model.files import InputError
 
 
@@ -25,7 +25,7 @@ def sources(tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize("sampling", ["mixed", "in_order"])
 def test_corpus_is_distinct_shuffled_and_disjoint(tmp_path: Path, sources: list[str], sampling: str) -> None:
-    corpus = build_corpus(tmp_path / "corpus", sources, None, 60, 42, sampling)
+    corpus = build_corpus(tmp_path / "corpus", sources, Draw(None, 60, 42, sampling))
     training, evaluation = corpus.training(0, len(corpus)).sentences, corpus.evaluation().sentences
     assert (len(corpus), corpus.size, corpus.evaluation_size) == (440, 440, 60)
     assert len(set(training) | set(evaluation)) == 500 == len(training) + len(evaluation)
@@ -37,7 +37,7 @@ def test_corpus_is_distinct_shuffled_and_disjoint(tmp_path: Path, sources: list[
 def test_rows_are_found_by_number(tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_ROWS", 32)
     monkeypatch.setattr(module, "GATHER_ROWS", 64)
-    corpus = build_corpus(tmp_path / "corpus", sources, 400, 100, 42)
+    corpus = build_corpus(tmp_path / "corpus", sources, Draw(400, 100, 42))
     training = corpus.training(0, 400).sentences
     assert len(set(training)) == 400
     assert corpus.training(30, 70) == (training[30:70], 40 * [""]) and corpus.training(5, 5).sentences == []
@@ -47,7 +47,9 @@ def test_rows_are_found_by_number(tmp_path: Path, sources: list[str], monkeypatc
 
 
 def test_the_same_seed_gives_the_same_corpus_and_another_does_not(tmp_path: Path, sources: list[str]) -> None:
-    corpora = [build_corpus(tmp_path / name, sources, 300, 50, seed) for name, seed in [("a", 1), ("b", 1), ("c", 2)]]
+    corpora = [
+        build_corpus(tmp_path / name, sources, Draw(300, 50, seed)) for name, seed in [("a", 1), ("b", 1), ("c", 2)]
+    ]
     texts = [(corpus.training(0, 300).sentences, corpus.evaluation()) for corpus in corpora]
     assert texts[0] == texts[1] and corpora[0].fingerprint == corpora[1].fingerprint
     assert texts[0] != texts[2] and corpora[0].fingerprint != corpora[2].fingerprint
@@ -57,39 +59,31 @@ def test_the_same_seed_gives_the_same_corpus_and_another_does_not(tmp_path: Path
 
 
 def test_in_order_uses_up_the_first_source_before_the_second(tmp_path: Path, sources: list[str]) -> None:
-    corpus = build_corpus(tmp_path / "corpus", sources, 350, 41, 7, "in_order")
+    corpus = build_corpus(tmp_path / "corpus", sources, Draw(350, 41, 7, "in_order"))
     evaluation = corpus.evaluation().sentences
     assert sum(text.startswith("first") for text in evaluation) == 21
     assert sum(text.startswith("second") for text in evaluation) == 20
     assert corpus.counts == {sources[0]: 300 - 21, sources[1]: 350 - (300 - 21)}
     second = [int(text.split()[1]) for text in corpus.training(0, 350).sentences if text.startswith("second")]
     assert second != sorted(second) and max(second) > 100  # cut at random, not at the end
-    within_the_first = build_corpus(tmp_path / "corpus", sources, 100, 0, 7, "in_order")
+    within_the_first = build_corpus(tmp_path / "corpus", sources, Draw(100, 0, 7, "in_order"))
     assert within_the_first.counts == {sources[0]: 100, sources[1]: 0} and within_the_first.evaluation().sentences == []
 
 
 @pytest.mark.parametrize(
-    "sampling, maximum, held_out, message",
+    "sampling, held_out, message",
     [
-        ("mixed", None, 500, "500 distinct sentences, but 500 to hold out and 1"),
-        ("in_order", None, 450, "source 2 of 2 adds 200 distinct sentences, but 225"),
-        ("in_order", None, 402, "source 2 of 2 adds 200 distinct"),
-        ("sorted", None, 10, "choose mixed or in_order"),
-        ("mixed", 0, 10, "too small"),
-        ("mixed", None, -1, "too small"),
+        ("mixed", 500, "500 distinct sentences, but 500 to hold out and 1"),
+        ("in_order", 450, "source 2 of 2 adds 200 distinct sentences, but 225"),
+        ("in_order", 402, "source 2 of 2 adds 200 distinct"),
     ],
 )
 def test_corpora_that_cannot_be_are_refused(
-    tmp_path: Path, sources: list[str], sampling: str, maximum: int | None, held_out: int, message: str
+    tmp_path: Path, sources: list[str], sampling: str, held_out: int, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        build_corpus(tmp_path / "corpus", sources, maximum, held_out, 7, sampling)
+        build_corpus(tmp_path / "corpus", sources, Draw(None, held_out, 7, sampling))
     assert not [path for path in tmp_path.rglob("*") if ".spool" in path.name or path.suffix == ".arrow"]
-
-
-def test_no_sources_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no sentences"):
-        build_corpus(tmp_path / "corpus", [], None, 10, 7)
 
 
 def test_the_spool_goes_away_also_on_error_and_after_a_crash(tmp_path: Path, sources: list[str]) -> None:
@@ -98,21 +92,21 @@ def test_the_spool_goes_away_also_on_error_and_after_a_crash(tmp_path: Path, sou
     (directory / ".spool.crashed").write_text("left by a killed run")
     bad = put(tmp_path / "bad.txt", b"fine\n\xff\n")
     with pytest.raises(InputError, match=r"bad\.txt:2"):
-        build_corpus(directory, [*sources, bad], None, 10, 7)
+        build_corpus(directory, [*sources, bad], Draw(None, 10, 7))
     assert list(directory.iterdir()) == []
-    build_corpus(directory, sources, None, 10, 7)
+    build_corpus(directory, sources, Draw(None, 10, 7))
     assert {path.name for path in directory.iterdir()} == {"sentences.arrow", "corpus.json"}
 
 
 def test_a_finished_corpus_is_used_again(tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus = build_corpus(tmp_path / "corpus", sources, None, 10, 7)
+    corpus = build_corpus(tmp_path / "corpus", sources, Draw(None, 10, 7))
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_spool", None)  # it would fail if it built anything
-        assert build_corpus(tmp_path / "corpus", sources, None, 10, 7) == corpus
-    assert build_corpus(tmp_path / "corpus", sources, None, 10, 8) != corpus
+        assert build_corpus(tmp_path / "corpus", sources, Draw(None, 10, 7)) == corpus
+    assert build_corpus(tmp_path / "corpus", sources, Draw(None, 10, 8)) != corpus
     with open(sources[1], "a") as file:
         file.write("\none more\n")
-    assert build_corpus(tmp_path / "corpus", sources, None, 10, 8).size == 491
+    assert build_corpus(tmp_path / "corpus", sources, Draw(None, 10, 8)).size == 491
 
 
 @pytest.mark.parametrize(
@@ -127,16 +121,16 @@ def test_a_finished_corpus_is_used_again(tmp_path: Path, sources: list[str], mon
 def test_a_damaged_corpus_is_built_again(
     tmp_path: Path, sources: list[str], damage: Callable[[bytes], bytes] | None
 ) -> None:
-    corpus = build_corpus(tmp_path / "corpus", sources, None, 10, 7)
+    corpus = build_corpus(tmp_path / "corpus", sources, Draw(None, 10, 7))
     expected = corpus.training(0, len(corpus)).sentences
     if damage is None:
         corpus.path.unlink()
     else:
         corpus.path.write_bytes(damage(corpus.path.read_bytes()))
-    again = build_corpus(tmp_path / "corpus", sources, None, 10, 7)
+    again = build_corpus(tmp_path / "corpus", sources, Draw(None, 10, 7))
     assert again == corpus and again.training(0, len(again)).sentences == expected
     (tmp_path / "corpus" / "corpus.json").write_text("[]")
-    assert build_corpus(tmp_path / "corpus", sources, None, 10, 7) == corpus
+    assert build_corpus(tmp_path / "corpus", sources, Draw(None, 10, 7)) == corpus
 
 
 def test_duplicates_are_found_whatever_their_hashes() -> None:
@@ -163,7 +157,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
             with open(source, "w") as file:
                 file.writelines(f"{number} " * 80 + "\\n" for number in range(count))
             tracemalloc.start()
-            corpus = sentences.build_corpus(directory / str(count), [str(source)], None, 100, 1)
+            corpus = sentences.build_corpus(directory / str(count), [str(source)], sentences.Draw(None, 100, 1))
             for start in range(0, len(corpus) - 64, 4096):
                 corpus.training(start, start + 64)
             print(tracemalloc.get_traced_memory()[1] + pa.default_memory_pool().max_memory())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import english_sentences, load, make_bert_dir, put
 
-from shortstack.distillation.data.corpus import build_corpus
+from shortstack.distillation.data.corpus import Draw, build_corpus
 from shortstack.distillation.ranks import ALONE
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.training.expected import expected_time, minutes
@@ -16,7 +16,7 @@ from shortstack.distillation.training.expected import expected_time, minutes
 def test_a_run_is_measured_without_touching_the_teacher(tmp_path: Path) -> None:
     teacher = load(make_bert_dir(tmp_path / "teacher"))
     corpus = build_corpus(
-        tmp_path / "corpus", [put(tmp_path / "a.txt", "\n".join(english_sentences(300)))], None, 20, seed=1
+        tmp_path / "corpus", [put(tmp_path / "a.txt", "\n".join(english_sentences(300)))], Draw(None, 20, 1)
     )
     before = {name: value.clone() for name, value in teacher.bert.state_dict().items()}
     recipe = Recipe(precision="fp32", batch_size=16, epochs=3)

@@ -15,7 +15,7 @@ from tiny import english_sentences
 
 from shortstack.distillation import RunError
 from shortstack.distillation.data import labels as module
-from shortstack.distillation.data.corpus import Corpus, build_corpus
+from shortstack.distillation.data.corpus import Corpus, Draw, build_corpus
 from shortstack.distillation.data.labels import (
     EVALUATION,
     LabelledSentences,
@@ -50,7 +50,7 @@ def teacher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tin
 def make_corpus(directory: Path, text: list[str]) -> Corpus:
     directory.mkdir()
     (directory / "text.txt").write_text("\n".join(text))
-    return build_corpus(directory / "corpus", [str(directory / "text.txt")], None, 10, seed=0)
+    return build_corpus(directory / "corpus", [str(directory / "text.txt")], Draw(None, 10, 0))
 
 
 @pytest.fixture(scope="module")

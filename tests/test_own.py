@@ -7,7 +7,7 @@ import pytest
 from processes import RunDirectory, command, train, write_recipe
 from tiny import english_sentences, load, make_bert_dir
 
-from shortstack.distillation.data.corpus import build_corpus
+from shortstack.distillation.data.corpus import Draw, build_corpus
 from shortstack.distillation.data.own import Own
 from shortstack.distillation.data.passages import ESTIMATE
 from shortstack.distillation.evaluation import own as module
@@ -45,7 +45,7 @@ def test_documents_are_held_out_whole_and_asked_for_by_their_headings(tmp_path: 
     other = next(file for file in files if file not in own.held_out)
     other.write_text(other.read_text() + f"\n{repeated}\n")
 
-    corpus = build_corpus(tmp_path / "corpus", [source, general], None, 10, 1, own=own)
+    corpus = build_corpus(tmp_path / "corpus", [source, general], Draw(None, 10, 1), own=own)
     trained, held_out = corpus.training(0, len(corpus)).sentences, corpus.evaluation().sentences
     unseen = "\n".join(file.read_text() for file in own.held_out)
     assert len(held_out) == 10 and all(text in unseen for text in held_out)
@@ -71,7 +71,7 @@ def test_without_headings_the_first_sentence_asks_for_the_rest(tmp_path: Path, r
     source = f"{reading}{path}"
     own = Own.of([source], seed=1)
     assert own.held_out == ()
-    corpus = build_corpus(tmp_path / "corpus", [source, general], None, 1000, 1, own=own)
+    corpus = build_corpus(tmp_path / "corpus", [source, general], Draw(None, 1000, 1), own=own)
     held_out = corpus.evaluation().sentences
     assert len(held_out) == 15 and set(held_out) < set(lines)  # a tenth, however many were asked for
     assert len(corpus) == 200 + 135 and not set(held_out) & set(corpus.training(0, len(corpus)).sentences)
@@ -87,13 +87,13 @@ def test_single_sentences_give_no_search(tmp_path: Path, monkeypatch: pytest.Mon
     path, general = tmp_path / "own.txt", write_general(tmp_path / "general.txt")
     path.write_text("\n".join(english_sentences(100)), encoding="utf-8")
     own = Own.of([str(path)], seed=1)
-    corpus = build_corpus(tmp_path / "corpus", [str(path), general], None, 10, 1, own=own)
+    corpus = build_corpus(tmp_path / "corpus", [str(path), general], Draw(None, 10, 1), own=own)
     object.__setattr__(corpus, "own", own)
     data, what = own_documents(corpus, ESTIMATE, seed=1)
     assert data is None and "is not judged: there are no headings" in what
     path.write_text("Only one.\n")
     with pytest.raises(InputError, match=r"own\.txt: too little text"):
-        build_corpus(tmp_path / "one", [str(path), general], None, 10, 1, own=own)
+        build_corpus(tmp_path / "one", [str(path), general], Draw(None, 10, 1), own=own)
 
 
 def test_the_last_line() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_pdf import PdfPages
 
-from shortstack.distillation.data.corpus import build_corpus
+from shortstack.distillation.data.corpus import Draw, build_corpus
 from shortstack.distillation.data.passages import ESTIMATE, Cutter, cutter_of, paragraphs_of
 from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.data.sources import Marks, split_marks, what_is_read, with_reading
@@ -206,15 +206,15 @@ def test_a_corpus_keeps_roles_and_limits(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("".join(f"both {number}\n" for number in range(50)))
     (tmp_path / "b.txt").write_text("".join(f"plain {number}\n" for number in range(50)))
     a, b = tmp_path / "a.txt", tmp_path / "b.txt"
-    corpus = build_corpus(tmp_path / "corpus", [f"query@{a}", f"document,20@{a}", f"30@{b}"], None, 10, 7)
+    corpus = build_corpus(tmp_path / "corpus", [f"query@{a}", f"document,20@{a}", f"30@{b}"], Draw(None, 10, 7))
     training, evaluation = corpus.training(0, len(corpus)), corpus.evaluation()
     texts, roles = training.sentences + evaluation.sentences, training.roles + evaluation.roles
     assert len(texts) == len(roles) == 100 and len(set(zip(texts, roles, strict=True))) == 100
     for role, count in (("query", 50), ("document", 20), ("", 30)):
         assert roles.count(role) == count
     assert all((role == "") == text.startswith("plain") for text, role in zip(texts, roles, strict=True))
-    other = build_corpus(tmp_path / "other", [f"document@{a}"], None, 10, 7)
-    same = build_corpus(tmp_path / "same", [f"query@{a}"], None, 10, 7)
+    other = build_corpus(tmp_path / "other", [f"document@{a}"], Draw(None, 10, 7))
+    same = build_corpus(tmp_path / "same", [f"query@{a}"], Draw(None, 10, 7))
     assert other.evaluation().sentences and other.fingerprint != same.fingerprint
 
 
@@ -222,7 +222,7 @@ def test_another_cutter_makes_another_corpus(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("One sentence is here. Another one is there. " * 20)
     narrow = Cutter(limit=5, name="narrow")
     found = [
-        build_corpus(tmp_path / "corpus", [f"passages@{tmp_path / 'a.txt'}"], None, 0, 7, cutter=c)
+        build_corpus(tmp_path / "corpus", [f"passages@{tmp_path / 'a.txt'}"], Draw(None, 0, 7), cutter=c)
         for c in (ESTIMATE, narrow)
     ]
     assert found[0].fingerprint != found[1].fingerprint

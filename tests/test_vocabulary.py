@@ -18,7 +18,7 @@ from tiny import AWKWARD, edit, english_sentences, load, make_bert_dir, write
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertConfig, PreTrainedTokenizerFast
 
-from shortstack.distillation.data.corpus import build_corpus
+from shortstack.distillation.data.corpus import Draw, build_corpus
 from shortstack.distillation.data.labels import EVALUATION, label_corpus, sentences_of
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe, parse_vocabulary
@@ -145,7 +145,7 @@ def test_neither_a_number_nor_a_share(text: str) -> None:
 
 def test_the_student_trains_on_its_own_tokens(teacher: Embedder, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("\n".join(TEXT))
-    corpus = build_corpus(tmp_path / "corpus", [str(tmp_path / "text.txt")], None, 100, seed=0)
+    corpus = build_corpus(tmp_path / "corpus", [str(tmp_path / "text.txt")], Draw(None, 100, 0))
     labels = label_corpus(teacher, corpus, Recipe(output=str(tmp_path)), Ranks(0, 1, torch.device("cpu")))
     assert labels.pieces.tolist() == count(teacher, corpus.training(0, 200).sentences).tolist()
     student, cut = cut_vocabulary(teacher.keep_layers([0]), labels.pieces, "80%")

@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 from shortstack.distillation.data.own import Own, Part
 from shortstack.distillation.data.passages import ESTIMATE, Cutter
 from shortstack.distillation.data.sentences import Texts, in_passages, read_sentences
-from shortstack.distillation.data.sources import parse_source, split_marks, what_is_read, with_reading
+from shortstack.distillation.data.sources import marked_source, split_marks, what_is_read, with_reading
 from shortstack.distillation.data.vectors import TeacherVectors, text_source
 from shortstack.distillation.host import release_freed_memory
 from shortstack.distillation.ranks import Ranks
@@ -80,6 +80,25 @@ class Corpus:
         return Texts(batch["sentence"].to_pylist(), [ROLES[number] for number in batch["role"].to_pylist()])
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Which of the distinct sentences are trained on, and which are held out.
+
+    Attributes:
+        max_sentences: trained on at most; None for all.
+        held_out: how many are held out.
+        seed: of the draw and of the order.
+        sampling: "mixed" draws both at random from all sources together; "in_order" holds out the same number from each
+            source and trains on all of the first source, then all of the second, and so on, the last one cut at random
+            where `max_sentences` is reached.
+    """
+
+    max_sentences: int | None
+    held_out: int
+    seed: int
+    sampling: str = "mixed"
+
+
 def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks, vectors: TeacherVectors | None = None) -> Corpus:
     """The corpus of a recipe: gathered by rank 0 and then opened by the others, who wait as long as it takes.
 
@@ -89,45 +108,35 @@ def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks, vectors: TeacherVe
     Raises:
         InputError: see `build_corpus`.
     """
-    limits = (recipe.max_sentences or None, recipe.evaluation_sentences, recipe.seed, recipe.sampling)
+    draw = Draw(recipe.max_sentences or None, recipe.evaluation_sentences, recipe.seed, recipe.sampling)
     reading = "" if recipe.reading == "auto" else recipe.reading
     texts = recipe.sentences or [f"lines@{text_source(source)}" for source in recipe.teacher_vectors]
     sources = [*(with_reading(source, reading) for source in texts), *recipe.general]
     own = Own.of(sources[: len(texts)], recipe.seed) if recipe.general else None
-    cut_by = cutter.name if any(in_passages(source) for source in sources) else ""
-    key = hashlib.sha256(repr((sources, limits, cut_by, *([own] if own else []))).encode()).hexdigest()[:16]
+    cut_by = cutter.name if any(map(in_passages, sources)) else ""
+    decides = (sources, astuple(draw), cut_by, *([own] if own else []))
+    key = hashlib.sha256(repr(decides).encode()).hexdigest()[:16]
     directory = Path(recipe.output) / "corpus" / key
     if ranks.is_main:
         for line in filter(None, map(what_is_read, sources)):
             print(line, flush=True)
         with locked(directory.with_name(f".{key}.lock")), errors_about(directory, directory):
             remove_leftovers(directory)
-            corpus = build_corpus(directory, sources, *limits, cutter=cutter, own=own)
+            corpus = build_corpus(directory, sources, draw, cutter, own)
     ranks.wait_for_main("corpus")
     if not ranks.is_main:
-        corpus = build_corpus(directory, sources, *limits, cutter=cutter, own=own)
+        corpus = build_corpus(directory, sources, draw, cutter, own)
     ranks.wait_for_all()  # rank 0 keeps the store: it must not end while another still waits there
     return replace(corpus, vectors=vectors, own=own)
 
 
 def build_corpus(
-    directory: Path,
-    sources: list[str],
-    max_sentences: int | None,
-    evaluation_sentences: int,
-    seed: int,
-    sampling: str = "mixed",
-    cutter: Cutter = ESTIMATE,
-    own: Own | None = None,
+    directory: Path, sources: list[str], draw: Draw, cutter: Cutter = ESTIMATE, own: Own | None = None
 ) -> Corpus:
-    """Gather the distinct sentences of `sources` in `directory`, shuffled by `seed`, with some held out.
+    """Gather the distinct sentences of `sources` in `directory`, in random order, with some held out.
 
-    A sentence in two roles counts as two. `cutter` makes passages of long texts where a source asks for it.
-
-    sampling="mixed" draws both parts at random from all sources together. sampling="in_order" holds out the same
-    number from each source and trains on all of the first source, then all of the second, and so on, the last one cut
-    at random where `max_sentences` is reached. With `own`, whose sources are the first of `sources`, only the user's
-    texts are held out: see `choose_own`.
+    A sentence in two roles counts as two. `cutter` makes passages of long texts where a source asks for it. With `own`,
+    whose sources are the first of `sources`, only the user's texts are held out: see `choose_own`.
 
     Memory: about 25 bytes a sentence read. A corpus that was built from the same files with the same settings is used
     again when its fingerprint still holds.
@@ -135,19 +144,13 @@ def build_corpus(
     Raises:
         InputError: a source that cannot be read, or too few distinct sentences.
     """
-    if sampling not in ("mixed", "in_order"):
-        raise InputError(f"sampling {sampling!r}: choose mixed or in_order")
-    if not sources:
-        raise InputError("no sentences: name at least one file, glob or dataset")
-    if evaluation_sentences < 0 or (max_sentences is not None and max_sentences < 1):
-        raise InputError(f"max_sentences {max_sentences}, evaluation_sentences {evaluation_sentences}: too small")
     make_directory(directory)
     for stale in directory.glob(".spool.*"):
         stale.unlink()
     key = {
         "sources": [[source, file_stamps(source)] for source in sources],
-        "settings": [max_sentences, evaluation_sentences, seed, sampling],
-        "passages": cutter.name if any(in_passages(source) for source in sources) else "",
+        "settings": [*astuple(draw)],
+        "passages": cutter.name if any(map(in_passages, sources)) else "",
     }
     if own is not None:
         key["held out"] = list(map(str, own.held_out))
@@ -156,33 +159,24 @@ def build_corpus(
         return corpus
 
     parts = [Part(source) for source in sources] if own is None else own.parts(sources[len(own.sources) :])
-    with tempfile.NamedTemporaryFile(dir=directory, prefix=".spool.") as spool:
-        hashes, starts = write_spool(Path(spool.name), parts, cutter)
-        distinct = np.flatnonzero(first_occurrences(hashes))
-        del hashes
-        rng = np.random.default_rng(seed)
-        if own is None:
-            distinct = within_limits(distinct, starts, parts, rng)
-            training, evaluation = choose(distinct, starts, sources, max_sentences, evaluation_sentences, rng, sampling)
-        else:
-            training, evaluation = choose_own(distinct, starts, parts, own, max_sentences, evaluation_sentences, rng)
-        counts = dict.fromkeys(sources, 0)
-        for part, start, stop in zip(parts, starts[:-1], starts[1:], strict=True):
-            counts[part.source] += int(np.count_nonzero((training >= start) & (training < stop)))
-        path = directory / "sentences.arrow"
-        size = len(training)
-        with atomic_path(path) as temporary:
-            fingerprint = write_corpus(temporary, Path(spool.name), np.concatenate([training, evaluation]), size)
+    path = directory / "sentences.arrow"
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".spool.") as file, atomic_path(path) as temporary:
+        spool = write_spool(Path(file.name), parts, cutter)
+        training, evaluation = choose(spool, draw) if own is None else choose_own(spool, draw, own)
+        fingerprint = write_corpus(temporary, spool.path, np.concatenate([training, evaluation]), len(training))
     release_freed_memory()
-    corpus = Corpus(path, size, len(evaluation), fingerprint, counts)
-    manifest = {"size": size, "evaluation_size": len(evaluation), "fingerprint": fingerprint, "counts": counts}
+    counts = dict.fromkeys(sources, 0)
+    for part, start, stop in zip(parts, spool.starts[:-1], spool.starts[1:], strict=True):
+        counts[part.source] += int(np.count_nonzero((training >= start) & (training < stop)))
+    sizes = {"size": len(training), "evaluation_size": len(evaluation)}
+    manifest: dict[str, Any] = {**sizes, "fingerprint": fingerprint, "counts": counts}
     write_json(directory / "corpus.json", {"key": key, **manifest})
-    return corpus
+    return Corpus(path, **manifest)
 
 
 def file_stamps(source: str) -> list[list[Any]]:
     """Name, size and time of change of a source's files; empty for a Hub dataset, which only its name identifies."""
-    parsed = parse_source(split_marks(source)[1], default_split="train")
+    _, parsed = marked_source(source)
     files = parsed.files or sorted(path for path in Path(parsed.dataset).rglob("*") if path.is_file())
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
@@ -201,49 +195,94 @@ def finished_corpus(directory: Path, key: dict[str, Any]) -> Corpus | None:
         return None
 
 
-def choose(
-    distinct: np.ndarray, starts: np.ndarray, sources: list[str], max_sentences: int | None,
-    evaluation_sentences: int, rng: np.random.Generator, sampling: str,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Training and evaluation rows among the distinct ones, in shuffled order.
+# -- which sentences -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spool:
+    """Every sentence that was read, in an Arrow file, part after part.
+
+    Attributes:
+        path: the file.
+        parts: the parts of sources that were read.
+        starts: the row where each part starts, and the end of the last, (parts + 1,).
+        distinct: rows of the sentences that did not come before, ascending.
+    """
+
+    path: Path
+    parts: Sequence[Part]
+    starts: np.ndarray
+    distinct: np.ndarray
+
+
+def choose(spool: Spool, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows to hold out, in random order.
 
     Raises:
         InputError: there are too few.
     """
-    if len(distinct) < evaluation_sentences + 1:
+    rng = np.random.default_rng(draw.seed)
+    rows = within_limits(spool.distinct, spool.starts, spool.parts, rng)
+    if len(rows) <= draw.held_out:
         raise InputError(
-            f"{', '.join(sources)}: {len(distinct):,} distinct sentences, but {evaluation_sentences:,} to hold out "
-            "and 1 to train on are needed; add text or lower evaluation_sentences"
+            f"{', '.join(part.source for part in spool.parts)}: {len(rows):,} distinct sentences, but "
+            f"{draw.held_out:,} to hold out and 1 to train on are needed; add text or lower evaluation_sentences"
         )
-    draw = choose_mixed if sampling == "mixed" else choose_in_order
-    return draw(distinct, starts, max_sentences, evaluation_sentences, rng)
+    if draw.sampling == "in_order":
+        return choose_in_order(rows, spool.starts, draw, rng)
+    rows = rng.permutation(rows)
+    return rows[draw.held_out :][: draw.max_sentences], rows[: draw.held_out]
 
 
 def within_limits(
-    distinct: np.ndarray, starts: np.ndarray, parts: Sequence[Part], rng: np.random.Generator
+    rows: np.ndarray, starts: np.ndarray, parts: Sequence[Part], rng: np.random.Generator
 ) -> np.ndarray:  # fmt: skip
-    """The distinct rows, of each source no more than its mark allows, drawn at random."""
+    """Of each part's rows no more than its source's mark allows, drawn at random."""
     limits = [split_marks(part.source)[0].limit for part in parts]
     if not any(limits):
-        return distinct
-    bounds = np.searchsorted(distinct, starts)
-    slices = [distinct[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
-    drawn = [rng.permutation(part)[:limit] for part, limit in zip(slices, limits, strict=True)]
-    return np.sort(np.concatenate(drawn))
+        return rows
+    of_parts = zip(split_at(rows, starts), limits, strict=True)
+    return np.sort(np.concatenate([rng.permutation(part)[:limit] for part, limit in of_parts]))
 
 
-def choose_own(
-    distinct: np.ndarray, starts: np.ndarray, parts: Sequence[Part], own: Own,
-    max_sentences: int | None, evaluation_sentences: int, rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Training rows from all sources, evaluation rows from the user's alone, at random.
+def split_at(rows: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:
+    """Ascending rows, part by part."""
+    return np.split(rows, np.searchsorted(rows, starts[1:-1]))
 
-    Where documents are held out, evaluation rows are from these, and what else is in them is not trained on; else
+
+def choose_in_order(
+    rows: np.ndarray, starts: np.ndarray, draw: Draw, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """See `Draw.sampling`."""
+    count = len(starts) - 1
+    training: list[np.ndarray] = []
+    evaluation: list[np.ndarray] = []
+    for index, part in enumerate(split_at(rows, starts)):
+        share = draw.held_out // count + (index < draw.held_out % count)
+        if len(part) < share:
+            raise InputError(
+                f"source {index + 1} of {count} adds {len(part):,} distinct sentences, but {share:,} are to be held "
+                "out of it; lower evaluation_sentences or leave the source out"
+            )
+        part = rng.permutation(part)
+        evaluation.append(part[:share])
+        training.append(part[share:])
+    chosen = np.concatenate(training)[: draw.max_sentences], np.concatenate(evaluation)
+    for part in chosen:
+        rng.shuffle(part)
+    return chosen
+
+
+def choose_own(spool: Spool, draw: Draw, own: Own) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on from all sources, and rows to hold out from the user's alone, in random order.
+
+    Where documents are held out, the held-out rows are from these, and what else is in them is not trained on; else
     they are at most a tenth of the user's texts.
 
     Raises:
         InputError: the user's text is too little.
     """
+    rng, distinct, starts, parts = np.random.default_rng(draw.seed), spool.distinct, spool.starts, spool.parts
     held_out = sum(part.files is not None and all(file in own.held_out for file in part.files) for part in parts)
     users = sum(part.files is not None for part in parts)
     apart = distinct[: np.searchsorted(distinct, starts[held_out])]
@@ -252,16 +291,16 @@ def choose_own(
     if not len(user_rows) or len(user_rows) + len(apart) < 2:
         raise InputError(f"{', '.join(own.sources)}: too little text to train on some and hold out some; add more")
     if not len(apart):
-        apart = rng.permutation(user_rows)[: max(1, min(evaluation_sentences, len(user_rows) // 10))]
+        apart = rng.permutation(user_rows)[: max(1, min(draw.held_out, len(user_rows) // 10))]
         rest = np.setdiff1d(rest, apart)
-    return rng.permutation(rest)[:max_sentences], rng.permutation(apart)[:evaluation_sentences]
+    return rng.permutation(rest)[: draw.max_sentences], rng.permutation(apart)[: draw.held_out]
 
 
-def write_spool(path: Path, parts: Sequence[Part], cutter: Cutter) -> tuple[np.ndarray, np.ndarray]:
-    """Write every sentence of some parts of sources to an Arrow file.
+# -- reading and writing ---------------------------------------------------------------------------------------------
 
-    Returns their 128-bit hashes (n, 2), uint64, and where each part starts, with the end as last (parts + 1,).
-    """
+
+def write_spool(path: Path, parts: Sequence[Part], cutter: Cutter) -> Spool:
+    """Write every sentence of some parts of sources to an Arrow file, and find the distinct ones by a 128-bit hash."""
     hashes = bytearray()
     starts = [0]
     batch: list[str] = []
@@ -285,7 +324,8 @@ def write_spool(path: Path, parts: Sequence[Part], cutter: Cutter) -> tuple[np.n
             starts.append(len(hashes) // 16)
         if batch:
             write_batch()
-    return np.frombuffer(hashes, np.uint64).reshape(-1, 2), np.array(starts)
+    first = first_occurrences(np.frombuffer(hashes, np.uint64).reshape(-1, 2))
+    return Spool(path, parts, np.array(starts), np.flatnonzero(first))
 
 
 def first_occurrences(hashes: np.ndarray) -> np.ndarray:
@@ -304,43 +344,6 @@ def first_occurrences(hashes: np.ndarray) -> np.ndarray:
         new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
         first[indices[order[new]]] = True
     return first
-
-
-def choose_mixed(
-    distinct: np.ndarray, starts: np.ndarray, max_sentences: int | None, evaluation_sentences: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Training and evaluation rows, at random from all sources."""
-    shuffled = rng.permutation(distinct)
-    return shuffled[evaluation_sentences:][:max_sentences], shuffled[:evaluation_sentences]
-
-
-def choose_in_order(
-    distinct: np.ndarray, starts: np.ndarray, max_sentences: int | None, evaluation_sentences: int,
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Evaluation rows, equally many of every source; training rows of the first source, then the next, until enough."""
-    count = len(starts) - 1
-    bounds = np.searchsorted(distinct, starts)
-    training: list[np.ndarray] = []
-    evaluation: list[np.ndarray] = []
-    for index in range(count):
-        share = evaluation_sentences // count + (index < evaluation_sentences % count)
-        rows = rng.permutation(distinct[bounds[index] : bounds[index + 1]])
-        if len(rows) < share:
-            raise InputError(
-                f"source {index + 1} of {count} adds {len(rows):,} distinct sentences, but {share:,} are to be held "
-                "out of it; lower evaluation_sentences or leave the source out"
-            )
-        evaluation.append(rows[:share])
-        room = None if max_sentences is None else max_sentences - sum(len(part) for part in training)
-        training.append(rows[share:][:room])
-    if not any(len(part) for part in training):
-        raise InputError(f"all {evaluation_sentences:,} distinct sentences are held out; lower evaluation_sentences")
-    parts = np.concatenate(training), np.concatenate(evaluation)
-    for part in parts:
-        rng.shuffle(part)
-    return parts
 
 
 def write_corpus(path: Path, spool: Path, rows: np.ndarray, size: int) -> str:

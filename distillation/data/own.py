@@ -1,6 +1,6 @@
 """Which of a user's own documents a run does not train on, so that it can be judged by them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 from shortstack.distillation.data.documents import DOCUMENTS
 from shortstack.distillation.data.passages import is_cut
 from shortstack.distillation.data.sentences import files_of
-from shortstack.distillation.data.sources import parse_source, split_marks, suffix_of
+from shortstack.distillation.data.sources import marked_source, suffix_of
 
 SHARE = 10  # one document of so many is held out,
 FEW = 3  # but so many where that would be fewer, and never more than a third
@@ -41,12 +41,12 @@ class Own:
 
     def parts(self, others: Sequence[str]) -> list["Part"]:
         """The files of all sources in the order of a corpus: held out, the user's others, and the sources beside."""
-        held = [Part(source, chosen(source, self.held_out)) for source in self.sources]
-        rest = [
-            Part(source, [file for file in files_of_source(source) if file not in self.held_out])
+        parts = [
+            Part(source, [file for file in files_of_source(source) if (file in self.held_out) is held_out])
+            for held_out in (True, False)
             for source in self.sources
         ]
-        return [part for part in held + rest if part.files] + [Part(source) for source in others]
+        return [part for part in parts if part.files] + [Part(source) for source in others]
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,10 @@ class Part:
 
 def files_of_source(source: str) -> list[Path | None]:
     """The files of a source with marks; None stands for a dataset."""
-    return files_of(parse_source(split_marks(source)[1], default_split="train"))
-
-
-def chosen(source: str, files: Collection[Path]) -> list[Path | None]:
-    """Those of a source's files that are among `files`."""
-    return [file for file in files_of_source(source) if file in files]
+    return files_of(marked_source(source)[1])
 
 
 def documents_of(source: str) -> list[Path]:
     """The files of a source that can have headings and are read as passages."""
-    reading = split_marks(source)[0].reading
-    return [
-        file for file in files_of_source(source)
-        if file is not None and suffix_of(file) in DOCUMENTS and is_cut(reading, file)
-    ]  # fmt: skip
+    marks, parsed = marked_source(source)
+    return [file for file in parsed.files if suffix_of(file) in DOCUMENTS and is_cut(marks.reading, file)]

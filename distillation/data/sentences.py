@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shortstack.distillation.data.passages import ESTIMATE, Cutter, is_cut, text_paragraphs
-from shortstack.distillation.data.sources import Source, parse_source, read_source, split_marks
+from shortstack.distillation.data.sources import Source, marked_source, read_source
 from shortstack.model.files import InputError
 
 TEXT_COLUMN = re.compile(
@@ -38,8 +38,7 @@ def read_sentences(
     Raises:
         InputError: no such source, nothing in it, or a row that cannot be read, named by file and line.
     """
-    marks, plain_source = split_marks(source)
-    parsed = parse_source(plain_source, default_split="train")
+    marks, parsed = marked_source(source)
     is_empty = True
     for file in files_of(parsed) if files is None else files:
         part = parsed if file is None else dataclasses.replace(parsed, files=[file])
@@ -62,8 +61,7 @@ def files_of(parsed: Source) -> list[Path | None]:
 
 def in_passages(source: str) -> bool:
     """Whether a source, or some of its files, is read as passages."""
-    marks, source = split_marks(source)
-    parsed = parse_source(source, default_split="train")
+    marks, parsed = marked_source(source)
     return any(is_cut(marks.reading, file) for file in files_of(parsed))
 
 

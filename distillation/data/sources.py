@@ -143,6 +143,12 @@ def parse_source(source: str, default_split: str) -> Source:
     return Source([], name, config, split or default_split, split_columns(columns))
 
 
+def marked_source(source: str) -> tuple[Marks, Source]:
+    """A source of text to train on: its marks, and what stands after them."""
+    marks, plain = split_marks(source)
+    return marks, parse_source(plain, default_split="train")
+
+
 def documents_in(directory: Path) -> tuple[list[Path], list[Path]]:
     """The documents and plain text files below a directory, by name, and all its other files.
 
