@@ -134,7 +134,7 @@ def test_a_mistyped_document_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: 
 
 
 def test_plain_text_is_streamed() -> None:
-    paragraphs = paragraphs_of((line for line in itertools.cycle(["a line", ""])), markdown=False)
+    paragraphs = paragraphs_of(itertools.cycle(["a line", ""]))
     assert next(paragraphs) == "a line"  # of text without end
 
 
@@ -226,7 +226,7 @@ def test_another_cutter_makes_another_corpus(tmp_path: Path) -> None:
         for c in (ESTIMATE, narrow)
     ]
     assert found[0].fingerprint != found[1].fingerprint
-    assert list(paragraphs_of(["..", "", "a"], markdown=False)) == ["a"]
+    assert list(paragraphs_of(["..", "", "a"])) == ["a"]
 
 
 def write_pdf(path: Path, pages: list[str]) -> None:

@@ -115,16 +115,16 @@ def text_paragraphs(texts: Iterable[str], file: Path | None) -> Iterator[str]:
         yield from passages_of(blocks_of("\n".join(texts), suffix_of(file)))
         return
     if file is not None and suffix_of(file) not in TABLES:
-        yield from paragraphs_of(texts, markdown=False)
+        yield from paragraphs_of(texts)
         return
     for text in texts:
-        yield from paragraphs_of(text.splitlines(), markdown=False)
+        yield from paragraphs_of(text.splitlines())
 
 
-def paragraphs_of(lines: Iterable[str], markdown: bool) -> Iterator[str]:
+def paragraphs_of(lines: Iterable[str]) -> Iterator[str]:
     """Lines joined to paragraphs: a blank line ends one, and a line of more than WRAPPED characters is one."""
     paragraph: list[str] = []
-    for line in itertools.chain(markdown_lines(lines) if markdown else lines, [""]):
+    for line in itertools.chain(lines, [""]):
         line = " ".join(line.split())
         if len(line) > WRAPPED or not line:
             yield from joined(paragraph)
@@ -139,38 +139,6 @@ def joined(lines: list[str]) -> Iterator[str]:
     paragraph = " ".join(lines)
     if any(character.isalpha() for character in paragraph):
         yield paragraph
-
-
-def markdown_lines(lines: Iterable[str]) -> Iterator[str]:
-    """The lines that a reader sees as prose: no code, tables or markup; headings and list items stand alone."""
-    fence = ""
-    for number, line in enumerate(lines):
-        stripped = line.strip()
-        if number == 0 and stripped == "---":
-            fence = "---"  # front matter
-        elif fence:
-            fence = "" if stripped.startswith(fence) else fence
-        elif match := re.match(r"(```+|~~~+)", stripped):
-            fence = match[1]
-            yield ""
-        elif stripped.startswith(("|", "<!--", "[!")) or re.fullmatch(r"[-=*_ ]{3,}|\[[^\]]+\]:.*", stripped):
-            yield ""
-        else:
-            heading_or_item = re.match(r"(#+ |[-*+] |\d+[.)] )", stripped)
-            if heading_or_item:
-                yield ""
-            yield without_markup(stripped)
-            if stripped.startswith("#"):
-                yield ""
-
-
-def without_markup(line: str) -> str:
-    """A line of Markdown without marks of headings, items, quotations, links, images, emphasis and code."""
-    line = re.sub(r"^(?:>\s*)*(?:#+ |[-*+] (?:\[[ xX]\] )?|\d+[.)] )?", "", line)
-    line = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", line)
-    line = re.sub(r"\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])", r"\1", line)
-    line = re.sub(r"</?[a-zA-Z][^<>]*>", "", line)
-    return re.sub(r"\*\*|__|`|(?<!\w)[*_](?=\S)|(?<=\S)[*_](?!\w)", "", line)
 
 
 # -- sentences -------------------------------------------------------------------------------------------------------

@@ -21,16 +21,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shortstack.distillation.data.passages import paragraphs_of, without_markup
+from shortstack.distillation.data.passages import paragraphs_of
 from shortstack.distillation.prepare.files import are_there, write_all
 from shortstack.distillation.prepare.formats import (
     docstrings,
+    markdown_lines,
     obo_terms,
     one_line,
     quoted,
     reads_as_text,
     split_docstring,
     without_code,
+    without_markup,
 )
 from shortstack.distillation.prepare.packages import Package, downloads, get, read_member, read_members
 
@@ -139,7 +141,7 @@ def sections(page: str, name: str) -> Iterator[Pair]:
     for part in re.split(r"^(?=#{1,6} )", without_code(page), flags=re.MULTILINE):
         heading, _, body = part.partition("\n")
         heading = without_markup(heading).replace("\\", "")
-        text = " ".join(line for line in paragraphs_of(body.splitlines(), markdown=True) if reads_as_text(line))
+        text = " ".join(line for line in paragraphs_of(markdown_lines(body.splitlines())) if reads_as_text(line))
         if part.startswith("#") and text:
             yield one_line(title if heading == title else f"{without_markup(title)}: {heading}"), text
 
