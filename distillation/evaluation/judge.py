@@ -1,6 +1,7 @@
 """The judge of a student: quickly while it trains, fully when it is finished."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from shortstack.distillation.evaluation.embeddings import embed_set, embed_share
 from shortstack.distillation.evaluation.neighbours import distance_to_teacher, found_neighbours, overlap_figures
 from shortstack.distillation.evaluation.retrieval import (
     evaluate_retrieval,
-    first_ten,
     mean_over_sets,
     missed_documents,
+    nearest,
     quick_figures,
 )
 from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs
@@ -24,13 +25,12 @@ from shortstack.distillation.ranks import ALONE, Ranks
 from shortstack.model import Embedder
 from shortstack.model.tensors import sha256_of_tensors
 
-NO_TEXTS = Texts([], [])
 
-
+@dataclass
 class Judge:
     """What students are judged by.
 
-    Args:
+    Attributes:
         sts: pairs of sentences, with people's scores.
         retrieval: queries and documents, with people's grades.
         held_out: texts that no student was trained on.
@@ -39,19 +39,14 @@ class Judge:
         own: the set of a user's own documents, which `fully` judges search by first.
     """
 
-    def __init__(
-        self,
-        sts: Sequence[StsPairs] = (),
-        retrieval: Sequence[RetrievalSet] = (),
-        held_out: Texts = NO_TEXTS,
-        ranks: Ranks = ALONE,
-        kept: Path | None = None,
-        own: RetrievalSet | None = None,
-    ) -> None:
-        self.sts, self.retrieval, self.held_out = sts, retrieval, held_out
-        self.ranks, self.kept, self.own = ranks, kept, own
-        self._before: dict[str, float] = {}
-        self._wanted: dict[str, np.ndarray] = {}
+    sts: Sequence[StsPairs] = ()
+    retrieval: Sequence[RetrievalSet] = ()
+    held_out: Texts = Texts([], [])
+    ranks: Ranks = ALONE
+    kept: Path | None = None
+    own: RetrievalSet | None = None
+    _before: dict[str, float] = field(default_factory=dict, init=False)
+    _wanted: dict[str, np.ndarray] = field(default_factory=dict, init=False)
 
     def hear(self, teacher: Embedder) -> "Judge":
         """Keep the teacher's rankings of the retrieval sets, so that `quickly` gives found@10. Returns self.
@@ -59,7 +54,7 @@ class Judge:
         All ranks must come here together.
         """
         for data in self.retrieval:
-            self._wanted[data.name] = first_ten(*teacher_embeddings(teacher, data, self.kept, self.ranks))
+            self._wanted[data.name] = nearest(*teacher_embeddings(teacher, data, self.kept, self.ranks))
         return self
 
     def quickly(self, student: Embedder, held_out: LabelledSentences) -> dict[str, Any]:
@@ -89,15 +84,15 @@ class Judge:
         return figures
 
     def hear_start(self, start: Embedder, teacher: Embedder) -> None:
-        """Judge the model that the student starts from by the user's own documents: `fully` says it as "before"."""
+        """Judge the model that the student starts from by the user's own documents: `fully` has it as "before"."""
         if self.own is None:
             return
         precision = start.precision
         figures: dict[str, Any] = {}
         self._search(self.own, start.eval().use_precision(teacher.precision), teacher, figures)
-        found = figures["retrieval"][self.own.name]["student"]
         start.use_precision(precision)
-        self._before = {key: found[key] for key in ("ndcg@10", "found@10", "kept")}
+        search = figures["retrieval"][self.own.name]["student"]
+        self._before = {key: search[key] for key in ("ndcg@10", "found@10", "kept")}
 
     def fully(self, student: Embedder, teacher: Embedder | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """All figures of a student and, if given, its teacher, computed on this rank only.

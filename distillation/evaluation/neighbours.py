@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from shortstack.distillation.evaluation.bootstrap import bootstrap, interval, means
+from shortstack.distillation.evaluation.retrieval import CHARACTERS, WORST, nearest, share_found
 from shortstack.distillation.evaluation.sts import correlations
 from shortstack.model import Embedder
 
 AGREEMENT_ROWS = 1000  # sentences compared in all pairs: half a million of them, in a fraction of a second
 NEIGHBOURS = 10  # nearest sentences to compare between teacher and student
-SIMILARITIES = 2**25  # of queries and documents in memory at a time: 134 MB
-WORST = 5  # sentences to show: those whose neighbours the student misses most
 
 
 def distance_to_teacher(student: torch.Tensor, teacher: torch.Tensor) -> dict[str, float]:
@@ -62,44 +61,27 @@ def found_neighbours(student_nd: torch.Tensor, teacher_nd: torch.Tensor) -> dict
         sentence among the teacher's embeddings of the others.
     """
     count = min(NEIGHBOURS, len(teacher_nd) - 1)
-    wanted = nearest(teacher_nd, teacher_nd, count)
-    neighbours = {
-        "student": nearest(student_nd, student_nd, count),
-        "asymmetric": nearest(student_nd, teacher_nd.to(student_nd), count),
-    }
+    wanted = nearest(teacher_nd, teacher_nd, count, without_itself=True)
+    searched = {"student": student_nd, "asymmetric": teacher_nd.to(student_nd)}
     return {
-        who: (indices[:, :, None] == wanted[:, None, :]).any(dim=2).float().mean(dim=1).numpy()
-        for who, indices in neighbours.items()
+        who: share_found(nearest(student_nd, documents_nd, count, without_itself=True), wanted)
+        for who, documents_nd in searched.items()
     }
-
-
-def nearest(queries_nd: torch.Tensor, documents_nd: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of each query's nearest documents, without itself (the same row): (n, count), on the CPU."""
-    queries_nd, documents_nd = F.normalize(queries_nd, dim=-1), F.normalize(documents_nd, dim=-1)
-    block = max(1, SIMILARITIES // len(documents_nd))
-    indices = []
-    for start in range(0, len(queries_nd), block):
-        similarities = queries_nd[start : start + block] @ documents_nd.T
-        query = torch.arange(len(similarities), device=similarities.device)
-        similarities[query, query + start] = -2.0  # below any cosine
-        indices.append(similarities.topk(count).indices.cpu())
-    return torch.cat(indices)
 
 
 def overlap_figures(student_nd: torch.Tensor, teacher_nd: torch.Tensor, sentences: Sequence[str]) -> dict[str, Any]:
-    """`found_neighbours` on average, with intervals, and the sentences where the student finds fewest."""
-    found = found_neighbours(student_nd, teacher_nd)  # shares, (n,)
-    resampled = bootstrap(means, list(found.values()))
+    """`found_neighbours` on average, with intervals, and the sentences of which the student finds fewest."""
+    shares = found_neighbours(student_nd, teacher_nd)
+    resampled = bootstrap(means, list(shares.values()))
     figures: dict[str, Any] = {
-        who: {"overlap@10": float(shares.mean()), "interval": interval(again)}
-        for (who, shares), again in zip(found.items(), resampled, strict=True)
+        who: {"overlap@10": float(values.mean()), "interval": interval(again)}
+        for (who, values), again in zip(shares.items(), resampled, strict=True)
     }
-    worst = np.argsort(found["student"], kind="stable")[:WORST]
-    embeddings = (("teacher", teacher_nd), ("student", student_nd))
-    closest = {who: nearest(vectors, vectors, 1)[:, 0].tolist() for who, vectors in embeddings}
+    embeddings = {"teacher": teacher_nd, "student": student_nd}
+    closest = {who: nearest(vectors, vectors, 1, without_itself=True)[:, 0] for who, vectors in embeddings.items()}
     figures["worst"] = [
-        {"sentence": sentences[index], "found": float(found["student"][index])}
-        | {f"nearest by the {who}": sentences[indices[index]] for who, indices in closest.items()}
-        for index in worst.tolist()
+        {"sentence": sentences[index][:CHARACTERS], "found": float(shares["student"][index])}
+        | {f"nearest by the {who}": sentences[indices[index]][:CHARACTERS] for who, indices in closest.items()}
+        for index in np.argsort(shares["student"], kind="stable")[:WORST].tolist()
     ]
     return figures | {"sentences": len(sentences)}

@@ -13,20 +13,26 @@ from shortstack.distillation.evaluation.sets import RetrievalSet
 from shortstack.distillation.evaluation.sts import mean_of
 
 MEASURES = ("mrr@10", "ndcg@10", "recall@1", "recall@10")
-WORST = 5  # queries that are shown, and documents of each
+WORST = 5  # queries or sentences to show, those of which the student finds fewest, and documents of each
 CHARACTERS = 500  # of a text that is shown
 SIMILARITIES = 2**25  # of queries and documents in memory at a time: 134 MB
 
 
-def first_ten(queries_Qd: torch.Tensor, documents_Nd: torch.Tensor) -> np.ndarray:
-    """The documents with the highest cosine similarity to each query, best first: (Q, 10), or (Q, N) if fewer."""
-    top = min(10, len(documents_Nd))
+def nearest(
+    queries_Qd: torch.Tensor, documents_Nd: torch.Tensor, count: int = 10, without_itself: bool = False
+) -> np.ndarray:
+    """The documents with the highest cosine similarity to each query, best first: (Q, count), or (Q, N) if fewer.
+
+    `without_itself` leaves document i out of the ranking of query i, where both are the same sentences.
+    """
     documents_Nd = F.normalize(documents_Nd, dim=-1)
     block = max(1, SIMILARITIES // len(documents_Nd))
-    rankings = [
-        (F.normalize(queries_Qd[start : start + block], dim=-1) @ documents_Nd.T).topk(top).indices.cpu().numpy()
-        for start in range(0, len(queries_Qd), block)
-    ]
+    rankings = []
+    for start in range(0, len(queries_Qd), block):
+        similarities = F.normalize(queries_Qd[start : start + block], dim=-1) @ documents_Nd.T
+        if without_itself:
+            similarities.diagonal(start).fill_(-2.0)  # below any cosine
+        rankings.append(similarities.topk(min(count, len(documents_Nd))).indices.cpu().numpy())
     return np.concatenate(rankings)
 
 
@@ -34,7 +40,7 @@ def judge_rankings(rankings_Qk: np.ndarray, grades: Sequence[Mapping[int, float]
     """How well rankings agree with people's judgements.
 
     Args:
-        rankings_Qk: indices of documents, best first, as `first_ten` gives them.
+        rankings_Qk: indices of documents, best first, as `nearest` gives them.
         grades: for each query, the grades, above 0, of the documents it should find; one or more.
 
     Returns:
@@ -70,7 +76,7 @@ def quick_figures(
     student: SetEmbeddings, grades: Sequence[Mapping[int, float]], wanted_Qk: np.ndarray | None = None
 ) -> dict[str, float]:
     """The means of `judge_rankings` and, if the teacher's first ten are given, of found@10."""
-    rankings = first_ten(*student)
+    rankings = nearest(*student)
     figures = judge_rankings(rankings, grades)
     if wanted_Qk is not None:
         figures["found@10"] = share_found(rankings, wanted_Qk)
@@ -91,11 +97,11 @@ def evaluate_retrieval(
         student and asymmetric: `kept`, the share of the teacher's ndcg@10, with its interval; `difference` to it, over
         the same resampled queries; found@10 and its interval.
     """
-    rankings = {"student": first_ten(*student)}
+    rankings = {"student": nearest(*student)}
     if teacher is not None:
-        rankings["teacher"] = first_ten(*teacher)
+        rankings["teacher"] = nearest(*teacher)
         if student.queries.shape[1] == teacher.documents.shape[1]:
-            rankings["asymmetric"] = first_ten(student.queries, teacher.documents.to(student.queries))
+            rankings["asymmetric"] = nearest(student.queries, teacher.documents.to(student.queries))
     judged = {who: judge_rankings(ranking, data.grades) for who, ranking in rankings.items()}
     resampled = dict(zip(judged, bootstrap(means, [values["ndcg@10"] for values in judged.values()]), strict=True))
     figures: dict[str, dict[str, Any]] = {}
@@ -120,7 +126,7 @@ def missed_documents(data: RetrievalSet, student: SetEmbeddings, teacher: SetEmb
         For each query: `query`, `found` (the share), `teacher` (documents among its first ten that the student missed)
         and `student` (those that the student found instead), best first. Texts are cut to 500 characters.
     """
-    ours, theirs = first_ten(*student), first_ten(*teacher)
+    ours, theirs = nearest(*student), nearest(*teacher)
     shares = share_found(ours, theirs)
     shown = []
     for index in np.argsort(shares, kind="stable")[:WORST].tolist():

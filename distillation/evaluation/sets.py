@@ -197,8 +197,6 @@ def read_held_out(run: Path | None) -> Texts:
     if run is None or not (run / "held_out.json").exists():
         return Texts([], [])
     value = read_json(run / "held_out.json")
-    if isinstance(value, list):  # written before there were roles
-        value = {"sentences": value, "roles": [""] * len(value)}
     sentences, roles = (value.get("sentences"), value.get("roles")) if isinstance(value, dict) else (None, None)
     if isinstance(sentences, list) and isinstance(roles, list) and len(sentences) == len(roles):  # noqa: SIM102
         if all(isinstance(text, str) for text in sentences) and all(role in ROLES for role in roles):

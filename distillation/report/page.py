@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.distillation.recipe import metric_key
-from shortstack.distillation.report.run_files import RunFiles, SearchResult
+from shortstack.distillation.report.run_files import RunFiles
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PLACE = "RUN_DATA"  # in the template, where the data goes
 PAIRS_PER_SET = 3000
 BYTES_OF_PAIRS = 1_400_000  # all sets together; with the rest the page stays below 2 MB
 CHARACTERS = 1000  # of a sentence that are shown
-SHOWN = 5  # queries to show, those for which the student finds fewest, and documents of each
 SURE_DIFFERENCES = 100  # pairs always shown: those where student and teacher differ most
 CURVE_POINTS = 600  # as many as a screen can show
 
@@ -30,13 +29,15 @@ def report_page(files: RunFiles) -> str:
         "models": {"student": files.student, "teacher": files.teacher},
         "results": [row._asdict() | {"lost": row.lost, "kept": row.kept} for row in files.rows],
         "pairs": {name: chosen_pairs(pairs, BYTES_OF_PAIRS // len(files.pairs)) for name, pairs in files.pairs.items()},
-        "searches": [row._asdict() | shares(row) for row in files.searches],
+        "searches": [
+            row._asdict() | {"kept": row.kept, "asymmetric_kept": row.asymmetric_kept} for row in files.searches
+        ],
         "searchMean": files.search_mean._asdict() if files.search_mean else None,
-        "missed": {name: shown_missed(queries) for name, queries in files.evaluation.get("missed", {}).items()},
+        "missed": files.evaluation.get("missed", {}),
         "curves": curves(files),
         "evaluation": {
             "retrieval": files.evaluation.get("retrieval"),
-            "overlap": shown_overlap(files.evaluation.get("overlap")),
+            "overlap": files.evaluation.get("overlap"),
             "sanity": files.evaluation.get("sanity"),
             "bestStep": files.evaluation.get("best_step"),
             "negativeMse": files.evaluation.get("student", {}).get("negative_mse"),
@@ -49,34 +50,6 @@ def report_page(files: RunFiles) -> str:
         "versions": files.versions,
     }
     return TEMPLATE.read_text(encoding="utf-8").replace(PLACE, script_safe(data), 1)
-
-
-def shares(row: SearchResult) -> dict[str, float | None]:
-    """The shares of the teacher's nDCG@10 that are kept, which the page shows beside a set's figures."""
-    return {"kept": row.kept, "asymmetric_kept": row.asymmetric_kept}
-
-
-def shown_missed(queries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Queries with the documents that the student missed and those it found instead, cut to what is shown."""
-    return [
-        {
-            "query": query["query"][:CHARACTERS],
-            "found": query["found"],
-            **{who: [text[:CHARACTERS] for text in query[who][:SHOWN]] for who in ("teacher", "student")},
-        }
-        for query in queries[:SHOWN]
-    ]
-
-
-def shown_overlap(overlap: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The neighbours' figures with their sentences cut to what is shown."""
-    if overlap is None:
-        return None
-    worst = [
-        {key: value[:CHARACTERS] if isinstance(value, str) else value for key, value in row.items()}
-        for row in overlap["worst"]
-    ]
-    return overlap | {"worst": worst}
 
 
 def script_safe(value: Any) -> str:
