@@ -120,11 +120,11 @@ def make_bert(layers: int = 6, hidden: int = 32, heads: int = 4, seed: int = 0, 
     settings: dict[str, Any] = {"vocab_size": len(VOCABULARY), "max_position_embeddings": 512}
     settings |= {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
     settings |= {"intermediate_size": 4 * hidden} | config
-    generator = torch.Generator().manual_seed(seed)
-    bert = BertModel(BertConfig(**settings))
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        bert = BertModel(BertConfig(**settings))
         for parameter in bert.parameters():
-            parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+            parameter += 0.15 * torch.randn(parameter.shape)
     return bert.eval()
 
 
@@ -136,11 +136,11 @@ def make_family_dir(path: Path, kind: str) -> Path:
     if kind in ("roberta", "xlm-roberta"):
         sizes["type_vocab_size"] = 1
     config = AutoConfig.for_model(kind, max_position_embeddings=80, pad_token_id=1, **sizes)
-    model = AutoModel.from_config(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = AutoModel.from_config(config)
         for parameter in model.parameters():
-            parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
+            parameter += 0.15 * torch.randn(parameter.shape)
     write(path / "config.json", config.to_dict() | {"dtype": "float32"})
     save_file(model.state_dict(), path / "model.safetensors", metadata={"format": "pt"})
     tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))

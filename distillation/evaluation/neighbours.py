@@ -64,7 +64,7 @@ def found_neighbours(student_nd: torch.Tensor, teacher_nd: torch.Tensor) -> dict
     wanted = nearest(teacher_nd, teacher_nd, count, without_itself=True)
     searched = {"student": student_nd, "asymmetric": teacher_nd.to(student_nd)}
     return {
-        who: share_found(nearest(student_nd, documents_nd, count, without_itself=True), wanted)
+        who: share_found(nearest(student_nd, documents_nd, count, without_itself=True), wanted).astype(np.float32)
         for who, documents_nd in searched.items()
     }
 
