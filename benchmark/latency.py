@@ -26,16 +26,16 @@ def queries_of(embedder: Embedder, sentences: Sequence[str], tokens: int, count:
         InputError: the text has none.
     """
     words = " ".join(sentences).split()
-    found: list[str] = []
+    queries: list[str] = []
     for start in range(len(words)):
         pieces = [" ".join(words[start : start + n]) for n in range(1, tokens - 1)]
         fitting = np.flatnonzero(embedder.tokenize(pieces).lengths == tokens)
-        found += [pieces[fitting[0]]] if len(fitting) else []
-        if len(found) == count:
+        queries += [pieces[fitting[0]]] if len(fitting) else []
+        if len(queries) == count:
             break
-    if not found:
+    if not queries:
         raise InputError(f"--latency: the text is too short for a query of {tokens} tokens; give more --sentences")
-    return [found[index % len(found)] for index in range(count)]
+    return [queries[index % len(queries)] for index in range(count)]
 
 
 def latencies(encoder: Encoder, queries: Sequence[str]) -> dict[str, float]:

@@ -73,35 +73,35 @@ def encoders(
     if device.type == "cuda":
         return gpu_encoders(model, precisions)
     wanted = list(dict.fromkeys(["fp32", *precisions]))
-    found: list[tuple[str, str, Callable[[], Encoder]]] = []
+    tools: list[tuple[str, str, Callable[[], Encoder]]] = []
     if installed("sentence-transformers", "sentence_transformers"):
         for precision in wanted:
             if precision != "int8":
                 load = partial(load_sentence_transformer, name, str(device), precision, max_length)
-                found.append(("sentence-transformers", precision, load))
+                tools.append(("sentence-transformers", precision, load))
     if not installed("ONNX Runtime", *PACKAGES):
-        return found
+        return tools
     plain = Embedder.load(name, "cpu", "fp32", max_length=max_length)
     onnx = directory / ONNX
     if not wrote("ONNX Runtime", write_fp32, plain, onnx):
-        return found
-    found.append(("ONNX Runtime", "fp32", partial(load_onnx, onnx, name, max_length)))
+        return tools
+    tools.append(("ONNX Runtime", "fp32", partial(load_onnx, onnx, name, max_length)))
     int8 = directory / ONNX_INT8
     if "int8" in wanted and wrote("ONNX Runtime", write_int8, plain, onnx, int8):
-        found.append(("ONNX Runtime", "int8", partial(load_onnx, int8, name, max_length)))
+        tools.append(("ONNX Runtime", "int8", partial(load_onnx, int8, name, max_length)))
     if installed("OpenVINO", *OPENVINO_PACKAGES):
         fp32, int8 = directory / OPENVINO, directory / OPENVINO_INT8
-        there = {"fp32": wrote("OpenVINO", write_openvino, plain, onnx, fp32)}
-        there["int8"] = (
-            there["fp32"]
+        written = {"fp32": wrote("OpenVINO", write_openvino, plain, onnx, fp32)}
+        written["int8"] = (
+            written["fp32"]
             and "int8" in wanted
             and wrote("OpenVINO", write_openvino_int8, plain, fp32, int8, sentences[:CALIBRATION])
         )
         for precision in wanted:
             path = int8 if precision == "int8" else fp32
-            if there["int8" if precision == "int8" else "fp32"]:
-                found.append(("OpenVINO", precision, partial(load_openvino, path, name, max_length, precision)))
-    return found
+            if written["int8" if precision == "int8" else "fp32"]:
+                tools.append(("OpenVINO", precision, partial(load_openvino, path, name, max_length, precision)))
+    return tools
 
 
 def gpu_encoders(model: Embedder, precisions: Sequence[str]) -> list[tuple[str, str, Callable[[], Encoder]]]:
@@ -111,15 +111,15 @@ def gpu_encoders(model: Embedder, precisions: Sequence[str]) -> list[tuple[str, 
     kernels: dict[str, str | None] = {"": None}
     if importlib.util.find_spec("flash_attn") is not None:
         kernels[", flash attention"] = "flash_attention_2"
-    found: list[tuple[str, str, Callable[[], Encoder]]] = []
+    tools: list[tuple[str, str, Callable[[], Encoder]]] = []
     name, device, max_length = model.settings.origin, str(model.device), model.settings.max_length
     for precision in precisions:
         for kernel, attention in kernels.items():
             if attention is None or precision != "fp32":
                 for size in GPU_BATCHES:
                     load = partial(load_sentence_transformer, name, device, precision, max_length, attention, size)
-                    found.append((f"sentence-transformers, {size}{kernel}", precision, load))
-    return found
+                    tools.append((f"sentence-transformers, {size}{kernel}", precision, load))
+    return tools
 
 
 def wrote(tool: str, write: Callable[..., Any], *arguments: Any) -> bool:
@@ -207,7 +207,7 @@ class GraphEncoder:
                 batch = equal[start : start + batch_size]
                 ids = np.array([tokens[index] for index in batch], dtype=np.int64)
                 inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-                parts.append(self.run({each: inputs[each] for each in self.names}))
+                parts.append(self.run({name: inputs[name] for name in self.names}))
                 batches.append(batch)
         embeddings = np.empty((len(tokens), parts[0].shape[1]), dtype=np.float32)
         embeddings[np.concatenate(batches)] = np.concatenate(parts)

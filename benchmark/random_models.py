@@ -60,14 +60,14 @@ def random_embedder(shape: str | BertConfig, layers: int, device: torch.device |
     return Embedder(bert, tokenizer, settings).eval().to(device).use_precision(precision)
 
 
-def random_sentences(embedder: Embedder, count: int, mean_tokens: float, seed: int = 0) -> list[str]:
+def random_sentences(embedder: Embedder, count: int, mean_tokens: float) -> list[str]:
     """Sentences of words drawn from a tokenizer's vocabulary, [CLS] and [SEP] counted in their lengths.
 
     A tokenizer may cut a word it does not have as a whole, so that a sentence can come out longer.
     """
     vocabulary = embedder.tokenizer.get_vocab()
     words = sorted(word for word in vocabulary if word.isdigit() or word.isalpha() and word.islower())
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     lengths = np.maximum(3, generator.poisson(mean_tokens, size=count)) - 2
     ends = lengths.cumsum()
     drawn = generator.integers(len(words), size=ends[-1])

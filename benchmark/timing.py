@@ -122,20 +122,20 @@ class Products:
 def products_of(config: PretrainedConfig, precision: str, device: torch.device) -> list[Products]:
     """Matrix products of a model's shapes, computed as encoding computes them: the limit of what it can reach."""
     D, inner = config.hidden_size, inner_size(config)
-    found = []
-    for rows in (1024, 4096) if device.type == "cpu" else (8192, 32_768):  # fewer are too short for a GPU
+    products = []
+    for tokens in (1024, 4096) if device.type == "cpu" else (8192, 32_768):  # fewer are too short for a GPU
         for inputs, outputs in ((D, inner), (inner, D)):
             linear = Linear(torch.randn(outputs, inputs, device=device), torch.zeros(outputs, device=device))
-            x_NI = torch.randn(rows, inputs, device=device, dtype=dtype_of(precision))
+            x_NI = torch.randn(tokens, inputs, device=device, dtype=dtype_of(precision))
             if precision == "int8":
                 product: Product = ByteProduct(linear, Rounding(torch.ones(inputs), 0.02, 128), torch.bfloat16)
                 x_NI = to_bytes(x_NI, 0.02, 128)  # after a product, which keeps torch from warning here
             else:
                 product = product_for(linear, precision, device)
-            flops = 2 * rows * inputs * outputs
+            flops = 2 * tokens * inputs * outputs
             calls = max(1, int((2e12 if device.type == "cuda" else 2e10) / flops))  # enough for the clock
-            found.append(Products(precision, calls * flops, partial(repeat, product, x_NI, calls)))
-    return found
+            products.append(Products(precision, calls * flops, partial(repeat, product, x_NI, calls)))
+    return products
 
 
 @torch.inference_mode()
@@ -152,13 +152,13 @@ def describe_device(device: torch.device) -> dict[str, Any]:
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    found = torch.cpu.get_capabilities()
+    capabilities = torch.cpu.get_capabilities()
     return {
         "type": "cpu",
         "name": names[0] if names else "CPU",
         "cores": torch.get_num_threads() if not names else len(names),
         "threads": torch.get_num_threads(),
-        "instructions": [name for name in INSTRUCTIONS if found.get(name)],
+        "instructions": [name for name in INSTRUCTIONS if capabilities.get(name)],
         "torch": torch.__version__,
     }
 

@@ -70,10 +70,10 @@ def run_command(main: Callable[[], None]) -> None:
     except OSError as error:
         status, message = 1, explain_os_error(error)
     except (RuntimeError, MemoryError) as error:
-        explained = explain_runtime_error(error)
-        if explained is None:
+        if not is_out_of_memory(error):
             raise
-        status, message = 1, explained
+        what = "lower --batch-size, raise --gradient-accumulation, or lower --max-length"
+        status, message = 1, f"out of memory: {what} ({first_line(error)})"
     else:
         return
     print(f"error: {printable(message)}", file=sys.stderr, flush=True)
@@ -118,16 +118,6 @@ def explain_os_error(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"{where}: not writable or readable ({error.strerror}); choose another --output, or allow it"
     return f"{where}: {error.strerror or error}"
-
-
-def explain_runtime_error(error: Exception) -> str | None:
-    """The line for an error that a setting can put right; None for any other."""
-    if is_out_of_memory(error):
-        return (
-            "out of memory: lower --batch-size, raise --gradient-accumulation, or lower --max-length "
-            f"({first_line(error)})"
-        )
-    return None
 
 
 # -- flags -----------------------------------------------------------------------------------------------------------

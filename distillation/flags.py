@@ -51,7 +51,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")
-        flags = [each.partition("=")[0] for each in unknown.split() if each.startswith("-")]
+        flags = [word.partition("=")[0] for word in unknown.split() if word.startswith("-")]
         if unknown == message or not flags:
             raise InputError(f"{message}; see --help")
         meant = self._meant_by(flags[0])
@@ -128,7 +128,7 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     retrieval_help = "a directory with queries, documents and relevance, or parallel:FILE,FILE,... (default: the run's)"
     parser.add_argument("--retrieval", nargs="+", action="extend", metavar="NAME=SOURCE", help=retrieval_help)
     parser.add_argument("--sentences", nargs="+", help="text for the negative MSE (default: the run's held-out text)")
-    index_help = "vectors of an index that is there: .npy, .safetensors, .parquet, or FILE.parquet:TEXT,VECTOR"
+    index_help = "vectors of an existing index: .npy, .safetensors, .parquet, or FILE.parquet:TEXT,VECTOR"
     parser.add_argument("--index", metavar="FILE", help=index_help)
     parser.add_argument("--texts", metavar="FILE", help="with --index: its texts in the same order, one a line or row")
     parser.add_argument("--queries", metavar="FILE", help="with --index: what users ask (default: made of its texts)")

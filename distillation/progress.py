@@ -18,13 +18,8 @@ def progress_bar(total: int, unit: str, **options: Any) -> tqdm:
         options: others of tqdm's, such as `initial`, `desc` and `disable`.
     """
     if not sys.stderr.isatty():
-        options |= {
-            "file": _Lines(sys.stderr),
-            "mininterval": EVERY,
-            "maxinterval": EVERY,
-            "ncols": WIDTH,
-            "ascii": True,
-        }
+        options |= {"file": _Lines(sys.stderr), "ncols": WIDTH, "ascii": True}
+        options |= {"mininterval": EVERY, "maxinterval": EVERY}
     return tqdm(total=total, unit=unit, **options)
 
 

@@ -57,8 +57,7 @@ class Recipe:
     )
     start_from: str = setting("", "a student to train further, a directory or Hub name; empty starts from the teacher")
     layers: list[int] | str = setting(
-        "even:3",
-        "layers to keep, of the teacher or START_FROM: 0,2,5, all, none, even:3 or auto:3, which tries them",
+        "even:3", "layers to keep, of the teacher or START_FROM: 0,2,5, all, none, even:3 or auto:3, which tries them"
     )
     vocabulary: int | str = setting(
         "", "pieces of the tokenizer to keep: a number, 30000, or a share of the text's tokens, 99.9%; empty for all"

@@ -41,13 +41,8 @@ MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # each at most once,
 HISTORY = "shortstack"  # this project's key in config_sentence_transformers.json
 TENSORS_OF_A_LAYER = 16  # in every architecture
 LONGEST_WORD = 1000  # characters of a word that WordPiece may split, in time that grows with their square; 100 in BERT
-TRIAL_TEXTS = (
-    "",
-    "\u0378 a",
-    "a" * 200 + "!",
-    " " * 200 + "x",
-    "1" * 200 + "\n",
-)  # a bad regular expression fails on these
+# A tokenizer's bad regular expression fails on these.
+TRIAL_TEXTS = ("", "\u0378 a", "a" * 200 + "!", " " * 200 + "x", "1" * 200 + "\n")
 DENSE_ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU")
 
 

@@ -12,21 +12,8 @@ from shortstack.model.files import InputError, first_line
 HUB_FILES = ["*.json", "*.txt", "*/config.json", "*/model.safetensors", "*/pytorch_model.bin"]
 HUB_FILES += ["int8_calibration.safetensors"]
 OUR_FOLDERS = ("assets", "runs")  # never names of Hub users, whether these folders exist or not
-FILE_ENDINGS = (
-    ".csv",
-    ".gguf",
-    ".gz",
-    ".json",
-    ".jsonl",
-    ".md",
-    ".ndjson",
-    ".parquet",
-    ".toml",
-    ".tsv",
-    ".txt",
-    ".xml",
-)
-WEIGHT_ENDINGS = (".bin", ".onnx", ".pt", ".pth", ".safetensors", ".tar", ".zip", ".zst")
+FILE_ENDINGS = (".csv", ".gz", ".json", ".jsonl", ".md", ".ndjson", ".parquet", ".toml", ".tsv", ".txt", ".xml")
+WEIGHT_ENDINGS = (".bin", ".gguf", ".onnx", ".pt", ".pth", ".safetensors", ".tar", ".zip", ".zst")
 
 
 def local_directory(name: str) -> Path:

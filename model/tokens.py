@@ -45,9 +45,8 @@ class Tokenized:
     def take(self, indices: np.ndarray) -> "Tokenized":
         """The sentences at these indices, in this order."""
         lengths = self.lengths[indices]
-        shift = self.starts[indices] - (
-            lengths.cumsum() - lengths
-        )  # from a token's index in the result to its index here
+        # from a token's index in the result to its index here
+        shift = self.starts[indices] - (lengths.cumsum() - lengths)
         return Tokenized(self.ids[np.arange(lengths.sum()) + np.repeat(shift, lengths)], lengths)
 
 

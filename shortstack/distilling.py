@@ -47,21 +47,17 @@ def distill(
     """
     with contextlib.ExitStack() as stack:
         place = Path(output) if output is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        recipe = Recipe(name="student", layers=f"even:{layers}" if isinstance(layers, int) else layers_of(layers))
-        rows = [json.dumps({"text": text}) for text in texts]  # as JSON, a text may have line breaks
-        settings = {"evaluation_sentences": max(1, min(HELD_OUT, len(rows) // 10))} | settings
+        layers = f"even:{layers}" if isinstance(layers, int) else layers
+        recipe = Recipe(name="student", layers=layers if isinstance(layers, str) else list(layers))
+        lines = [json.dumps({"text": text}) for text in texts]  # as JSON, a text may have line breaks
+        settings = {"evaluation_sentences": max(1, min(HELD_OUT, len(lines) // 10))} | settings
         for key, value in settings.items():
             set_field(recipe, key, value, "distill")
-        if not rows:
+        if not lines:
             raise InputError("distill: there are no texts")
         file = place / f"{recipe.name}.jsonl"
         recipe.teacher, recipe.output, recipe.sentences = str(teacher), str(place), [f"{file}:text"]
         recipe.check()
-        write_text(file, "\n".join(rows) + "\n")
+        write_text(file, "\n".join(lines) + "\n")
         run_recipe(recipe, callbacks=callbacks)
         return Embedder.load(recipe.directory / "model", None if recipe.device == "auto" else recipe.device)
-
-
-def layers_of(layers: str | Sequence[int]) -> str | list[int]:
-    """As a recipe has them."""
-    return layers if isinstance(layers, str) else list(layers)

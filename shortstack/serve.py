@@ -84,7 +84,7 @@ class Embedder:
         Args:
             sentences: one sentence, or many; beside the result only a few thousand are in memory as tokens.
             prompt_name: name of one of the model's prompts to put before each sentence.
-            prompt: the text itself to put before each; wins over `prompt_name`.
+            prompt: the text itself to put before each; used instead of `prompt_name` if both are given.
 
         Raises:
             KeyError: the model has no prompt of that name.
@@ -120,8 +120,8 @@ class Embedder:
         """Embed some texts in batches of nearly equal length."""
         ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
         result = np.empty((len(texts), self.dimensions), np.float32)
-        for rows in batches([len(each) for each in ids]):
-            result[rows] = self._graph.run(self._pad([ids[row] for row in rows]))
+        for indices in batches([len(tokens) for tokens in ids]):
+            result[indices] = self._graph.run(self._pad([ids[index] for index in indices]))
         return result
 
     def _pad(self, ids: list[list[int]]) -> dict[str, np.ndarray]:
@@ -137,14 +137,14 @@ class Embedder:
 
 def batches(lengths: list[int]) -> Iterator[list[int]]:
     """Indices in ascending order of length, in batches of at most TOKENS_PER_BATCH tokens, padding included."""
-    rows: list[int] = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if rows and (len(rows) + 1) * lengths[row] > TOKENS_PER_BATCH:
-            yield rows
-            rows = []
-        rows.append(row)
-    if rows:
-        yield rows
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[index] > TOKENS_PER_BATCH:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def installed_engine() -> str:
@@ -166,8 +166,8 @@ def open_onnx(file: Path, threads: int) -> Graph:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
-    (dimensions,) = [each.shape[-1] for each in session.get_outputs() if each.name == OUTPUT]
+    names = [value.name for value in session.get_inputs()]
+    (dimensions,) = [value.shape[-1] for value in session.get_outputs() if value.name == OUTPUT]
     return Graph(names, dimensions, lambda inputs: session.run([OUTPUT], inputs)[0])
 
 
@@ -178,7 +178,7 @@ def open_openvino(file: Path, threads: int) -> Graph:
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads} if threads else {}
     settings |= {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(str(file), "CPU", settings)
-    names = [each.get_any_name() for each in compiled.inputs]
+    names = [value.get_any_name() for value in compiled.inputs]
     dimensions = compiled.output(OUTPUT).get_partial_shape()[1].get_length()
     return Graph(names, dimensions, lambda inputs: compiled(inputs)[OUTPUT])
 

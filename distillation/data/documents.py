@@ -49,9 +49,9 @@ def blocks_of(text: str, suffix: str) -> Iterator[Block]:
             yield Block(line, block.is_heading)
 
 
-def passages_of(blocks: Iterable[Block], least_words: int = 3) -> Iterator[str]:
+def passages_of(blocks: Iterable[Block]) -> Iterator[str]:
     """The texts of a document to train on; headings and items of only a word or two are left out."""
-    return (block.text for block in blocks if len(block.text.split()) >= least_words)
+    return (block.text for block in blocks if len(block.text.split()) >= 3)
 
 
 # -- Markdown --------------------------------------------------------------------------------------------------------

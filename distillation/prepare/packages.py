@@ -121,10 +121,7 @@ def run_pip(wheel: Package, folder: Path, deadline: float) -> tuple[int, str]:
     command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "30", *wheel.pip_options]
     command += ["--dest", str(folder), wheel.requirement]
     (folder / "tmp").mkdir()
-    environment = os.environ | {
-        "TMPDIR": str(folder / "tmp"),
-        "PIP_RESUME_RETRIES": "5",
-    }  # an older pip reads no latter
+    environment = os.environ | {"TMPDIR": str(folder / "tmp"), "PIP_RESUME_RETRIES": "5"}  # an older pip ignores these
     pip = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
@@ -191,9 +188,9 @@ def fetch(url: str, part: Path, deadline: float) -> None:
 
 def check_sha256(path: Path, expected: str, what: str) -> None:
     """Raise RunError, with both digests, where the file is not the pinned one."""
-    found = sha256_of_file(path)
-    if found != expected:
-        raise RunError(f"{what}: SHA-256 is {found}, not the pinned {expected}; refused")
+    actual = sha256_of_file(path)
+    if actual != expected:
+        raise RunError(f"{what}: SHA-256 is {actual}, not the pinned {expected}; refused")
 
 
 def read_member(archive: Path, name: str) -> bytes:

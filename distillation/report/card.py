@@ -66,9 +66,7 @@ def card_data(files: RunFiles) -> ModelCardData:
     results = [result for measured in measured_sets(files) for result in eval_results(*measured)]
     return ModelCardData(
         language=language,
-        license=license
-        if license == "apache-2.0"
-        else None,  # whether another licence allows it, the publisher must decide
+        license=license if license == "apache-2.0" else None,  # of another licence the publisher must decide
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=TAGS,

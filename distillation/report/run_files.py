@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -183,51 +184,42 @@ class RunFiles:
     @cached_property
     def results(self) -> list[SetResult]:
         """The figures of each STS set, in the order they were evaluated."""
-        student, teacher = self.evaluation.get("student", {}), self.evaluation.get("teacher", {})
-        rows = []
-        for name, s in student.items():
-            if isinstance(s, dict):  # the others are numbers, such as negative_mse
-                t = teacher.get(name, {})
-                (a, b, c), (d, e, f) = (
+        evaluation, results = self.evaluation, []
+        for name, student in evaluation.get("student", {}).items():
+            if isinstance(student, dict):  # the others are numbers, such as negative_mse
+                figures = [
                     (of.get("spearman_cosine"), interval_of(of.get("spearman_interval")), of.get("pearson_cosine"))
-                    for of in (s, t)
-                )
-                gained = interval_of(self.evaluation.get("difference", {}).get(name, {}).get("interval"))
+                    for of in (student, evaluation.get("teacher", {}).get(name, {}))
+                ]
+                gained = interval_of(evaluation.get("difference", {}).get(name, {}).get("interval"))
                 lost = None if gained is None else [-100 * gained[1], -100 * gained[0]]
-                rows.append(SetResult(name, s.get("pairs"), a, b, c, d, e, f, lost))
-        return rows
+                results.append(SetResult(name, student.get("pairs"), *figures[0], *figures[1], lost))
+        return results
 
     @cached_property
     def searches(self) -> list[SearchResult]:
         """The figures of each retrieval set: the user's documents, the user's other sets, then those of the project."""
-        rows = []
+        searches = []
         sources = self.recipe.get("retrieval", {})
         for name, systems in (self.evaluation.get("retrieval") or {}).items():
             figures = [systems.get(who) or {} for who in ("student", "asymmetric", "teacher")]
-            gains = [(each.get("ndcg@10"), interval_of(each.get("interval"))) for each in figures]
-            found = [(each.get("found@10"), interval_of(each.get("found@10_interval"))) for each in figures[:2]]
+            gains = [(values.get("ndcg@10"), interval_of(values.get("interval"))) for values in figures]
+            shares = [(values.get("found@10"), interval_of(values.get("found@10_interval"))) for values in figures]
             own = "assets" not in Path(sources.get(name, "")).parts
-            rows.append(SearchResult(name, *gains[0], *gains[1], *gains[2], *found[0], *found[1], own))
-        return sorted(rows, key=lambda row: (row.name != OWN_DOCUMENTS, not row.own))
+            searches.append(SearchResult(name, *gains[0], *gains[1], *gains[2], *shares[0], *shares[1], own))
+        return sorted(searches, key=lambda search: (search.name != OWN_DOCUMENTS, not search.own))
 
     @cached_property
     def search_mean(self) -> SearchResult | None:
         """The user's documents; else the mean over the user's sets, or over all where none is; None without sets."""
-        rows = [row for row in self.searches if row.name == OWN_DOCUMENTS]
-        rows = rows or [row for row in self.searches if row.own] or self.searches
-        if not rows:
+        sets = [search for search in self.searches if search.name == OWN_DOCUMENTS]
+        sets = sets or [search for search in self.searches if search.own] or self.searches
+        if not sets:
             return None
-
-        def mean_of(key: str) -> float | None:
-            values = [getattr(row, key) for row in rows]
-            return None if None in values else sum(values) / len(values)
-
         keys = ("student", "asymmetric", "teacher", "found", "asymmetric_found")
-        student, asymmetric, teacher, found, over = (mean_of(key) for key in keys)
-        name = rows[0].name if len(rows) == 1 else f"{len(rows)} sets"
-        return SearchResult(
-            name, student, None, asymmetric, None, teacher, None, found, None, over, None, own=rows[0].own
-        )
+        means: dict[str, Any] = {key: mean_of(sets, key) for key in keys} | {f"{key}_interval": None for key in keys}
+        name = sets[0].name if len(sets) == 1 else f"{len(sets)} sets"
+        return SearchResult(name=name, own=sets[0].own, **means)
 
     @cached_property
     def kept(self) -> list[tuple[float, str]]:
@@ -244,16 +236,13 @@ class RunFiles:
     @cached_property
     def mean(self) -> SetResult | None:
         """The mean over the sets that both models have, or all of the student's where there is no teacher."""
-        compared = [row for row in self.results if row.kept is not None] or self.results
+        compared = [result for result in self.results if result.kept is not None] or self.results
         if not compared:
             return None
-
-        def mean_of(key: str) -> float | None:
-            values = [getattr(row, key) for row in compared]
-            return None if None in values else sum(values) / len(values)
-
-        means = [mean_of(key) for key in ("student", "student_pearson", "teacher", "teacher_pearson")]
-        return SetResult("mean", None, means[0], None, means[1], means[2], None, means[3], None)
+        keys = ("student", "student_pearson", "teacher", "teacher_pearson")
+        means: dict[str, Any] = {key: mean_of(compared, key) for key in keys}
+        unknown: dict[str, Any] = dict.fromkeys(("pairs", "student_interval", "teacher_interval", "lost_interval"))
+        return SetResult(name="mean", **means, **unknown)
 
     @property
     def rows(self) -> list[SetResult]:
@@ -288,6 +277,12 @@ class RunFiles:
         if self.bench.get("student_speedup"):
             parts.append(f"{self.bench['student_speedup']:.2f} times as fast")
         return ", ".join(parts)
+
+
+def mean_of(results: Sequence[Any], key: str) -> float | None:
+    """The mean of a figure; None where one of the results has none."""
+    values = [getattr(result, key) for result in results]
+    return None if None in values else sum(values) / len(values)
 
 
 def share_of(part: float | None, whole: float | None) -> float | None:

@@ -173,6 +173,6 @@ def make_student(plan: Plan, labels: Labels, corpus: Corpus, ranks: Ranks) -> tu
     return student, labels
 
 
-def sample_of(corpus: Corpus, teacher: Embedder, size: int = SAMPLE) -> list[str]:
+def sample_of(corpus: Corpus, teacher: Embedder) -> list[str]:
     """A random sample of training sentences, prompts included: the first ones, since the corpus is shuffled."""
-    return teacher.with_prompts(*corpus.training(0, min(size, len(corpus))))
+    return teacher.with_prompts(*corpus.training(0, min(SAMPLE, len(corpus))))

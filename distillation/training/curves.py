@@ -58,15 +58,8 @@ def _tensorboard(directory: Path, settings: dict[str, Any], step: int) -> Callba
 def _wandb(directory: Path, settings: dict[str, Any], step: int) -> Callback:
     import wandb
 
-    # The run's own name as id, so that a resumed run continues its curves.
-    run = wandb.init(
-        project="shortstack",
-        name=directory.name,
-        id=directory.name,
-        dir=str(directory),
-        config=settings,
-        resume="allow",
-    )
+    name = directory.name  # as id too, so that a resumed run continues its curves
+    run = wandb.init(project="shortstack", name=name, id=name, dir=str(directory), config=settings, resume="allow")
 
     def log(line: dict[str, Any]) -> None:
         figures = {key: value for key, value in line.items() if key != "step" and value is not None}
