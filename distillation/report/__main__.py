@@ -20,22 +20,22 @@ from matplotlib.figure import Figure
 from shortstack.distillation import RunError
 from shortstack.distillation.command_line import run_command
 from shortstack.distillation.report.card import eval_result_files, model_card
-from shortstack.distillation.report.figure import figure, format_number, shorten
+from shortstack.distillation.report.figure import figure, format_number
 from shortstack.distillation.report.frontier import frontier_figure, models_of, table
 from shortstack.distillation.report.page import report_page
-from shortstack.distillation.report.run_files import ABOVE_ALL, RunFiles
+from shortstack.distillation.report.run_files import ABOVE_ALL, RunFiles, shorten
 from shortstack.model.files import InputError, atomic_path, first_line, write_text
 
 
 def summary(files: RunFiles) -> str:
     """The run in a few lines: student and teacher per set, the speed, and last what is kept, the worst first."""
     lines = [f"{'':<22} {'student':>8} {'teacher':>8} {'kept':>7}"]
-    for row in files.searches:
-        if row.found is not None:
-            lines.append(f"{shorten(f'found@10, {row.name}'):<22} {'':>8} {'':>8} {row.found:>7.1%}")
-    searches = [(f"nDCG@10, {row.name}", row.student, row.teacher, row.kept) for row in files.searches]
-    sets = [(f"Spearman, {row.name}", row.student, row.teacher, row.kept) for row in files.rows]
-    for name, student, teacher, kept in searches + sets:
+    for search in files.searches:
+        if search.found is not None:
+            lines.append(f"{shorten(f'found@10, {search.name}'):<22} {'':>8} {'':>8} {search.found:>7.1%}")
+    kinds = ("nDCG@10", files.searches), ("Spearman", files.rows)
+    sets = [(f"{kind}, {row.name}", row.student, row.teacher, row.kept) for kind, rows in kinds for row in rows]
+    for name, student, teacher, kept in sets:
         share = "–" if kept is None else f"{kept:.1%}"
         lines.append(f"{shorten(name):<22} {format_number(student):>8} {format_number(teacher):>8} {share:>7}")
     for speed in files.speeds:

@@ -17,7 +17,7 @@ from huggingface_hub import (
 )
 
 from shortstack.distillation.data.sources import DATA_SUFFIXES, split_marks
-from shortstack.distillation.report.run_files import ABOVE_ALL, RunFiles
+from shortstack.distillation.report.run_files import ABOVE_ALL, RunFiles, shorten
 
 PREPARED = ("all-MiniLM-L6-v2", "all-mpnet-base-v2")  # sentence-transformers' own: English, Apache-2.0
 TEMPLATE = Path(__file__).with_name("card.md")
@@ -197,10 +197,6 @@ def number(value: float | None, form: str = ".4f") -> str:
 
 def interval(values: list[float] | None) -> str:
     return "–" if values is None else f"{values[0]:.4f} to {values[1]:.4f}"
-
-
-def shorten(sentence: str, limit: int = 300) -> str:
-    return sentence if len(sentence) <= limit else sentence[: limit - 1] + "…"
 
 
 def as_json(value: Any) -> str:

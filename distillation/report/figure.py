@@ -1,8 +1,8 @@
 """report.png: what a run gave, in four panels."""
 
 import textwrap
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from shortstack.distillation.report.run_files import RunFiles, SetResult
+from shortstack.distillation.report.run_files import RunFiles, SetResult, shorten
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; report.html too
 STUDENT, TEACHER, LOST, GAINED = "#0072b2", "#e69f00", "#d55e00", "#009e73"
@@ -66,44 +66,35 @@ def figure(files: RunFiles) -> Figure:
 
 def scatter_panel(axes: Axes, files: RunFiles) -> None:
     """Each pair's cosine similarity by the student against its human score."""
-    row = shown_set(files)
-    pairs = files.pairs.get(row.name, {}) if row else {}
+    shown = shown_set(files)
+    pairs = files.pairs.get(shown.name, {}) if shown else {}
     both = zip(pairs.get("human", []), pairs.get("student", []), strict=True)
     points = [point for point in both if None not in point]
-    if row is None or not points:
+    if shown is None or not points:
         return say(axes, "Predicted and human similarity", "No sentence pairs.\nGive evaluate.py some: --sts NAME=PATH")
     human, cosine = zip(*points, strict=True)
     alpha = max(0.12, min(0.6, 300 / len(points)))
     axes.scatter(human, cosine, s=26, color=STUDENT, alpha=alpha, linewidths=0, rasterized=True)
-    axes.set_title(f"{shorten(row.name)}: student's Spearman {format_number(row.student)}")
+    axes.set_title(f"{shorten(shown.name)}: student's Spearman {format_number(shown.student)}")
     axes.set(xlabel=f"human similarity ({len(points):,} pairs)", ylabel="cosine similarity by the student")
 
 
 def correlation_panel(axes: Axes, files: RunFiles) -> None:
     """Spearman of student and teacher for each set, with intervals."""
     title = "Spearman with human scores"
-    rows = [row for row in files.results if row.student is not None]
-    if not rows:
+    results = [result for result in files.results if result.student is not None]
+    if not results:
         return say(axes, title, "No STS sets.\nGive evaluate.py some: --sts NAME=PATH")
-    has_teacher = any(row.teacher is not None for row in rows)
-    height = 0.36 if has_teacher else 0.6
+    has_teacher = any(result.teacher is not None for result in results)
     reach = [0.0]
-    for y, row in enumerate(rows):
-        bars = [(row.student, row.student_interval, STUDENT, -height / 2 if has_teacher else 0.0)]
+    for y, result in enumerate(results):
+        bars = [Bar(result.student, result.student_interval, STUDENT, format_number(result.student))]
         if has_teacher:
-            bars.append((row.teacher, row.teacher_interval, TEACHER, height / 2))
-        for value, interval, colour, offset in bars:
-            if value is None:
-                continue
-            axes.barh(y + offset, value, height, color=colour)
-            low, high = interval or (value, value)
-            if interval:
-                whisker(axes, low, high, y + offset)
-            axes.text(max(high, 0) + 0.012, y + offset, format_number(value), va="center", fontsize=11.5)
-            reach += [low, high]
-    name_rows(axes, [row.name for row in rows])
+            bars.append(Bar(result.teacher, result.teacher_interval, TEACHER, format_number(result.teacher)))
+        reach += draw_bars(axes, y, bars)
+    name_rows(axes, [result.name for result in results])
     axes.set_xlim(min(reach) * 1.1, max(reach) * 1.12 + 0.02)
-    axes.set_title(title + (", 95% intervals" if any(row.student_interval for row in rows) else ""))
+    axes.set_title(title + (", 95% intervals" if any(result.student_interval for result in results) else ""))
     axes.set_xlabel("Spearman correlation (1 would be the people's own order)")
 
 
@@ -114,9 +105,8 @@ def speed_panel(axes: Axes, files: RunFiles) -> None:
         command = f"python bench.py {files.directory / 'model'} --teacher {files.recipe.get('teacher', 'T')}"
         return say(axes, "Speed", f"Not measured yet. Measure it with\n{command}")
     for y, speed in enumerate(speeds):
-        for value, colour, offset in ((speed.student, STUDENT, -0.18), (speed.teacher, TEACHER, 0.18)):
-            axes.barh(y + offset, value, 0.36, color=colour)
-            axes.text(value, y + offset, f" {value:,.0f}", va="center", fontsize=11.5)
+        rates = (speed.student, STUDENT), (speed.teacher, TEACHER)
+        draw_bars(axes, y, [Bar(rate, None, colour, f"{rate:,.0f}") for rate, colour in rates])
     name_rows(axes, [speed.precision for speed in speeds])
     axes.set_xlim(0, max(max(speed.teacher, speed.student) for speed in speeds) * 1.15)
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -131,58 +121,40 @@ def speed_panel(axes: Axes, files: RunFiles) -> None:
 
 def found_panel(axes: Axes, files: RunFiles) -> None:
     """found@10 of the student and of its queries over the teacher's documents, with intervals; nDCG@10 in words."""
-    for y, row in enumerate(files.searches):
+    for y, search in enumerate(files.searches):
         bars = [
-            (row.found, row.found_interval, STUDENT, row.student, -0.18),
-            (row.asymmetric_found, row.asymmetric_found_interval, GAINED, row.asymmetric, 0.18),
+            (search.found, search.found_interval, STUDENT, search.student),
+            (search.asymmetric_found, search.asymmetric_found_interval, GAINED, search.asymmetric),
         ]
-        for value, interval, colour, gain, offset in bars:
-            if value is None:
-                continue
-            axes.barh(y + offset, value, 0.36, color=colour)
-            if interval:
-                whisker(axes, interval[0], interval[1], y + offset)
-            text = f"{value:.0%}; nDCG@10 {format_number(gain)} of {format_number(row.teacher)}"
-            axes.text(max(interval or [value]) + 0.012, y + offset, text, va="center", fontsize=label_size(files))
-    name_rows(axes, [row.name for row in files.searches])
+        of_teacher = format_number(search.teacher)
+        draw_bars(axes, y, [
+            Bar(share, interval, colour, f"{share or 0:.0%}; nDCG@10 {format_number(gain)} of {of_teacher}")
+            for share, interval, colour, gain in bars
+        ], size=label_size(files))  # fmt: skip
+    name_rows(axes, [search.name for search in files.searches])
     axes.set_xlim(0, 1.6)  # room for the words
     axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.xaxis.set_major_formatter(PercentFormatter(1))
-    with_interval = any(row.found_interval for row in files.searches)
+    with_interval = any(search.found_interval for search in files.searches)
     axes.set_title("Search: found of the teacher's first ten" + (", 95% intervals" if with_interval else ""))
     axes.set_xlabel("found@10 (100% would be the teacher's own first ten documents)")
 
 
-def label_size(files: RunFiles) -> float:
-    """Of the words beside bars of retrieval sets: smaller where there are many."""
-    return 11.5 if len(files.searches) < 6 else 8.5
-
-
 def search_panel(axes: Axes, files: RunFiles) -> None:
-    """nDCG@10 of the student, of its queries over the teacher's documents, and of the teacher, with intervals."""
-    height, reach = 0.26, 0.0
-    for y, row in enumerate(files.searches):
-        bars = [
-            (row.student, row.student_interval, STUDENT, row.kept, -height),
-            (row.asymmetric, row.asymmetric_interval, GAINED, row.asymmetric_kept, 0.0),
-            (row.teacher, row.teacher_interval, TEACHER, None, height),
-        ]
-        for value, interval, colour, kept, offset in bars:
-            if value is None:
-                continue
-            axes.barh(y + offset, value, height, color=colour)
-            high = max(interval or [value])
-            if interval:
-                whisker(axes, interval[0], interval[1], y + offset)
-            share = "" if kept is None else f" ({kept:.0%} of the teacher's)"
-            size = label_size(files)
-            axes.text(high + 0.012, y + offset, format_number(value) + share, va="center", fontsize=size)
-            reach = max(reach, high)
-    name_rows(axes, [row.name for row in files.searches])
-    axes.set_xlim(0, reach * 1.45 + 0.02)  # room for the words
-    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1])
+    """nDCG@10 of the student, with intervals: where it was evaluated without its teacher."""
+    reach = [0.0]
+    for y, search in enumerate(files.searches):
+        bar = Bar(search.student, search.student_interval, STUDENT, format_number(search.student))
+        reach += draw_bars(axes, y, [bar], size=label_size(files))
+    name_rows(axes, [search.name for search in files.searches])
+    axes.set_xlim(0, max(reach) * 1.2 + 0.02)  # room for the words
     axes.set_title("Search: what is found" + (", 95% intervals" if files.searches[0].student_interval else ""))
     axes.set_xlabel("nDCG@10 (1 would be every relevant document first)")
+
+
+def label_size(files: RunFiles) -> float:
+    """Size of the words beside bars of retrieval sets: smaller where there are many."""
+    return 11.5 if len(files.searches) < 6 else 8.5
 
 
 def lost_panel(axes: Axes, files: RunFiles) -> None:
@@ -237,6 +209,33 @@ def say(axes: Axes, title: str, text: str) -> None:
     axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", color=FAINT, transform=axes.transAxes)
 
 
+class Bar(NamedTuple):
+    """A horizontal bar, its interval, its colour and the words beside it; None where nothing was measured."""
+
+    value: float | None
+    interval: list[float] | None
+    colour: str
+    text: str
+
+
+def draw_bars(axes: Axes, y: float, bars: Sequence[Bar], size: float = 11.5) -> list[float]:
+    """Draw the bars of row y, the first above the others; returns where they and their intervals end."""
+    height = 0.72 / len(bars) if len(bars) > 1 else 0.6
+    reach = []
+    for number, bar in enumerate(bars):
+        if bar.value is None:
+            continue
+        place = y + (number - (len(bars) - 1) / 2) * height
+        axes.barh(place, bar.value, height, color=bar.colour)
+        low, high = bar.interval or (bar.value, bar.value)
+        if bar.interval:
+            whisker(axes, low, high, place)
+        end = (max(high, 0), place)
+        axes.annotate(bar.text, end, (5, 0), textcoords="offset points", va="center", fontsize=size)
+        reach += [low, high]
+    return reach
+
+
 def whisker(axes: Axes, low: float, high: float, y: float) -> None:
     """An interval over a horizontal bar."""
     axes.errorbar((low + high) / 2, y, xerr=(high - low) / 2, color=INK, capsize=3, linewidth=1.3)
@@ -249,10 +248,6 @@ def name_rows(axes: Axes, names: list[str]) -> None:
     axes.set_ylim(middle + half, middle - half)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-
-
-def shorten(text: str, limit: int = 22) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def format_number(value: float | None) -> str:

@@ -15,8 +15,8 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from matplotlib.transforms import Bbox, BboxBase
 
-from shortstack.distillation.report.figure import FAINT, INK, STYLE, say, shorten
-from shortstack.distillation.report.run_files import RunFiles, read_object
+from shortstack.distillation.report.figure import FAINT, INK, STYLE, say
+from shortstack.distillation.report.run_files import RunFiles, read_object, shorten
 
 LABELS = {
     "found": "search: the teacher's first ten found",

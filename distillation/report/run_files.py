@@ -279,6 +279,11 @@ class RunFiles:
         return ", ".join(parts)
 
 
+def shorten(text: str, limit: int = 22) -> str:
+    """The text, cut to so many characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def mean_of(results: Sequence[Any], key: str) -> float | None:
     """The mean of a figure; None where one of the results has none."""
     values = [getattr(result, key) for result in results]
