@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 
 from shortstack.benchmark.random_models import random_embedder, random_sentences, shape_config
+from shortstack.distillation import RunError
 from shortstack.distillation.command_line import run_command
 from shortstack.distillation.flags import whole_number
 from shortstack.distillation.recipe import find_recipe, read_recipe, recipe_text
 from shortstack.model.directory import best_device
-from shortstack.model.files import RunError
 
 MEAN_TOKENS = 12.24  # of the reference run's sentences
 
