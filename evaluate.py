@@ -7,9 +7,9 @@
 
 Prints a table and writes evaluation.json and evaluation_pairs.json beside the model. Teacher, STS sets, retrieval sets
 (also the one of a user's own documents) and held-out sentences are those of the run that made the model; a flag
-replaces those of its kind. Where the two files are already there and of the same models, the sets that are not
-evaluated again stay in them, and the warnings of training. --index judges an index
-that the teacher made instead, and writes index.json; see distillation/evaluation/index.py.
+replaces those of its kind. Where the two files already exist for the same models, they keep the sets that are not
+evaluated again and the warnings of training. --index judges an index that the teacher made instead, and writes
+index.json; see distillation/evaluation/index.py.
 """
 
 from shortstack.distillation.flags import answer_first, parse_arguments

@@ -21,7 +21,7 @@ from shortstack.model.files import InputError, first_line, is_out_of_memory
 
 
 class Output:
-    """A stdout whose loss ends no run: after `| head` closed it, or its disk is full, what is printed is dropped."""
+    """A stdout whose loss does not end a run: once `| head` has closed it or its disk is full, output is dropped."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         self.stream = stream
@@ -41,14 +41,14 @@ class Output:
             action()
         except OSError as error:
             with contextlib.suppress(OSError):  # stderr may be the same pipe
-                print(f"note: stdout is lost ({error.strerror}); going on without", file=sys.stderr, flush=True)
+                print(f"note: stdout is lost ({error.strerror}); going on without it", file=sys.stderr, flush=True)
             nowhere = os.open(os.devnull, os.O_WRONLY)  # also for what is still in the buffer
             os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a script's `main` and turn what users can put right into one line on stderr and an exit status."""
+    """Run a script's `main` and turn errors that users can fix into one line on stderr and an exit status."""
     if signal.getsignal(signal.SIGINT) is interrupted_in_imports:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal or pipe of ASCII shows other letters as \\xe9
@@ -81,7 +81,7 @@ def run_command(main: Callable[[], None]) -> None:
 
 
 def interrupted_in_imports(number: int, frame: Any) -> NoReturn:
-    """What Ctrl-C does while a script imports: there a KeyboardInterrupt would print a page."""
+    """What Ctrl-C does while a script imports, where a KeyboardInterrupt would print a long traceback."""
     os.write(2, b"error: interrupted\n")
     os._exit(130)
 
@@ -136,7 +136,7 @@ GROUPS = {
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """Add one flag for each recipe field; what it says goes before the recipe file."""
+    """Add one flag for each recipe field; its value is used instead of the recipe file's."""
     fields = {item.name: item for item in dataclasses.fields(Recipe)}
     for title, names in GROUPS.items():
         group = parser.add_argument_group(title)
@@ -157,7 +157,7 @@ def add_recipe_flag(group: argparse._ActionsContainer, item: dataclasses.Field[A
 
 
 def recipe_from_arguments(arguments: argparse.Namespace, recipe_path: str) -> Recipe:
-    """The recipe file, given by its path or name, with the flags' values over it, checked.
+    """The recipe file, given by its path or name, with the flags' values in place of its own, checked.
 
     Raises:
         InputError: anything wrong in the file or the flags.

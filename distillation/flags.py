@@ -47,7 +47,7 @@ OTHER_NAMES = {
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse, but a wrong argument is one line and status 2, like any other wrong input, and names what is close."""
+    """argparse, but a wrong argument is one line and status 2, and it suggests what was probably meant."""
 
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ")

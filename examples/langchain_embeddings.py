@@ -12,7 +12,7 @@ from shortstack.model import Embedder
 
 
 class ShortstackEmbeddings(Embeddings):
-    """LangChain's face of an Embedder; the model's own prompts go before queries and documents, where it has some."""
+    """LangChain's interface to an Embedder; the model's own prompts, if any, go before queries and documents."""
 
     def __init__(self, model: str, precision: str = "auto", device: str | None = None) -> None:
         self.embedder = Embedder.load(model, device, precision)

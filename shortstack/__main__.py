@@ -10,7 +10,7 @@ COMMANDS = {
     "prepare": "fetch the default's teacher and text into assets/",
     "train": "train a student, evaluate and save it in runs/NAME",
     "evaluate": "what a student keeps: STS, search, distance to the teacher",
-    "bench": "what it wins: sentences a second",
+    "bench": "how fast it is: sentences a second",
     "report": "figure, page and model card of a run",
     "export": "ONNX and OpenVINO files of a model",
 }

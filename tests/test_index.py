@@ -1,4 +1,4 @@
-"""An index that is there already: whose vectors it holds, and what the student's queries find in it."""
+"""An existing index: whose vectors it holds, and what the student's queries find in it."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""An index that is there already: are its vectors the teacher's, and what do the student's queries find in it?
+"""An existing index: are its vectors the teacher's, and what do the student's queries find in it?
 
     python evaluate.py MODEL --index vectors.npy --texts documents.txt --queries queries.txt
 

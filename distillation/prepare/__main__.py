@@ -21,7 +21,7 @@ from shortstack.distillation.prepare.mpnet import prepare_mpnet
 
 def main() -> None:
     arguments = parse_arguments("prepare")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what was begun is tidied up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that temporary files are removed
     prepare(arguments.assets)
     if arguments.text == "long":
         from shortstack.distillation.prepare.long import prepare_long  # reads Parquet's kinds of compression, and YAML

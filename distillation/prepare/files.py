@@ -17,12 +17,12 @@ def are_there(assets: Path, manifest: str, version: dict[str, Any], names: Seque
     except (InputError, KeyError, TypeError):
         return False
     if whole:
-        print(f"{assets / names[0]} and what belongs to it: there already, SHA-256 right", flush=True)
+        print(f"{assets / names[0]} and what belongs to it: already there, SHA-256 matches", flush=True)
     return whole
 
 
 def write_all(assets: Path, manifest: str, version: dict[str, Any], contents: dict[str, list[str]]) -> None:
-    """Write the lines of each file, and then the manifest, so that a break leaves no manifest of another text."""
+    """Write the lines of each file, and the manifest last, so that it never describes files that were not written."""
     for name, lines in contents.items():
         write_text(assets / name, "".join(f"{line}\n" for line in lines))
         print(f"{assets / name}: {len(lines):,} lines", flush=True)

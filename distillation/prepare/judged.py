@@ -200,7 +200,7 @@ def distinct(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def spread(count: int, among: int) -> list[int]:
-    """`count` indices from all over `among`, or all where there are fewer."""
+    """`count` indices below `among` at equal distances, or all where there are fewer."""
     return [index * among // min(count, among) for index in range(min(count, among))]
 
 
@@ -227,10 +227,10 @@ SETS_VERSION = 1  # raise it when a set is made differently, so that assets made
 
 
 def prepare_judged(assets: Path) -> None:
-    """Put the retrieval sets in place under `assets`/retrieval; what is there and right is left alone.
+    """Put the retrieval sets in place under `assets`/retrieval; what is already there and correct is kept.
 
     Raises:
-        RunError: a package can't be had, or is not the one that is pinned here.
+        RunError: a package can't be downloaded, or is not the one that is pinned here.
     """
     for name, judged in SETS.items():
         folder = f"retrieval/{name}"

