@@ -35,6 +35,7 @@ from shortstack.distillation.command_line import (
     recipe_from_arguments,
     run_command,
 )
+from shortstack.distillation.curves import Callback
 from shortstack.distillation.data.corpus import Corpus, open_corpus
 from shortstack.distillation.data.epochs import Epochs, check_batches
 from shortstack.distillation.data.labels import LabelledSentences, Labels, label_corpus
@@ -53,7 +54,6 @@ from shortstack.distillation.run import Run
 from shortstack.distillation.student.layers import note_on_layers
 from shortstack.distillation.student.plan import make_student, plan_student
 from shortstack.distillation.training.checkpoint import Checkpoints, Progress
-from shortstack.distillation.training.curves import Callback
 from shortstack.distillation.training.expected import LONG, expected_time
 from shortstack.distillation.training.flat_optimizer import FlatOptimizer, optimizer_for
 from shortstack.distillation.training.graph import GraphedStep, why_not_graphed

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from shortstack.distillation.training.curves import trackers_of
+from shortstack.distillation.curves import trackers_of
 from shortstack.model.files import InputError
 
 # Names that a set can't have, since other figures have them.

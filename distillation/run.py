@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 from filelock import FileLock, Timeout
 
 from shortstack.distillation import RunError
+from shortstack.distillation.curves import Callback, open_tracker, trackers_of
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
-from shortstack.distillation.training.curves import Callback, open_tracker, trackers_of
 from shortstack.model.files import InputError, errors_about, flush_to_disk, make_directory, remove_leftovers, write_text
 
 STOP_CHECK_EVERY = 10  # steps between asking the other ranks whether one was told to stop

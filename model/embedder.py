@@ -23,7 +23,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from shortstack.model.directory import Parts, Settings, best_device, read_model, write_model
+from shortstack.model.directory import Parts, Settings, best_device, read_model
 from shortstack.model.engine.calibration import TEXT, calibrate
 from shortstack.model.engine.encoder import Engine, lay_out
 from shortstack.model.engine.int8 import Calibration
@@ -32,6 +32,7 @@ from shortstack.model.network import PackedForward
 from shortstack.model.pooling import Pooling
 from shortstack.model.precision import resolve_precision
 from shortstack.model.prefetch import one_behind, overlaps, prefetch
+from shortstack.model.saving import write_model
 from shortstack.model.tokens import PackedTokens, Tokenized, fetch, to_device
 
 CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every batch with equal lengths, little memory

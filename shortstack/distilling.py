@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shortstack.distillation.curves import Callback
 from shortstack.distillation.recipe import Recipe, set_field
-from shortstack.distillation.training.curves import Callback
 from shortstack.model import Embedder
 from shortstack.model.files import InputError, write_text
 from shortstack.train import run_recipe

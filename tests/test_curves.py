@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shortstack.distillation.training import curves
+from shortstack.distillation import curves
 from shortstack.model.files import InputError
 
 LINES = [{"step": 3, "loss": 0.5, "grad_norm": None}, {"step": 4, "loss": 0.25, "grad_norm": 1.0}]
