@@ -54,7 +54,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train --epochs three", "argument --epochs: invalid int value: 'three'"),
         ("train --layers 0-5", "'0-5' is not a list of numbers such as 0,2,5"),
         ("train --sts dev.csv --name x", "--sts: 'dev.csv' is not of the form NAME=SOURCE"),
-        ("train --precision float16", "it must be auto, fp32, bf16 or fp16"),
+        ("train --precision float16", "it must be one of auto, fp32, bf16, fp16"),
         ("train --loss l2", "it must be one of mse, cosine"),
         ("train --report-to mlflow", "is not one of auto, none, tensorboard, wandb"),
         ("train own-corpsu", "own-corpsu: no such recipe (did you mean own-corpus?); give a file, or one of minilm-3"),
