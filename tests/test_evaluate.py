@@ -1,5 +1,6 @@
 """Evaluation: the figures of scipy and sentence-transformers, honest intervals, a command that knows its run."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -33,7 +34,7 @@ from shortstack.distillation.evaluation.retrieval import MEASURES, evaluate_retr
 from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs
 from shortstack.distillation.evaluation.sts import correlations, sts_similarities
 from shortstack.distillation.evaluation.table import table
-from shortstack.distillation.recipe import Recipe, recipe_text
+from shortstack.distillation.recipe import Recipe, read_recipe, recipe_text
 from shortstack.model import Embedder
 from shortstack.model.files import read_json
 
@@ -543,6 +544,18 @@ def test_flags_win_over_the_run(run: Path, tmp_path: Path, call: Call) -> None:
     assert not (run / "evaluation.json").exists()
 
 
+def test_a_flag_replaces_the_runs_sets_of_its_own_kind_only(run: Path, tmp_path: Path, call: Call) -> None:
+    text = put(tmp_path / "text.txt", "\n".join(SENTENCES[:20]))
+    recipe = dataclasses.replace(read_recipe(run / "recipe.toml"), retrieval={"same": f"parallel:{text},{text}"})
+    (run / "recipe.toml").write_text(recipe_text(recipe))
+    kinds = {"--sts": f"a={write_sts(tmp_path / 'a.tsv', 1)}", "--retrieval": f"other=parallel:{text},{text}"}
+    wanted = {"--sts": ({"a"}, {"same"}), "--retrieval": ({"dev"}, {"other"})}
+    for number, (flag, source) in enumerate(kinds.items()):
+        command(call, run / "model", flag, source, "--output", tmp_path / str(number))
+        figures = read_json(tmp_path / str(number) / "evaluation.json")
+        assert (set(figures["retention"]), set(figures["retrieval"])) == wanted[flag]
+
+
 def test_without_a_teacher(
     run: Path, call: Call, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -583,6 +596,7 @@ def test_only_the_distance_or_only_retrieval(
         (["{model}", "--retrieval", "x"], "--retrieval: 'x' is not of the form NAME=SOURCE"),
         (["{model}", "--retrieval", "x=missing"], "missing: neither a directory nor"),
         (["{model}", "--sentences", "a.txt"], "--sentences: the negative MSE to a teacher needs one"),
+        (["{model}", "--sentences", "{sts}", "--teacher", "{other}"], "there is no distance between them"),
         (["./missing", "--sts", "a={sts}"], "./missing: no such model directory"),
         (["{model}", "--sts", "a={sts}", "--teacher", "./missing"], "./missing: no such model directory"),
         (["{model}", "--sts", "a={sts}", "--precision", "fp8"], "precision: 'fp8' is not one of"),
@@ -591,11 +605,11 @@ def test_only_the_distance_or_only_retrieval(
     ],
 )
 def test_a_wrong_argument_is_one_line_and_status_2(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str],
-    arguments: list[str], words: str,
+    tiny_model_dir: Path, tiny_cls_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    refusal: Callable[..., str], arguments: list[str], words: str,
 ) -> None:  # fmt: skip
     bad = put(tmp_path / "bad.csv", "sentence1,sentence2,score\na,b,1\nc,d,high\n")
-    places = {"model": tiny_model_dir, "sts": write_sts(tmp_path / "sts.tsv"), "bad": bad}
+    places = {"model": tiny_model_dir, "other": tiny_cls_dir, "sts": write_sts(tmp_path / "sts.tsv"), "bad": bad}
     monkeypatch.chdir(tmp_path)
     assert words in refusal(command_module.main, *(argument.format(**places) for argument in arguments))
     assert not (tmp_path / "evaluation.json").exists()

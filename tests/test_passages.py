@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_pdf import PdfPages
 
-from shortstack.distillation.data.corpus import Draw, build_corpus
+from shortstack.distillation.data.corpus import Draw, build_corpus, open_corpus
 from shortstack.distillation.data.passages import ESTIMATE, Cutter, cutter_of, paragraphs_of
 from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.data.sources import Marks, split_marks, what_is_read, with_reading
+from shortstack.distillation.ranks import ALONE
+from shortstack.distillation.recipe import Recipe
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
 
@@ -219,13 +221,11 @@ def test_a_corpus_keeps_roles_and_limits(tmp_path: Path) -> None:
 
 
 def test_another_cutter_makes_another_corpus(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("One sentence is here. Another one is there. " * 20)
+    (tmp_path / "a.txt").write_text("\n\n".join(f"Number {row} is here. Number {row} is there." for row in range(20)))
     narrow = Cutter(limit=5, name="narrow")
-    found = [
-        build_corpus(tmp_path / "corpus", [f"passages@{tmp_path / 'a.txt'}"], Draw(None, 0, 7), cutter=c)
-        for c in (ESTIMATE, narrow)
-    ]
-    assert found[0].fingerprint != found[1].fingerprint
+    recipe = Recipe(sentences=[f"passages@{tmp_path / 'a.txt'}"], evaluation_sentences=1, output=str(tmp_path))
+    wide, cut = (open_corpus(recipe, cutter, ALONE) for cutter in (ESTIMATE, narrow))
+    assert wide.fingerprint != cut.fingerprint and wide.path != cut.path  # both stay on disk
     assert list(paragraphs_of(["..", "", "a"])) == ["a"]
 
 
