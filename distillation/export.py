@@ -207,18 +207,18 @@ def openvino_files(path: Path) -> Iterator[Path]:
         flush_to_disk(path.parent)
 
 
-def check_fp32(path: Path, found: np.ndarray, embedder: Embedder) -> float:
+def check_fp32(path: Path, embeddings: np.ndarray, embedder: Embedder) -> float:
     """The largest difference between a file's embeddings of SAMPLES and the model's; an error above FP32_TOLERANCE."""
-    difference = float(np.abs(found - embedder.encode(SAMPLES, prompt="")).max())
+    difference = float(np.abs(embeddings - embedder.encode(SAMPLES, prompt="")).max())
     if not difference <= FP32_TOLERANCE:
         raise RunError(f"{path}: not written, its embeddings differ from the model's by up to {difference:.1e}")
     return difference
 
 
-def check_int8(path: Path, found: np.ndarray, embedder: Embedder) -> float:
+def check_int8(path: Path, embeddings: np.ndarray, embedder: Embedder) -> float:
     """The mean cosine between a file's embeddings of SAMPLES and the model's; an error below INT8_COSINE."""
     ours = torch.as_tensor(embedder.encode(SAMPLES, prompt=""))
-    cosine = float(F.cosine_similarity(torch.from_numpy(found), ours).mean())
+    cosine = float(F.cosine_similarity(torch.from_numpy(embeddings), ours).mean())
     if not cosine >= INT8_COSINE:
         raise RunError(f"{path}: not written, int8 embeddings are only {cosine:.4f} similar to the model's in cosine")
     return cosine

@@ -43,9 +43,9 @@ def search(
     similarities = embedder.similarity(embedder.encode(query, prompt=prompt, convert_to_tensor=True), index_nd)[0]
     best = similarities.topk(min(top, len(sentences)))
     seconds = time.perf_counter() - start
-    found = [sentences[index] for index in best.indices.tolist()]
-    shown = [f"{value:.3f} {printable(text)}" for value, text in zip(best.values.tolist(), found, strict=True)]
-    return found, shown, seconds
+    nearest = [sentences[index] for index in best.indices.tolist()]
+    shown = [f"{value:.3f} {printable(text)}" for value, text in zip(best.values.tolist(), nearest, strict=True)]
+    return nearest, shown, seconds
 
 
 def side_by_side(columns: list[list[str]], width: int) -> str:

@@ -75,17 +75,17 @@ class Index:
         sampled, spread = (set(spread_evenly(count, number)) for number in (SAMPLE, MADE))
         sample: dict[int, str] = {}
         kept: dict[bool, dict[int, tuple[str, str]]] = {True: {}, False: {}}  # whether held out
-        found = 0
+        read = 0
         for row, (title, text) in enumerate(read_documents(texts or text_source(source))):
-            found += 1
+            read += 1
             if row in sampled and (title or text):
                 sample[row] = f"{title} {text}".strip()
             if text and row in spread:
                 kept[False][row] = title, text
             if text in known and len(kept[True]) < MADE:
                 kept[True][row] = title, text
-        if found != count:
-            raise InputError(f"{texts or source}: has {found:,} texts, {source} has {count:,} vectors")
+        if read != count:
+            raise InputError(f"{texts or source}: has {read:,} texts, {source} has {count:,} vectors")
         enough = len(kept[True]) >= FEWEST
         return cls(vectors, sample, kept[enough], enough)
 
@@ -202,7 +202,7 @@ def lengths_of(norms: torch.Tensor, embedded: torch.Tensor) -> str:
 
 
 def centred_cosines(one: torch.Tensor, other: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-    """Cosine of each row of one (n, d) with the same row of the other, the mean direction of a sample taken off.
+    """Cosine of each row of one (n, d) with the same row of the other, less the mean direction of a sample.
 
     Many models' vectors of any two texts have cosines of 0.7 and more, since all have a direction in common.
     """
@@ -215,14 +215,14 @@ def what_order(index: Index, embedded: torch.Tensor, vectors: torch.Tensor) -> s
     rows = index.nearest(embedded, 1)[0][:, 0]
     cosines = centred_cosines(embedded, index.rows(rows.tolist()), vectors).tolist()
     elsewhere = [
-        (row, found)
-        for row, found, cosine in zip(index.sample, rows.tolist(), cosines, strict=True)
-        if cosine >= SAME and row != found
+        (text, row)
+        for text, row, cosine in zip(index.sample, rows.tolist(), cosines, strict=True)
+        if cosine >= SAME and row != text
     ]
     if len(elsewhere) <= len(embedded) // 2:
         return ""
-    row, found = elsewhere[0]
-    return f"texts and vectors are in different orders: the vector of text {row} is in row {found} (from 0)"
+    text, row = elsewhere[0]
+    return f"texts and vectors are in different orders: the vector of text {text} is in row {row} (from 0)"
 
 
 # -- what the student finds ------------------------------------------------------------------------------------------
@@ -273,10 +273,10 @@ def search_index(
     )
     rankings = {who: index.nearest(vectors, 11)[0] for who, vectors in made.items()}
     rankings = {who: without(ranking, own) for who, ranking in rankings.items()}
-    found = share_found(rankings["student"], rankings["teacher"])
+    shares = share_found(rankings["student"], rankings["teacher"])
     return {
-        "found@10": float(found.mean()),
-        "interval": interval(bootstrap(means, [found])[0]),
+        "found@10": float(shares.mean()),
+        "interval": interval(bootstrap(means, [shares])[0]),
         "queries": len(asked),
         "kind": kind,
         "own_document_left_out": own is not None,

@@ -146,11 +146,11 @@ def words_of(name: str) -> str:
 def ansible_modules(archive: Path, folder: str) -> Extract:
     """What modules that set up machines do, in one line and in full, and every third option."""
     for name, content in read_members(archive, folder, ".py"):
-        found = re.search(r'^DOCUMENTATION = r?("""|\'\'\')(.*?)\1', content.decode(), re.MULTILINE | re.DOTALL)
-        if "/plugins/modules/" not in name or not found or "/fortinet/" in name:  # these repeat one text
+        documentation = re.search(r'^DOCUMENTATION = r?("""|\'\'\')(.*?)\1', content.decode(), re.MULTILINE | re.DOTALL)
+        if "/plugins/modules/" not in name or not documentation or "/fortinet/" in name:  # these repeat one text
             continue
         try:
-            value = yaml.load(found[2], Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            value = yaml.load(documentation[2], Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except yaml.YAMLError:
             continue
         if isinstance(value, dict):
@@ -173,10 +173,10 @@ def python_docs(archive: Path, folder: str) -> Extract:
     for name, source in read_members(archive, folder, ".py"):
         if "/tests/" not in name:
             try:
-                found = list(docstrings(source.decode()))
+                texts = list(docstrings(source.decode()))
             except (SyntaxError, UnicodeDecodeError):
                 continue
-            for docstring in found:
+            for docstring in texts:
                 summary, text = split_docstring(docstring)
                 yield summary.rstrip("."), True
                 yield text, False

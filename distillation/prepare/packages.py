@@ -200,8 +200,8 @@ def read_member(archive: Path, name: str) -> bytes:
     Raises:
         RunError: no such archive, no such member, or one larger than MEMBER_LIMIT.
     """
-    for found, content in read_members(archive, name, ""):
-        if found == name:
+    for member, content in read_members(archive, name, ""):
+        if member == name:
             return content
     raise RunError(f"{archive.name}: cannot read {name} (it is not there)")
 

@@ -185,9 +185,9 @@ def restore(
         InputError: the checkpoint is of a run with other settings, text or teacher.
     """
     tensors, state = content
-    found = state.get("recipe") if isinstance(state, dict) else None
-    if found != settings:
-        same = isinstance(found, str) and found.partition(" ")[0] == settings.partition(" ")[0]
+    written = state.get("recipe") if isinstance(state, dict) else None
+    if written != settings:
+        same = isinstance(written, str) and written.partition(" ")[0] == settings.partition(" ")[0]
         what = "on other text or of another teacher, which have changed since" if same else "with other settings"
         raise InputError(f"{path}: is of a run {what}; give another --name, or run without --resume")
     model.load_state_dict(part(tensors, "model."))
