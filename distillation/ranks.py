@@ -7,6 +7,7 @@ import re
 import secrets
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -188,18 +189,24 @@ class Ranks:
 
     def _roll_call(self) -> list[int]:
         """The ranks that don't come here within a few seconds; empty if the store is lost and can't be asked."""
-        silent = list(range(self.world))
-        end = time.monotonic() + ROLL_CALL
-        with contextlib.suppress(RuntimeError):  # the store may be what was lost
-            assert self.store is not None
-            self.store.set(f"here {self.rank}", "yes")
-            while time.monotonic() < end:
-                silent = [rank for rank in silent if not self.store.check([f"here {rank}"])]
-                if not silent:
-                    break
-                time.sleep(POLL)
-            return silent
-        return []
+        found: list[list[int]] = []
+
+        def ask() -> None:
+            silent = list(range(self.world))
+            end = time.monotonic() + ROLL_CALL
+            with contextlib.suppress(RuntimeError):  # the store may be what was lost
+                assert self.store is not None
+                self.store.set(f"here {self.rank}", "yes")
+                while silent and time.monotonic() < end:
+                    silent = [rank for rank in silent if not self.store.check([f"here {rank}"])]
+                    time.sleep(POLL)
+                found.append(silent)
+
+        # In a thread: without a launcher rank 0 keeps the store, and where that one hangs, so does a question.
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(2 * ROLL_CALL)
+        return [0] if asking.is_alive() else (found or [[]])[0]
 
     def stop(self) -> None:
         """Leave the process group, all ranks at the same time: one that left early would wait for rank 0 in NCCL."""

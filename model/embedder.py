@@ -10,7 +10,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from shortstack.model.saving import write_model
 from shortstack.model.tokens import PackedTokens, Tokenized, fetch, to_device
 
 CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every batch with equal lengths, little memory
+TOKENIZED_LETTERS = 2**20  # tokenised together: before it truncates them, the tokenizer takes some 100 bytes for each
 GPU_CHUNK = 16_384  # fewer, since a GPU waits for the first of them
 # What a text is for, and the names of the prompts that go before it by the field's habit, the first that a model has.
 ROLE_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
@@ -217,7 +218,12 @@ class Embedder(nn.Module):
 
     def tokenize(self, sentences: Sequence[str], prompt: str = "") -> Tokenized:
         """Token numbers of each sentence, [CLS] and [SEP] included, truncated to max_length."""
-        texts = [prompt + sentence for sentence in sentences]
+        sizes = np.cumsum([len(prompt) + len(sentence) for sentence in sentences])
+        ends = [*(np.flatnonzero(np.diff(sizes // TOKENIZED_LETTERS)) + 1).tolist(), len(sentences)]
+        parts = (sentences[start:end] for start, end in pairwise([0, *ends]))
+        return Tokenized.joined([self._tokenize([prompt + sentence for sentence in part]) for part in parts])
+
+    def _tokenize(self, texts: Sequence[str]) -> Tokenized:
         try:
             encodings = self._rust_tokenizer.encode_batch_fast(texts)
         except TypeError:  # JSON can hold half a surrogate pair; UTF-8 and the tokenizer cannot

@@ -31,6 +31,11 @@ class Tokenized:
         ids = np.concatenate(sentences) if len(sentences) else np.empty(0)
         return cls(ids.astype(np.int32, copy=False), np.array([len(tokens) for tokens in sentences], dtype=np.int64))
 
+    @classmethod
+    def joined(cls, parts: Sequence["Tokenized"]) -> "Tokenized":
+        """The sentences of several, one after another."""
+        return cls(np.concatenate([part.ids for part in parts]), np.concatenate([part.lengths for part in parts]))
+
     def __len__(self) -> int:
         return len(self.lengths)
 

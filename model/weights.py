@@ -38,7 +38,7 @@ def read_weights(folder: Path, checked: Collection[Path] = ()) -> dict[str, torc
     if single.exists():
         tensors, _ = load_tensors(single, single not in checked)
     elif index.exists():
-        tensors = read_shards(index)
+        tensors = read_shards(index, checked)
     elif pickled.exists():
         tensors = read_pickled(pickled)
     else:
@@ -51,8 +51,8 @@ def read_weights(folder: Path, checked: Collection[Path] = ()) -> dict[str, torc
     return named
 
 
-def read_shards(index: Path) -> dict[str, torch.Tensor]:
-    """The tensors of all files that an index names.
+def read_shards(index: Path, checked: Collection[Path] = ()) -> dict[str, torch.Tensor]:
+    """The tensors of all files that an index names; those of `checked` are not hashed again.
 
     Raises:
         InputError: the index or a file is corrupt or missing.
@@ -63,7 +63,8 @@ def read_shards(index: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{index}: weight_map must name each tensor's file")
     tensors: dict[str, torch.Tensor] = {}
     for name in sorted(set(files.values())):
-        tensors |= load_tensors(inside(index.parent, name))[0]
+        path = inside(index.parent, name)
+        tensors |= load_tensors(path, path not in checked)[0]
     return tensors
 
 

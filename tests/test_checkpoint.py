@@ -128,13 +128,15 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_weights_alone(tmp_path: Path) -> None:
     model, other = Small(0), Small(1)
-    save_weights(tmp_path / "best.safetensors", model)
-    load_weights(tmp_path / "best.safetensors", other)
+    save_weights(tmp_path / "best.safetensors", model, "this run", 7)
+    load_weights(tmp_path / "best.safetensors", other, "this run")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
     with safe_open(tmp_path / "best.safetensors", "pt") as file:
         assert set(file.keys()) == {"table", "dense.weight", "dense.bias"}
     with pytest.raises(InputError, match="no such file"):
-        load_weights(tmp_path / "missing.safetensors", other)
+        load_weights(tmp_path / "missing.safetensors", other, "this run")
+    with pytest.raises(InputError, match="not weights of this run"):
+        load_weights(tmp_path / "best.safetensors", other, "another run")
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def test_corpus_is_distinct_shuffled_and_disjoint(tmp_path: Path, sources: list[
 
 def test_rows_are_found_by_number(tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH_ROWS", 32)
-    monkeypatch.setattr(module, "GATHER_ROWS", 64)
+    monkeypatch.setattr(module, "GATHERED", 2)
     corpus = build_corpus(tmp_path / "corpus", sources, Draw(400, 100, 42))
     training = corpus.training(0, 400).sentences
     assert len(set(training)) == 400
@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_corpus_and_another_does_not(tmp_path: Path
     texts = [(corpus.training(0, 300).sentences, corpus.evaluation()) for corpus in corpora]
     assert texts[0] == texts[1] and corpora[0].fingerprint == corpora[1].fingerprint
     assert texts[0] != texts[2] and corpora[0].fingerprint != corpora[2].fingerprint
-    batches = [corpora[0].file.get_batch(index) for index in range(corpora[0].file.num_record_batches)]
+    batches = list(corpora[0].file.batches())
     assert module.fingerprint_of(batches, 300) == corpora[0].fingerprint  # the split is part of it
     assert module.fingerprint_of(batches, 299) != corpora[0].fingerprint
 
@@ -150,7 +150,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         from pathlib import Path
         import pyarrow as pa
         from shortstack.distillation.data import corpus as sentences
-        sentences.BATCH_ROWS, sentences.GATHER_ROWS = 256, 1024
+        sentences.BATCH_ROWS, sentences.GATHERED = 256, 4
         directory = Path(sys.argv[1])
         for count in (4_000, 24_000):
             source = directory / f"{count}.txt"

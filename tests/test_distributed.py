@@ -198,6 +198,16 @@ def test_a_hung_rank_is_named(recipe: Path) -> None:
         assert each.error.startswith(f"error: rank {rank} waited too long for rank 1, which does not answer; --resume")
 
 
+def test_a_hung_rank_0_is_named(recipe: Path) -> None:
+    """It keeps the store, where no launcher does: a question to it is not answered either."""
+    before = functools.partial(hooks.hang_at_step, rank=0, step=7)
+    ranks = start_ranks(2, recipe, "--name", "hangs-0", "--timeout", "8", before=before)
+    ended = ranks[1].outcome()
+    ranks[0].process.kill()
+    assert ended.status == 1
+    assert ended.error.startswith("error: rank 1 waited too long for rank 0, which does not answer; --resume goes on")
+
+
 def test_a_lost_rank_is_named(recipe: Path) -> None:
     """Without a launcher that would end the others at once."""
     ranks = start_ranks(2, recipe, "--name", "lost", before=functools.partial(hooks.die_at_step, rank=1, step=7))

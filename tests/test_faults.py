@@ -18,8 +18,8 @@ import torch
 from processes import ROOT, Forked, RunDirectory, assert_same_run, same_weights, train, wait_until, write_recipe
 from safetensors.torch import load_file, save_file
 
-from shortstack.distillation.training.checkpoint import load_weights
 from shortstack.model import Embedder
+from shortstack.model.tensors import load_tensors, save_tensors
 
 STEPS = 20
 
@@ -153,10 +153,17 @@ def test_two_damaged_checkpoints_are_refused(recipe: Path, undisturbed: RunDirec
     assert (recipe.parent / "runs" / "tiny.1" / "checkpoints" / "last.safetensors").read_bytes() == left
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES, "missing"])
+def make_older(path: Path) -> None:
+    """Let weights be of the run's start."""
+    tensors, state = load_tensors(path)
+    save_tensors(path, {name: tensor.clone() for name, tensor in tensors.items()}, state | {"step": 0})
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "missing", "of an earlier step"])
 def test_damaged_best_weights_are_chosen_again(recipe: Path, undisturbed: RunDirectory, damage: str) -> None:
     best = stopped_at_12(recipe) / "best.safetensors"
-    apply, reason = DAMAGES.get(damage, (os.unlink, "no such file"))
+    others = {"missing": (os.unlink, "no such file"), "of an earlier step": (make_older, "is of an earlier step")}
+    apply, reason = (DAMAGES | others)[damage]
     apply(best)
     ended = train(recipe, "--resume")
     assert ended.status == 0
@@ -192,7 +199,7 @@ def test_too_many_nan_steps_stop_the_run_and_the_best_is_kept(recipe: Path, undi
         "lower --learning-rate or give --precision fp32"
     )
     student = Embedder.load(undisturbed.path / "model", "cpu", "fp32")
-    load_weights(best, student)
+    student.load_state_dict(load_file(best))
     assert all(tensor.isfinite().all() for tensor in student.state_dict().values())
     assert "NaN" not in (run.path / "log.jsonl").read_text()
 

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from shortstack.model.files import (
     write_json,
 )
 
-BATCH_ROWS = 16_384  # rows of every record batch but the last, so that a row's batch is its index divided by this
-GATHER_ROWS = 8 * BATCH_ROWS  # rows brought together in memory at a time when the corpus is written
+BATCH_ROWS, BATCH_BYTES = 16_384, 2**25  # of a record batch at most, where it has more than one row
+GATHERED = 8  # batches brought together in memory at a time when the corpus is written, of BATCH_BYTES together
 SCHEMA = pa.schema([("sentence", pa.large_string()), ("role", pa.int8())])  # the role is an index of ROLES
 
 
@@ -57,9 +58,9 @@ class Corpus:
         return self.size
 
     @cached_property
-    def file(self) -> pa.RecordBatchFileReader:
+    def file(self) -> "Rows":
         """The open Arrow file."""
-        return pa.ipc.open_file(pa.memory_map(str(self.path)))
+        return Rows(pa.memory_map(str(self.path)))
 
     def training(self, start: int, stop: int) -> Texts:
         """Training sentences start to stop - 1.
@@ -75,8 +76,14 @@ class Corpus:
         """The held-out sentences."""
         return self._read(self.size, self.size + self.evaluation_size)
 
+    def parts(self, start: int, stop: int) -> Iterator[Texts]:
+        """Rows start to stop - 1, those held out coming last, in parts of bounded size."""
+        inner = [row for row in self.file.starts.tolist() if start < row < stop]
+        for first, end in pairwise([start, *inner, stop]):
+            yield self._read(first, end)
+
     def _read(self, start: int, stop: int) -> Texts:
-        batch = gather(self.file, np.arange(start, stop))
+        batch = self.file.gather(np.arange(start, stop))
         return Texts(batch["sentence"].to_pylist(), [ROLES[number] for number in batch["role"].to_pylist()])
 
 
@@ -97,6 +104,52 @@ class Draw:
     held_out: int
     seed: int
     sampling: str = "mixed"
+
+
+class Rows:
+    """The rows of a memory-mapped Arrow file of sentences and roles, found by number.
+
+    Attributes:
+        reader: the file.
+        starts: the row at which each of its batches starts, and their number as last.
+    """
+
+    def __init__(self, mapped: pa.MemoryMappedFile) -> None:
+        self.reader = pa.ipc.open_file(mapped)
+        sizes = [batch.num_rows for batch in self.batches()]
+        self.starts = np.cumsum([0, *sizes])
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        return (self.reader.get_batch(index) for index in range(self.reader.num_record_batches))
+
+    def gather(self, rows: np.ndarray) -> pa.RecordBatch:
+        """The sentences and roles at `rows`, in their order."""
+        order = np.argsort(rows, kind="stable")
+        pieces = [batch.take(pa.array(inside)) for batch, inside in self._by_batch(rows[order])]
+        found = pa.concat_batches([pa.RecordBatch.from_pylist([], schema=SCHEMA), *pieces])
+        return found.take(pa.array(np.argsort(order, kind="stable")))
+
+    def bytes_of(self, rows: np.ndarray) -> np.ndarray:
+        """How long the sentences at `rows` are."""
+        order = np.argsort(rows, kind="stable")
+        sizes = np.empty(len(rows), np.int64)
+        pieces = (np.diff(offsets_of(batch))[inside] for batch, inside in self._by_batch(rows[order]))
+        sizes[order] = np.concatenate([np.empty(0, np.int64), *pieces])
+        return sizes
+
+    def _by_batch(self, ascending: np.ndarray) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+        """Each batch that has some of the rows, with their places in it."""
+        number = np.searchsorted(self.starts, ascending, side="right") - 1
+        ends = np.append(np.flatnonzero(np.diff(number)) + 1, len(ascending))
+        for start, end in pairwise([0, *ends[ends > 0].tolist()]):
+            index = int(number[start])
+            yield self.reader.get_batch(index), ascending[start:end] - self.starts[index]
+
+
+def offsets_of(batch: pa.RecordBatch) -> np.ndarray:
+    """Where each sentence of a batch starts in its bytes, and the end of the last."""
+    column = batch.column(0)
+    return np.frombuffer(column.buffers()[1], np.int64)[column.offset : column.offset + len(column) + 1]
 
 
 def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks, vectors: TeacherVectors | None = None) -> Corpus:
@@ -188,8 +241,7 @@ def finished_corpus(directory: Path, key: dict[str, Any]) -> Corpus | None:
         if manifest.pop("key") != key:
             return None
         corpus = Corpus(directory / "sentences.arrow", **manifest)
-        batches = (corpus.file.get_batch(index) for index in range(corpus.file.num_record_batches))
-        whole = fingerprint_of(batches, corpus.size) == corpus.fingerprint
+        whole = fingerprint_of(corpus.file.batches(), corpus.size) == corpus.fingerprint
         return corpus if whole else None
     except (InputError, OSError, pa.ArrowException, KeyError, TypeError, ValueError, AttributeError):
         return None
@@ -305,6 +357,7 @@ def write_spool(path: Path, parts: Sequence[Part], cutter: Cutter) -> Spool:
     starts = [0]
     batch: list[str] = []
     roles: list[int] = []
+    size = 0
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
 
         def write_batch() -> None:
@@ -319,8 +372,10 @@ def write_spool(path: Path, parts: Sequence[Part], cutter: Cutter) -> Spool:
                 hashes += hashlib.blake2b(sentence.encode(), digest_size=16, salt=bytes([role])).digest()
                 batch.append(sentence)
                 roles.append(role)
-                if len(batch) == BATCH_ROWS:
+                size += len(sentence)
+                if len(batch) == BATCH_ROWS or size > BATCH_BYTES:
                     write_batch()
+                    size = 0
             starts.append(len(hashes) // 16)
         if batch:
             write_batch()
@@ -350,30 +405,40 @@ def write_corpus(path: Path, spool: Path, rows: np.ndarray, size: int) -> str:
     """Write the spool's sentences at `rows`, the first `size` of them to train on; returns the fingerprint."""
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for start in range(0, len(rows), GATHER_ROWS):
-            gathered = gather(source, rows[start : start + GATHER_ROWS])
-            for offset in range(0, len(gathered), BATCH_ROWS):
-                batch = gathered.slice(offset, BATCH_ROWS)
-                writer.write_batch(batch)
-                yield batch
+        for start in range(0, len(rows), GATHERED * BATCH_ROWS):
+            several = rows[start : start + GATHERED * BATCH_ROWS]
+            for together in bounded(several, source.bytes_of(several)):
+                gathered = source.gather(np.concatenate(together))
+                offset = 0
+                for part in together:
+                    batch = gathered.slice(offset, len(part))
+                    offset += len(part)
+                    writer.write_batch(batch)
+                    yield batch
 
     with pa.memory_map(str(spool)) as mapped, pa.OSFile(str(path), "wb") as sink:
-        source = pa.ipc.open_file(mapped)
+        source = Rows(mapped)
         with pa.ipc.new_file(sink, SCHEMA) as writer:
             return fingerprint_of(batches(), size)
 
 
-def gather(file: pa.RecordBatchFileReader, rows: np.ndarray) -> pa.RecordBatch:
-    """The sentences and roles at `rows` of an Arrow file in batches of BATCH_ROWS, in the order of `rows`."""
-    order = np.argsort(rows, kind="stable")
-    ascending = rows[order]
-    ends = np.append(np.flatnonzero(np.diff(ascending // BATCH_ROWS)) + 1, len(rows))
-    pieces, start = [pa.RecordBatch.from_pylist([], schema=SCHEMA)], 0
-    for end in ends[ends > 0]:
-        batch = file.get_batch(int(ascending[start]) // BATCH_ROWS)
-        pieces.append(batch.take(pa.array(ascending[start:end] % BATCH_ROWS)))
-        start = end
-    return pa.concat_batches(pieces).take(pa.array(np.argsort(order, kind="stable")))
+def bounded(rows: np.ndarray, sizes: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Cut rows into batches of at most BATCH_ROWS rows and BATCH_BYTES, or one row, and bring several together that
+    have no more bytes than that. `sizes` are the rows' bytes."""
+    together: list[np.ndarray] = []
+    total = 0
+    for start in range(0, len(rows), BATCH_ROWS):
+        part, ends = rows[start : start + BATCH_ROWS], np.cumsum(sizes[start : start + BATCH_ROWS])
+        for batch in np.split(part, np.flatnonzero(np.diff(ends // BATCH_BYTES)) + 1):
+            size = int(sizes[start : start + len(batch)].sum())
+            start += len(batch)
+            if together and total + size > BATCH_BYTES:
+                yield together
+                together, total = [], 0
+            together.append(batch)
+            total += size
+    if together:
+        yield together
 
 
 def fingerprint_of(batches: Iterable[pa.RecordBatch], size: int) -> str:
@@ -381,11 +446,9 @@ def fingerprint_of(batches: Iterable[pa.RecordBatch], size: int) -> str:
     digest = hashlib.sha256()
     for batch in batches:
         batch.validate()
-        column = batch.column(0)
-        _, offsets, data = column.buffers()
-        offsets = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+        offsets = offsets_of(batch)
         digest.update(np.diff(offsets).tobytes())
-        digest.update(memoryview(data)[offsets[0] : offsets[-1]])
+        digest.update(memoryview(batch.column(0).buffers()[2])[offsets[0] : offsets[-1]])
         digest.update(batch.column(1).to_numpy().tobytes())
     digest.update(str(size).encode())
     return digest.hexdigest()

@@ -10,9 +10,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +110,7 @@ class Labels:
             return read_shards(paths, self.fingerprint)
         shards = [read_shards([path], self.fingerprint) for path in paths]
         tokens = [self.retokenize(name, shard.tokens) for name, shard in zip(names, shards, strict=True)]
-        ids, lengths = (np.concatenate([getattr(part, key) for part in tokens]) for key in ("ids", "lengths"))
-        return LabelledSentences(Tokenized(ids, lengths), torch.cat([shard.labels for shard in shards]))
+        return LabelledSentences(Tokenized.joined(tokens), torch.cat([shard.labels for shard in shards]))
 
 
 def shard_name(number: int | str) -> str:
@@ -282,24 +283,31 @@ def label_shards(
         else:
             count(shard.tokens, name)
     total = sum(rows_of(name, corpus, store.shard_size) for name in missing)
-    texts = ((name, sentences_of(name, corpus, teacher, store.shard_size)) for name in missing)
+
+    def prepared(name: int | str) -> tuple[Tokenized, torch.Tensor | None]:
+        """A shard's tokens and, where they are given, its labels; its text is never in memory as a whole."""
+        vectors, parts, given = corpus.vectors, [], []
+        for texts in text_parts(name, corpus, teacher, store.shard_size):
+            parts.append(teacher.tokenize(texts))
+            if vectors is not None:
+                given.append(torch.from_numpy(vectors.of(texts)))
+        return Tokenized.joined(parts), torch.cat(given) if given else None
+
     ahead = 1 if overlaps(teacher.device) else 0
-    tokenised = prefetch(((name, text, teacher.tokenize(text)) for name, text in texts), ahead)
+    tokenised = prefetch(((name, *prepared(name)) for name in missing), ahead)
     with (
         progress_bar(total, " sentences", desc="labels", disable=not (missing and show_progress)) as progress,
         ThreadPoolExecutor(1) as writer,
         contextlib.closing(tokenised),
     ):
         written: Future[None] | None = None
-        for name, text, tokens in tokenised:
-            if corpus.vectors is None:
-                labels = teacher.embed(tokens, progress=progress.update)
-            else:
-                labels = torch.from_numpy(corpus.vectors.of(text))
+        for name, tokens, given in tokenised:
+            labels = teacher.embed(tokens, progress=progress.update) if given is None else given
             count(tokens, name)
             if written is not None:
                 written.result()
-            written = writer.submit(finish_shard, store, name, text, LabelledSentences(tokens, labels))
+            texts = partial(sentences_of, name, corpus, teacher, store.shard_size)
+            written = writer.submit(finish_shard, store, name, texts, LabelledSentences(tokens, labels))
             if not ahead:
                 written.result()
             release_freed_memory()
@@ -333,7 +341,7 @@ def teacher_parts(teacher: Embedder) -> dict[str, Any]:
     }
 
 
-def finish_shard(store: Store, name: int | str, sentences: Sequence[str], shard: LabelledSentences) -> None:
+def finish_shard(store: Store, name: int | str, texts: Callable[[], list[str]], shard: LabelledSentences) -> None:
     """Fetch a shard's labels from the device, which may still be computing them, and write them.
 
     Raises:
@@ -342,7 +350,7 @@ def finish_shard(store: Store, name: int | str, sentences: Sequence[str], shard:
     labels = shard.labels.cpu()
     is_finite = labels.isfinite().all(dim=1)
     if not is_finite.all():
-        bad = sentences[int((~is_finite).nonzero()[0])]
+        bad = texts()[int((~is_finite).nonzero()[0])]
         raise RunError(f"the teacher's embedding of {bad[:60]!r} is not finite; try --precision fp32")
     write_shard(store, name, LabelledSentences(shard.tokens, labels))
 
@@ -376,10 +384,14 @@ def whole_shard(path: Path, fingerprint: str) -> LabelledSentences | None:
 
 def sentences_of(name: int | str, corpus: Corpus, teacher: Embedder, shard_size: int) -> list[str]:
     """The text of a shard, each sentence with the teacher's prompt for its role before it."""
-    if isinstance(name, str):
-        return teacher.with_prompts(*corpus.evaluation())
-    start = name * shard_size
-    return teacher.with_prompts(*corpus.training(start, start + rows_of(name, corpus, shard_size)))
+    return list(chain.from_iterable(text_parts(name, corpus, teacher, shard_size)))
+
+
+def text_parts(name: int | str, corpus: Corpus, teacher: Embedder, shard_size: int) -> Iterator[list[str]]:
+    """The same in parts of bounded size."""
+    start = corpus.size if isinstance(name, str) else name * shard_size
+    for texts in corpus.parts(start, start + rows_of(name, corpus, shard_size)):
+        yield teacher.with_prompts(*texts)
 
 
 def rows_of(name: int | str, corpus: Corpus, shard_size: int) -> int:

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.distillation.data.documents import DOCUMENTS, PDF, blocks_of, passages_of
-from shortstack.distillation.data.sources import suffix_of
+from shortstack.distillation.data.sources import LINE_LIMIT, LONGEST, suffix_of
 from shortstack.model import Embedder
+from shortstack.model.files import InputError
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 WRAPPED = 120  # characters; a longer line is a paragraph of its own, shorter ones may be parts of one
+MOST_LINES = 1000  # of a paragraph: what has no blank lines is no reason to read all of it into memory
 
 # Words before a full stop that does not end the sentence: never, and only sometimes.
 NEVER_LAST = (
@@ -112,13 +114,29 @@ def is_cut(reading: str, file: Path | None) -> bool:
 def text_paragraphs(texts: Iterable[str], file: Path | None) -> Iterator[str]:
     """The paragraphs of a file's texts: of lines that belong together, or of each cell of a table by itself."""
     if file is not None and suffix_of(file) in DOCUMENTS:
-        yield from passages_of(blocks_of("\n".join(texts), suffix_of(file)))
+        yield from passages_of(blocks_of(whole(texts, file), suffix_of(file)))
         return
     if file is not None and suffix_of(file) not in TABLES:
         yield from paragraphs_of(texts)
         return
     for text in texts:
         yield from paragraphs_of(text.splitlines())
+
+
+def whole(lines: Iterable[str], file: Path) -> str:
+    """A document's text, which has to be in memory as a whole.
+
+    Raises:
+        InputError: it is too long for that.
+    """
+    kept, size = [], 0
+    for line in lines:
+        kept.append(line)
+        size += len(line) + 1
+        if size > LINE_LIMIT:
+            what = f"a document of more than {LINE_LIMIT:,} letters"
+            raise InputError(f"{file}: {what}; split it, or read it line by line, as lines@{file}")
+    return "\n".join(kept)
 
 
 def paragraphs_of(lines: Iterable[str]) -> Iterator[str]:
@@ -132,11 +150,18 @@ def paragraphs_of(lines: Iterable[str]) -> Iterator[str]:
             yield from joined([line])
         else:
             paragraph.append(line)
+            if len(paragraph) == MOST_LINES:
+                yield from joined(paragraph)
+                paragraph = []
 
 
 def joined(lines: list[str]) -> Iterator[str]:
-    """One paragraph, if there is a letter in it."""
+    """One paragraph, if there is a letter in it; several, where it is longer than a text may be."""
     paragraph = " ".join(lines)
+    while len(paragraph) > LONGEST:
+        end = paragraph.rfind(" ", 1, LONGEST) + 1 or LONGEST
+        yield from joined([paragraph[:end].strip()])
+        paragraph = paragraph[end:]
     if any(character.isalpha() for character in paragraph):
         yield paragraph
 

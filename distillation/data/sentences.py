@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shortstack.distillation.data.passages import ESTIMATE, Cutter, is_cut, text_paragraphs
-from shortstack.distillation.data.sources import Source, marked_source, read_source
+from shortstack.distillation.data.sources import LONGEST, Source, marked_source, read_source
 from shortstack.model.files import InputError
 
 TEXT_COLUMN = re.compile(
@@ -29,7 +29,7 @@ class Texts(NamedTuple):
 def read_sentences(
     source: str, cutter: Cutter = ESTIMATE, files: Sequence[Path | None] | None = None
 ) -> Iterator[str]:  # fmt: skip
-    """The sentences of a source, in order, stripped, without empty ones; repetitions stay.
+    """The sentences of a source, in order, stripped, without empty ones, the first LONGEST letters; repetitions stay.
 
     Without column names, every column with a usual name (sentence1, anchor, premise, text, ...) is read. If the source
     is read as passages, `cutter` cuts every text, or every paragraph of a plain text or Markdown file. `files`
@@ -46,7 +46,7 @@ def read_sentences(
         if is_cut(marks.reading, file):
             texts = cutter.cut(text_paragraphs(texts, file))
         for text in texts:
-            text = text.strip()
+            text = text.strip()[:LONGEST]
             if text:
                 is_empty = False
                 yield text

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as parquet
 
 from shortstack.distillation.data.documents import DOCUMENTS, PDF, pdf_lines
@@ -39,6 +40,8 @@ from shortstack.model.hub import looks_like_a_path
 
 Row = dict[str, Any]
 LINE_LIMIT = 2**24  # bytes; a longer line is not text, and the limit bounds the memory that a corrupt file can ask for
+LONGEST = 2**16  # letters of a text that are kept: more than any encoder's 8,192 tokens
+PARQUET_BYTES = 2**25  # of rows that are read together
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 DATA_SUFFIXES = (".txt", *TABLES, *DOCUMENTS, PDF, ".gz")
 DATASET_FILES = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json")
@@ -362,7 +365,10 @@ def json_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[int, Row]]:
-    """The rows of a Parquet file's text and number columns (only `columns`, where given), read piece by piece."""
+    """The rows of a Parquet file's text and number columns (only `columns`, where given), read piece by piece.
+
+    In memory are the rows of a batch, and a page of each column: 1 MB as writers make them, or a single long row.
+    """
     with open_file(path) as file, tempfile.TemporaryFile() as plain:
         number = 1
         try:
@@ -372,10 +378,11 @@ def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple
             table = parquet.ParquetFile(file)
             names = [field.name for field in table.schema_arrow if is_plain(field.type)]
             wanted = [name for name in names if not columns or name in columns]
-            for batch in table.iter_batches(batch_size=1024, columns=wanted, use_threads=False):
+            for batch in table.iter_batches(batch_size=rows_at_a_time(table), columns=wanted, use_threads=False):
+                for column in batch.columns:
+                    if is_text(column.type) and (pc.max(pc.binary_length(column)).as_py() or 0) >= LINE_LIMIT:
+                        raise InputError(f"{path}: after row {number - 1} a text of more than {LINE_LIMIT:,} bytes")
                 for row in batch.to_pylist():
-                    if any(isinstance(cell, str) and len(cell) >= LINE_LIMIT for cell in row.values()):
-                        raise InputError(f"{path}: row {number} has a text of more than {LINE_LIMIT:,} letters")
                     yield number, row
                     number += 1
         except InputError:
@@ -384,13 +391,22 @@ def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple
             raise InputError(f"{path}: not a Parquet file, or damaged after row {number - 1} ({error})") from None
 
 
+def rows_at_a_time(table: parquet.ParquetFile) -> int:
+    """Rows of a Parquet file that take about PARQUET_BYTES together, 1,024 at most, by what the file says of itself."""
+    groups = (table.metadata.row_group(index) for index in range(table.metadata.num_row_groups))
+    longest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+    return max(1, min(1024, PARQUET_BYTES // max(1, longest)))
+
+
 def is_plain(kind: pa.DataType) -> bool:
     """Whether a column holds texts or numbers."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return any(
-        test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating)
-    )
+    return is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def parse_number(value: Any) -> float | None:

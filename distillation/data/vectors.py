@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as parquet
 from safetensors import SafetensorError, safe_open
 
-from shortstack.distillation.data.sources import json_rows, read_lines
+from shortstack.distillation.data.sources import LONGEST, json_rows, read_lines
 from shortstack.model.files import InputError, first_line, make_directory
 
 ROWS = 1024  # texts read at a time
@@ -211,6 +211,7 @@ def check_vectors(vectors: np.ndarray, dimensions: int, source: str, texts: Sequ
 
 def keys_of(texts: Iterable[str]) -> np.ndarray:
     """A 64-bit number for each text, under which its vector is looked up: (b,) uint64."""
+    texts = (text[:LONGEST] for text in texts)  # as the corpus keeps them
     digests = (hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(digests), np.uint64)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from shortstack.distillation.data.documents import DOCUMENTS, blocks_of
-from shortstack.distillation.data.passages import ESTIMATE, Cutter
+from shortstack.distillation.data.passages import ESTIMATE, Cutter, whole
 from shortstack.distillation.data.sources import read_lines, suffix_of
 from shortstack.distillation.evaluation.sets import RetrievalSet
 from shortstack.model.files import InputError
@@ -47,7 +47,7 @@ def paragraphs_below(file: Path, cutter: Cutter) -> Iterator[tuple[str, str]]:
     if suffix_of(file) not in DOCUMENTS:
         return
     heading = ""
-    for block in blocks_of("\n".join(line for _, line in read_lines(file)), suffix_of(file)):
+    for block in blocks_of(whole((line for _, line in read_lines(file)), file), suffix_of(file)):
         if block.is_heading:
             heading = block.text
         else:

@@ -107,14 +107,18 @@ class Checkpoints:
         self._optimizer.skips.copy_(torch.tensor([progress.skipped, progress.skipped_in_a_row]))
         if self._ranks.is_main:
             print(f"going on after step {progress.step} of {total}", flush=True)
-        if not self._best_is_whole():
+        if not self._best_is_whole(progress.best_step):
             progress.best_step, progress.best_metric = -1, -math.inf
         return progress
 
-    def _best_is_whole(self) -> bool:
-        """Whether the best weights so far are there and whole on every rank; prints a line if they are not."""
+    def _best_is_whole(self, step: int) -> bool:
+        """Whether the best weights so far are there and whole on every rank; prints a line if they are not.
+
+        They may be of a later step: a run that is killed between the two files takes that step again.
+        """
         try:
-            read_weights(self.best)
+            if read_weights(self.best, self._settings)[1] < step:
+                raise InputError(f"{self.best}: is of an earlier step")
         except InputError as error:
             if self._ranks.is_main:
                 print(f"{str(error).partition('; ')[0]}; the best step is chosen among those from here on")
@@ -137,11 +141,11 @@ class Checkpoints:
         if progress.best_step < 0 or math.isnan(progress.best_metric) or metric > progress.best_metric:
             progress.best_metric, progress.best_step = metric, progress.step
             if self._ranks.is_main:
-                save_weights(self.best, self._student)
+                save_weights(self.best, self._student, self._settings, progress.step)
 
     def load_best(self) -> None:
         """Give the student the best step's weights."""
-        load_weights(self.best, self._student)
+        load_weights(self.best, self._student, self._settings)
 
 
 def save_checkpoint(
@@ -204,30 +208,30 @@ def restore(
     return Progress(**state["progress"])
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Write a model's weights alone, whole or not at all."""
-    save_tensors(path, model.state_dict(), state="weights")
+def save_weights(path: Path, model: nn.Module, run: str, step: int) -> None:
+    """Write a model's weights alone, whole or not at all, with the run's settings and the step that they are of."""
+    save_tensors(path, model.state_dict(), {"run": run, "step": step})
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
+def load_weights(path: Path, model: nn.Module, run: str) -> None:
     """Load weights that `save_weights` wrote.
 
     Raises:
-        InputError: the file is missing or corrupt.
+        InputError: see `read_weights`.
     """
-    model.load_state_dict(read_weights(path))
+    model.load_state_dict(read_weights(path, run)[0])
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors that `save_weights` wrote.
+def read_weights(path: Path, run: str) -> tuple[dict[str, torch.Tensor], int]:
+    """The tensors that `save_weights` wrote, and their step.
 
     Raises:
-        InputError: the file is missing or corrupt.
+        InputError: the file is missing or corrupt, or another run's.
     """
     tensors, state = load_tensors(path)
-    if state != "weights":  # without our checksum
-        raise InputError(f"{path}: not weights that a run of this project wrote")
-    return tensors
+    if not isinstance(state, dict) or state.keys() != {"run", "step"} or state["run"] != run:
+        raise InputError(f"{path}: not weights of this run")
+    return tensors, state["step"]
 
 
 def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

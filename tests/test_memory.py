@@ -1,0 +1,128 @@
+"""However large a file of text is, and however it is made, memory stays bounded: a limit of the system holds."""
+
+import gzip
+import itertools
+import random
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from processes import ENVIRONMENT, ROOT
+from tiny import edit
+
+from shortstack.distillation.data.passages import text_paragraphs
+from shortstack.distillation.data.sentences import read_sentences
+from shortstack.distillation.data.sources import LINE_LIMIT, LONGEST, read_rows
+from shortstack.model import Embedder
+from shortstack.model import embedder as module
+from shortstack.model.files import InputError
+
+MORE = 300  # MB beside what the imports take
+# Reads a source, labels it, and reads some of it again, with no more memory than MORE beyond what it has at first. A
+# limit on data, not on addresses: files that are mapped take none.
+PROGRAM = """
+    import resource, sys
+    from pathlib import Path
+    import torch
+    from shortstack.distillation.data.corpus import Draw, build_corpus
+    from shortstack.distillation.data.labels import label_corpus
+    from shortstack.distillation.ranks import ALONE
+    from shortstack.distillation.recipe import Recipe
+    from shortstack.model import Embedder
+
+    teacher, place, source, more = sys.argv[1:]
+    torch.set_num_threads(1)
+    embedder = Embedder.load(teacher, "cpu", "fp32")
+    embedder.encode(["one sentence"])
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    limit = (int(status["VmData"].split()[0]) << 10) + int(more) * 10**6
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    corpus = build_corpus(Path(place) / "corpus", [source], Draw(None, 2, 1))
+    label_corpus(embedder, corpus, Recipe(output=place), ALONE)
+    print(len(corpus), max(map(len, corpus.training(0, 3).sentences)))
+"""
+
+
+def bounded_run(teacher: Path, place: Path, source: str) -> list[int]:
+    """How many training texts came of a source, and the longest of the first three."""
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(teacher), str(place), source, str(MORE)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return [int(number) for number in ended.stdout.split()]
+
+
+def long_lines(path: Path, count: int, letters: int) -> str:
+    """Lines of so many letters, packed to a thousandth."""
+    with gzip.open(path, "wt", compresslevel=1) as file:
+        for number in range(count):
+            file.write(f"{number} " + "the dog sees a cat " * (letters // 19) + "\n")
+    return str(path)
+
+
+def long_cells(path: Path, count: int, letters: int) -> str:
+    """One row group of a Parquet file, texts of so many letters, each a page of its own."""
+    options = {"compression": "zstd", "use_dictionary": False, "write_statistics": False, "write_batch_size": 1}
+    texts = [f"{number} " + "the dog sees a cat " * (letters // 19) for number in range(count)]
+    parquet.write_table(pa.table({"text": texts}), path, row_group_size=count, **options)
+    return str(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux limits a process's data")
+@pytest.mark.parametrize(
+    "write, count, letters, name",
+    [
+        (long_lines, 25, 15 * 10**6, "lines.txt.gz"),  # 375 MB in a file of some MB
+        (long_cells, 80, 4 * 10**6, "cells.parquet"),
+        pytest.param(long_lines, 40_000, 10**5, "lines.txt.gz", marks=pytest.mark.long),  # 4 GB
+        pytest.param(long_cells, 1000, 4 * 10**6, "cells.parquet", marks=pytest.mark.long),
+    ],
+)
+def test_a_large_file_is_read_and_labelled_in_bounded_memory(
+    tmp_path: Path, tiny_model_dir: Path, write: Callable[[Path, int, int], str], count: int, letters: int, name: str
+) -> None:
+    found = bounded_run(tiny_model_dir, tmp_path, write(tmp_path / name, count, letters))
+    assert found == [count - 2, LONGEST]
+
+
+def test_lines_without_a_blank_one_and_a_line_without_end_are_cut() -> None:
+    assert len(next(text_paragraphs(itertools.repeat("the dog sees"), Path("a.txt")))) < 20_000
+    words = [f"word{number}" for number in range(50_000)]
+    pieces = list(text_paragraphs([" ".join(words)], Path("a.txt")))
+    assert " ".join(pieces).split() == words and max(map(len, pieces)) <= LONGEST
+
+
+def test_a_cell_beyond_the_limit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"text": ["short", "é" * (LINE_LIMIT // 2)]}), path)
+    with pytest.raises(InputError, match=r"a\.parquet: after row 0 a text of more than 16,777,216 bytes"):
+        list(read_rows(path))
+
+
+def test_a_document_beyond_the_limit_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("a line of text\n" * (LINE_LIMIT // 15 + 1))
+    with pytest.raises(InputError, match=r"a\.md: a document of more than 16,777,216 letters; split it, or read it"):
+        next(read_sentences(str(path)))
+    assert next(read_sentences(f"lines@{path}")) == "a line of text"
+
+
+def test_a_prompt_of_megabytes_is_refused(model_copy: Path) -> None:
+    edit(model_copy / "config_sentence_transformers.json", prompts={"query": "x" * 10**7}, default_prompt_name="query")
+    with pytest.raises(InputError, match="a prompt of more than 16,384 letters"):
+        Embedder.load(model_copy, "cpu", "fp32")
+
+
+def test_tokens_do_not_depend_on_how_many_texts_are_tokenised_together(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder, draw = Embedder.load(tiny_model_dir, "cpu", "fp32"), random.Random(0)
+    texts = ["the dog sees a cat " * draw.randrange(40) for _ in range(100)]
+    wanted = list(embedder.tokenize(texts, "a prompt "))
+    monkeypatch.setattr(module, "TOKENIZED_LETTERS", 300)
+    assert [ids.tolist() for ids in embedder.tokenize(texts, "a prompt ")] == [ids.tolist() for ids in wanted]
+    assert len(embedder.tokenize([])) == 0
