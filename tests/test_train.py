@@ -118,7 +118,7 @@ def test_it_learns(first: tuple[RunDirectory, str], tiny_model_dir: Path) -> Non
     run = first[0]
     losses, distances = run.logged("loss"), run.logged("negative_mse")
     assert losses[40] < 0.5 * losses[10]
-    assert distances[40] > 0.05 * distances[0]  # both are negative: twenty times nearer than untrained
+    assert distances[40] > 0.1 * distances[0]  # both are negative: ten times nearer than untrained
     teacher = load(tiny_model_dir)
     student = load(run.path / "model")
     untrained = teacher.keep_layers([0, 2, 5]).use_precision("fp32")
