@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from tiny import make_bert_dir
 
 from shortstack.distillation.command_line import run_command
+from shortstack.model.files import locked
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,7 +64,9 @@ def minilm_dir() -> Path:
         try:
             from shortstack.distillation.prepare.fetch import prepare
 
-            prepare(ROOT / "assets")
+            with locked(ROOT / "build" / "assets.lock"):  # two processes run the tests
+                if not (directory / "model.safetensors").exists():
+                    prepare(ROOT / "assets")
         except Exception as error:
             pytest.skip(f"{directory} is missing and can't be fetched: {error}")
     return directory

@@ -37,21 +37,25 @@ def count_operations(before: Callable, place: Path, counted: Path) -> int:
     return int(counted.read_text())
 
 
-def check_handing_over(before: Callable, place: Path, whole: dict[str, bytes], number: int, fault: int) -> None:
-    """A fault while a finished run is reported or exported: what was there is whole, and the next try ends well."""
+def check_handing_over(before: Callable, place: Path, whole: dict[str, bytes], number: int, fault: int) -> bool:
+    """A fault while a finished run is reported or exported: what was there is whole, and the next try ends well.
+
+    Returns whether it ended by the fault: over files that are there already, fewer operations are needed.
+    """
     where = f"operation {number}"
     nothing = functools.partial(hooks.fault_at_operation, place, -1, 0, Path())
     ended = train(
         before=functools.partial(before, functools.partial(hooks.fault_at_operation, place, number, fault, Path()))
     )
     assert "Traceback" not in ended.err, f"{where}: {ended.err}"
-    assert ended.status in ((-9,) if fault == 0 else (0, 1, 2)), f"{where}: {ended}"
+    assert ended.status in ((0, -9) if fault == 0 else (0, 1, 2)), f"{where}: {ended}"
     now = contents(place)
     assert {name: now.get(name) for name in whole} == whole, where
     again = train(before=functools.partial(before, nothing))
     assert again.status == 0, f"{where}: {ended} {again}"
     left = [path for path in place.rglob(".*") if path.name.endswith((".tmp", ".old"))]
     assert not left, f"{where}: {left}"
+    return ended.status != 0
 
 
 def check_operation(undisturbed: tuple[Path, RunDirectory, int], number: int, fault: int) -> None:
@@ -106,5 +110,5 @@ def test_handing_over(
     whole = {name: content for name, content in contents(run).items() if name != "model/README.md"}
     count = count_operations(before, run, tmp_path / "counted")
     numbers = [int(share * count)] if share else range(1, count + 1, 8 if kind == "export" else 1)
-    for number in numbers:
-        check_handing_over(before, run, whole, number, FAULTS[fault])
+    ended = [check_handing_over(before, run, whole, number, FAULTS[fault]) for number in numbers]
+    assert sum(ended) > len(ended) / 2
