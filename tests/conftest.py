@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from tiny import make_bert_dir
 
 from shortstack.distillation.command_line import run_command
-from shortstack.model.files import locked
+from shortstack.distillation.run import locked
 
 ROOT = Path(__file__).resolve().parent.parent
 
