@@ -167,7 +167,7 @@ def test_a_second_signal_stops_at_once(plain: tuple[Path, RunDirectory]) -> None
 
 
 def test_after_an_error_in_a_step_a_signal_stops_at_once(tmp_path: Path) -> None:
-    """In a process of its own: a signal in this one meets whatever stack a library has left for its handlers."""
+    """In a process of its own: OpenVINO leaves this one a stack for signal handlers that it has freed (2026.4)."""
     program = """
         import signal, sys
         import torch
