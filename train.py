@@ -263,7 +263,7 @@ def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress
 
 
 def record_steps(student: Embedder, optimizer: StudentOptimizer, run: Run) -> GraphedStep | None:
-    """Takes the steps of `train_step` as CUDA graphs; None if they do not fit, and a GPU's user is told why."""
+    """What takes the steps of `train_step` as CUDA graphs; None if they do not fit, and a GPU's user is told why."""
     reason = why_not_graphed(student, run.recipe, run.ranks)
     if not reason:
         assert isinstance(optimizer, FlatOptimizer)

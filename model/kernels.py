@@ -10,7 +10,8 @@ of 64 tokens holds five sentences of 12. Norms and AdamW do little arithmetic: t
 CUDA builds of torch bring Triton. Elsewhere, and where a shape does not fit, the plain forms compute the same. With
 TRITON_INTERPRET=1 and Triton installed the kernels run on a CPU, number by number, for tests.
 
-Shapes: N tokens, D hidden dimensions, H heads, E = D / H.
+Shapes: N tokens, D hidden dimensions, H heads, E = D / H. In the kernels `of_x` is the gradient of x, and `to_x` is where
+it is written.
 """
 
 import math
@@ -47,11 +48,11 @@ if triton is not None:
         start, end = tl.load(tiles + tile), tl.load(tiles + tile + 1)
         if start < end:
             rows = start + tl.arange(0, TILE)
-            there = (rows < end)[:, None]
-            at = rows[:, None] * (3 * H * E) + head * E + tl.arange(0, E)[None, :]
-            q = tl.load(qkv + at, mask=there, other=0.0)
-            k = tl.load(qkv + at + H * E, mask=there, other=0.0)
-            v = tl.load(qkv + at + 2 * H * E, mask=there, other=0.0)
+            mask = (rows < end)[:, None]
+            offsets = rows[:, None] * (3 * H * E) + head * E + tl.arange(0, E)[None, :]
+            q = tl.load(qkv + offsets, mask=mask, other=0.0)
+            k = tl.load(qkv + offsets + H * E, mask=mask, other=0.0)
+            v = tl.load(qkv + offsets + 2 * H * E, mask=mask, other=0.0)
             sentence = tl.load(segments + rows, mask=rows < end, other=-1)
             scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
             scores = tl.where(sentence[:, None] == sentence[None, :], scores, float("-inf"))
@@ -62,7 +63,7 @@ if triton is not None:
                 weights *= _kept(seed, tile, head, keep, H, TILE)
             context = tl.dot(weights.to(v.dtype), v, input_precision="ieee") / sums[:, None]
             to = rows[:, None] * (H * E) + head * E + tl.arange(0, E)[None, :]
-            tl.store(out + to, context.to(out.dtype.element_ty), mask=there)
+            tl.store(out + to, context.to(out.dtype.element_ty), mask=mask)
             tl.store(lse + rows * H + head, largest + tl.log(sums), mask=rows < end)
 
     @triton.jit
@@ -81,17 +82,17 @@ if triton is not None:
         start, end = tl.load(tiles + tile), tl.load(tiles + tile + 1)
         if start < end:
             rows = start + tl.arange(0, TILE)
-            there = (rows < end)[:, None]
-            at = rows[:, None] * (3 * H * E) + head * E + tl.arange(0, E)[None, :]
+            mask = (rows < end)[:, None]
+            offsets = rows[:, None] * (3 * H * E) + head * E + tl.arange(0, E)[None, :]
             of_out = rows[:, None] * (H * E) + head * E + tl.arange(0, E)[None, :]
-            q = tl.load(qkv + at, mask=there, other=0.0)
-            k = tl.load(qkv + at + H * E, mask=there, other=0.0)
-            v = tl.load(qkv + at + 2 * H * E, mask=there, other=0.0)
-            o = tl.load(out + of_out, mask=there, other=0.0).to(tl.float32)
-            g = tl.load(gradient + of_out, mask=there, other=0.0)
+            q = tl.load(qkv + offsets, mask=mask, other=0.0)
+            k = tl.load(qkv + offsets + H * E, mask=mask, other=0.0)
+            v = tl.load(qkv + offsets + 2 * H * E, mask=mask, other=0.0)
+            o = tl.load(out + of_out, mask=mask, other=0.0).to(tl.float32)
+            g = tl.load(gradient + of_out, mask=mask, other=0.0)
             sentence = tl.load(segments + rows, mask=rows < end, other=-1)
             logs = tl.load(lse + rows * H + head, mask=rows < end, other=0.0)
-            together = (sentence[:, None] == sentence[None, :]) & there
+            together = (sentence[:, None] == sentence[None, :]) & mask
             scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
             weights = tl.where(together, tl.exp(scores - logs[:, None]), 0.0)
             of_weights = tl.dot(g, tl.trans(v), input_precision="ieee")
@@ -106,9 +107,9 @@ if triton is not None:
             of_q = tl.dot(of_scores, k, input_precision="ieee")
             of_k = tl.dot(tl.trans(of_scores), q, input_precision="ieee")
             kind = to_qkv.dtype.element_ty
-            tl.store(to_qkv + at, of_q.to(kind), mask=there)
-            tl.store(to_qkv + at + H * E, of_k.to(kind), mask=there)
-            tl.store(to_qkv + at + 2 * H * E, of_v.to(kind), mask=there)
+            tl.store(to_qkv + offsets, of_q.to(kind), mask=mask)
+            tl.store(to_qkv + offsets + H * E, of_k.to(kind), mask=mask)
+            tl.store(to_qkv + offsets + 2 * H * E, of_v.to(kind), mask=mask)
 
     @triton.jit
     def _add_and_norm(
@@ -117,20 +118,20 @@ if triton is not None:
     ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64)
         columns = tl.arange(0, COLUMNS)
-        there = columns < D
-        at = row * D + columns
-        x = tl.load(product + at, mask=there, other=0.0).to(tl.float32)
-        x += tl.load(residual + at, mask=there, other=0.0).to(tl.float32)
+        mask = columns < D
+        offsets = row * D + columns
+        x = tl.load(product + offsets, mask=mask, other=0.0).to(tl.float32)
+        x += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
         mean = tl.sum(x, 0) / D
-        centred = tl.where(there, x - mean, 0.0)
+        centred = tl.where(mask, x - mean, 0.0)
         inverse = 1 / tl.sqrt(tl.sum(centred * centred, 0) / D + eps)
-        w = tl.load(weight + columns, mask=there, other=0.0).to(tl.float32)
-        b = tl.load(bias + columns, mask=there, other=0.0).to(tl.float32)
+        w = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(bias + columns, mask=mask, other=0.0).to(tl.float32)
         y = centred * inverse * w + b
-        tl.store(half + at, y.to(half.dtype.element_ty), mask=there)
+        tl.store(half + offsets, y.to(half.dtype.element_ty), mask=mask)
         if TRAINS:
-            tl.store(stream + at, y, mask=there)
-            tl.store(total + at, x, mask=there)
+            tl.store(stream + offsets, y, mask=mask)
+            tl.store(total + offsets, x, mask=mask)
             tl.store(statistics + 2 * row, mean)
             tl.store(statistics + 2 * row + 1, inverse)
 
@@ -142,24 +143,24 @@ if triton is not None:
         """Each program takes every so many rows, and leaves its sums for the weight's and the bias's gradient."""
         program, programs = tl.program_id(0), tl.num_programs(0)
         columns = tl.arange(0, COLUMNS)
-        there = columns < D
-        w = tl.load(weight + columns, mask=there, other=0.0).to(tl.float32)
+        mask = columns < D
+        w = tl.load(weight + columns, mask=mask, other=0.0).to(tl.float32)
         of_weight = tl.zeros([COLUMNS], tl.float32)
         of_bias = tl.zeros([COLUMNS], tl.float32)
         for row in range(program, N, programs):
-            at = row * D + columns
-            g = tl.load(of_stream + at, mask=there, other=0.0)
-            g += tl.load(of_half + at, mask=there, other=0.0).to(tl.float32)
+            offsets = row * D + columns
+            g = tl.load(of_stream + offsets, mask=mask, other=0.0)
+            g += tl.load(of_half + offsets, mask=mask, other=0.0).to(tl.float32)
             mean, inverse = tl.load(statistics + 2 * row), tl.load(statistics + 2 * row + 1)
-            normal = tl.where(there, (tl.load(total + at, mask=there, other=0.0) - mean) * inverse, 0.0)
+            normal = tl.where(mask, (tl.load(total + offsets, mask=mask, other=0.0) - mean) * inverse, 0.0)
             of_weight += g * normal
             of_bias += g
             scaled = g * w
             x = inverse * (scaled - tl.sum(scaled, 0) / D - normal * (tl.sum(scaled * normal, 0) / D))
-            tl.store(to_product + at, x.to(to_product.dtype.element_ty), mask=there)
-            tl.store(to_residual + at, x, mask=there)
-        tl.store(sums + program * D + columns, of_weight, mask=there)
-        tl.store(sums + (programs + program) * D + columns, of_bias, mask=there)
+            tl.store(to_product + offsets, x.to(to_product.dtype.element_ty), mask=mask)
+            tl.store(to_residual + offsets, x, mask=mask)
+        tl.store(sums + program * D + columns, of_weight, mask=mask)
+        tl.store(sums + (programs + program) * D + columns, of_bias, mask=mask)
 
     @triton.jit
     def _adamw(
@@ -170,20 +171,20 @@ if triton is not None:
         if tl.load(scalars + 4) > 0:
             rate, divisor = tl.load(scalars), tl.load(scalars + 1)
             correction1, correction2 = tl.load(scalars + 2), tl.load(scalars + 3)
-            at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-            there = at < n
-            g = tl.load(gradients + at, mask=there, other=0.0).to(tl.float32) / divisor
-            w = tl.load(weights + at, mask=there, other=0.0) * (1 - rate * decay)
-            mean = tl.load(means + at, mask=there, other=0.0)
-            square = tl.load(squares + at, mask=there, other=0.0)
+            offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            mask = offsets < n
+            g = tl.load(gradients + offsets, mask=mask, other=0.0).to(tl.float32) / divisor
+            w = tl.load(weights + offsets, mask=mask, other=0.0) * (1 - rate * decay)
+            mean = tl.load(means + offsets, mask=mask, other=0.0)
+            square = tl.load(squares + offsets, mask=mask, other=0.0)
             mean += (1 - beta1) * (g - mean)
             square = beta2 * square + (1 - beta2) * g * g
             w -= rate * (mean / correction1) / (tl.sqrt(square / correction2) + eps)
-            tl.store(weights + at, w, mask=there)
-            tl.store(means + at, mean, mask=there)
-            tl.store(squares + at, square, mask=there)
+            tl.store(weights + offsets, w, mask=mask)
+            tl.store(means + offsets, mean, mask=mask)
+            tl.store(squares + offsets, square, mask=mask)
             if COPIES:
-                tl.store(half + at, w.to(half.dtype.element_ty), mask=there)
+                tl.store(half + offsets, w.to(half.dtype.element_ty), mask=mask)
 
 
 # -- attention -------------------------------------------------------------------------------------------------------
@@ -298,6 +299,8 @@ def add_and_norm(
     Args:
         product_ND: in half precision or fp32.
         residual_ND: in fp32.
+
+    Source: layer norm is Ba et al., 2016 (https://arxiv.org/abs/1607.06450).
     """
     if product_ND.dtype != torch.float32 and runs_on(product_ND):
         return AddAndNorm.apply(product_ND, residual_ND, weight, bias, eps)

@@ -165,6 +165,6 @@ class FlatAdamW:
         flat.steps += ~left_out
         corrections = [1 - beta ** flat.steps.double() for beta in group["betas"]]  # in fp32 they would lose digits
         rate = torch.as_tensor(group["lr"], device=divisor.device)
-        scalars = torch.stack([each.float() for each in (rate, divisor, *corrections, ~left_out)])
+        scalars = torch.stack([number.float() for number in (rate, divisor, *corrections, ~left_out)])
         arrays = flat.masters, flat.values, flat.gradients, flat.moments
         kernels.adamw(*arrays, scalars, group["betas"], group["eps"], group["weight_decay"])

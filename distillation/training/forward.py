@@ -50,8 +50,8 @@ class FlatProduct:
     """A product of linear modules with the same input, side by side, their weights in flat arrays."""
 
     def __init__(self, flat: FlatWeights, *linears: nn.Linear) -> None:
-        weights: list[Any] = [each.weight for each in linears]
-        biases: list[Any] = [each.bias for each in linears]
+        weights: list[Any] = [linear.weight for linear in linears]
+        biases: list[Any] = [linear.bias for linear in linears]
         self.weight, self.of_weight = (flat.view(array, *weights) for array in (flat.values, flat.gradients))
         self.bias, self.of_bias = (flat.view(array, *biases) for array in (flat.values, flat.gradients))
 
@@ -64,7 +64,7 @@ def groups_of(layers: list[Layer]) -> list[list[nn.Parameter]]:
     groups: list[list[Any]] = []
     for layer in layers:
         for linears in products_of(layer):
-            groups += [[each.weight for each in linears], [each.bias for each in linears]]
+            groups += [[linear.weight for linear in linears], [linear.bias for linear in linears]]
     return groups
 
 

@@ -10,6 +10,8 @@ records them once and starts them all together. But it replays the very same ope
 
 The first batch of a bucket takes an ordinary step over the same tensors, which loads every kernel; the second is
 recorded, then replayed. Nothing is computed twice, and no state has to be put back.
+
+Source: torch's notes on CUDA graphs (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
 """
 
 import dataclasses
@@ -30,9 +32,8 @@ from shortstack.model.attention import has_varlen_kernel
 from shortstack.model.precision import dtype_of
 from shortstack.model.tokens import TILE, PackedTokens, tile_bounds
 
-STEP_OF_TOKENS = (
-    128  # buckets are multiples of it, and of a sixteenth of a batch's tokens: products take 128 rows at once
-)
+# Buckets are multiples of it, and of a sixteenth of a batch's tokens: products take 128 rows at once
+STEP_OF_TOKENS = 128
 LONGEST = (TILE, 128, 512)  # tokens of a sentence at most, that buckets are made for
 LONGEST_PADDING = TILE  # tokens of a sentence of padding at most, so that it never needs another kernel
 
@@ -64,7 +65,7 @@ class Bucket:
         filled = -(-(tokens + padding) // step) * step
         rows_step = -(-filled // 4)
         rows = (distinct // rows_step + 1) * rows_step  # at least one more: the token of the padding
-        return cls(len(lengths), padding, filled, next(each for each in LONGEST if longest <= each), rows)
+        return cls(len(lengths), padding, filled, next(bound for bound in LONGEST if longest <= bound), rows)
 
 
 def fill_up(
@@ -80,7 +81,7 @@ def fill_up(
         the row of each token among them, (tokens,); positions and segments: of each token, (tokens,); starts: of
         sentences, and the end, (sentences + padding + 1,); tiles: see `attend_tiles`.
     """
-    absent = np.setdiff1d(np.arange(len(distinct) + 1), distinct)[0]  # the first that does not occur
+    unused_token = np.setdiff1d(np.arange(len(distinct) + 1), distinct)[0]  # the first that does not occur
     missing = bucket.tokens - len(batch.tokens.ids)
     lengths_of_padding = np.diff(np.linspace(0, missing, bucket.padding + 1).astype(np.int64))
     lengths = np.concatenate([batch.lengths, lengths_of_padding])
@@ -90,7 +91,7 @@ def fill_up(
         bounds = tile_bounds(lengths)
         tiles[: len(bounds)] = bounds
     arrays = {
-        "ids": np.concatenate([distinct, np.full(bucket.rows - len(distinct), absent)]),
+        "ids": np.concatenate([distinct, np.full(bucket.rows - len(distinct), unused_token)]),
         "count": np.array([len(distinct)]),
         "inverse": np.concatenate([index_of[batch.tokens.ids], np.full(missing, len(distinct))]),
         "positions": np.arange(bucket.tokens) - np.repeat(starts[:-1], lengths),
