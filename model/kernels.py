@@ -10,8 +10,8 @@ of 64 tokens holds five sentences of 12. Norms and AdamW do little arithmetic: t
 CUDA builds of torch bring Triton. Elsewhere, and where a shape does not fit, the plain forms compute the same. With
 TRITON_INTERPRET=1 and Triton installed the kernels run on a CPU, number by number, for tests.
 
-Shapes: N tokens, D hidden dimensions, H heads, E = D / H. In the kernels `of_x` is the gradient of x, and `to_x` is where
-it is written.
+Shapes: N tokens, D hidden dimensions, H heads, E = D / H. In the kernels `of_x` is the gradient of x, `to_x` is where it
+is written.
 """
 
 import math
@@ -84,12 +84,12 @@ if triton is not None:
             rows = start + tl.arange(0, TILE)
             mask = (rows < end)[:, None]
             offsets = rows[:, None] * (3 * H * E) + head * E + tl.arange(0, E)[None, :]
-            of_out = rows[:, None] * (H * E) + head * E + tl.arange(0, E)[None, :]
+            out_offsets = rows[:, None] * (H * E) + head * E + tl.arange(0, E)[None, :]
             q = tl.load(qkv + offsets, mask=mask, other=0.0)
             k = tl.load(qkv + offsets + H * E, mask=mask, other=0.0)
             v = tl.load(qkv + offsets + 2 * H * E, mask=mask, other=0.0)
-            o = tl.load(out + of_out, mask=mask, other=0.0).to(tl.float32)
-            g = tl.load(gradient + of_out, mask=mask, other=0.0)
+            o = tl.load(out + out_offsets, mask=mask, other=0.0).to(tl.float32)
+            g = tl.load(gradient + out_offsets, mask=mask, other=0.0)
             sentence = tl.load(segments + rows, mask=rows < end, other=-1)
             logs = tl.load(lse + rows * H + head, mask=rows < end, other=0.0)
             together = (sentence[:, None] == sentence[None, :]) & mask
