@@ -12,6 +12,7 @@ tokenizers and one of the two engines, and nothing else of this package.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -177,7 +178,10 @@ def open_openvino(file: Path, threads: int) -> Graph:
 
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads} if threads else {}
     settings |= {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    # In a thread: OpenVINO 2026.4 gives the one that compiles a stack for signal handlers, and frees it with the model.
+    # In the main thread, Ctrl-C would then end the process by a segmentation fault.
+    with ThreadPoolExecutor(1) as thread:
+        compiled = thread.submit(openvino.Core().compile_model, str(file), "CPU", settings).result()
     names = [value.get_any_name() for value in compiled.inputs]
     dimensions = compiled.output(OUTPUT).get_partial_shape()[1].get_length()
     return Graph(names, dimensions, lambda inputs: compiled(inputs)[OUTPUT])

@@ -25,7 +25,7 @@ for directory in sys.argv[1:]:
     export(directory)
 """
 ENCODE = """
-import json, sys
+import json, signal, sys
 import numpy as np
 from shortstack.serve import Embedder
 
@@ -38,6 +38,11 @@ np.savez(
     prompt=exact.encode(["dog"], prompt="the "), query=exact.encode_query(["dog"]),
     document=exact.encode_document(["dog"]), similarity=exact.similarity(found, found), dimensions=exact.dimensions,
 )
+del exact, int8
+try:
+    signal.raise_signal(signal.SIGINT)  # as by Ctrl-C, which OpenVINO would let end in a segmentation fault
+except KeyboardInterrupt:
+    pass
 heavy = {"torch", "transformers", "datasets", "scipy", "pyarrow"} & sys.modules.keys()
 print("heavy:", *heavy)
 """
