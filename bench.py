@@ -2,7 +2,7 @@
 
     python bench.py runs/minilm-3/model                                     # the teacher is the run's own
     python bench.py MODEL --teacher T --precision all --peers               # and ONNX Runtime, OpenVINO, ...
-    python bench.py MODEL --teacher T --precision all --peers --latency     # and one query at a time
+    python bench.py MODEL --teacher T --precision all --latency             # and one query at a time
     python bench.py --shape bert-large --layers 24,8 --peers                # random weights of a shape, no download
 
 All systems encode the same sentences in turn, A B C A B C ..., tokenising included. The figure is the median of the
@@ -31,7 +31,7 @@ import torch
 from transformers import PretrainedConfig
 
 from shortstack.benchmark import peers
-from shortstack.benchmark.latency import TOKENS, latencies, queries_of
+from shortstack.benchmark.latency import TOKENS, of_embedder, of_other_tools, one_query, queries_of
 from shortstack.benchmark.random_models import random_embedder, random_sentences, shape_config
 from shortstack.benchmark.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
 from shortstack.distillation.command_line import run_command
@@ -117,6 +117,7 @@ def bench(
         "student_speedup": rows[1]["sentences_per_second"] / rows[0]["sentences_per_second"],
         "layer_ratio": rows[0]["layers"] / rows[1]["layers"] if rows[1]["layers"] else None,
         "training": [],
+        "latency": [],
     }
 
 
@@ -177,10 +178,10 @@ def print_table(result: dict[str, Any]) -> None:
         )
     speedup, ratio = result["student_speedup"], result["layer_ratio"]
     print(f"the student is {speedup:.2f} times as fast" + (f"; its layers promise {ratio:.2f}" if ratio else ""))
-    if "latency_ms" in result["rows"][0]:
+    if result["latency"]:
         print("one query at a time, milliseconds, p50 / p99")
         print(f"{'system':<39} {'precision':<9} {'layers':>6} " + " ".join(f"{f'{n} tokens':>15}" for n in TOKENS))
-        for row in result["rows"]:
+        for row in result["latency"]:
             times = [f"{latency['p50']:.2f} / {latency['p99']:.2f}" for latency in row["latency_ms"].values()]
             cells = " ".join(f"{time:>15}" for time in times)
             print(f"{row['system']:<39} {row['precision']:<9} {row['layers']:>6} {cells}")
@@ -262,29 +263,29 @@ def measure(arguments: argparse.Namespace, device: torch.device, scratch: Path) 
     run = run_directory(arguments.model) if arguments.model else None
     output = arguments.output or run or Path(".")
     teacher, student = teacher_and_student(arguments, run, device, scratch)
+    models = {"teacher": teacher, "student": student}
     systems = [
         System(name, precision, partial(make, precision=precision))
         for precision in precisions
-        for name, make in (("teacher", teacher), ("student", student))
+        for name, make in models.items()
     ]
-    ours = systems[0].encoder
-    assert isinstance(ours, Embedder)
-    sentences = sentences_to_encode(arguments, run, ours)
+    first = systems[0].encoder
+    assert isinstance(first, Embedder)
+    sentences = sentences_to_encode(arguments, run, first)
     if arguments.peers:
-        systems += [System(*peer) for peer in peers.encoders(ours, precisions, sentences, scratch)]
-    exact = {
-        name: np.asarray(make(precision="fp32").encode(sentences, prompt=""))
-        for name, make in (("teacher", teacher), ("student", student))
-    }
-    batch_size = arguments.batch_size or (GPU_BATCH if device.type == "cuda" else CPU_BATCH)
+        systems += [System(*peer) for peer in peers.encoders(first, precisions, sentences, scratch)]
+    exact = {name: np.asarray(make(precision="fp32").encode(sentences, prompt="")) for name, make in models.items()}
+    is_cpu = device.type == "cpu"
+    batch_size = arguments.batch_size or (CPU_BATCH if is_cpu else GPU_BATCH)
     result = bench(systems, exact, sentences, arguments.repeats, batch_size)
     if arguments.latency:
-        for tokens in TOKENS:
-            queries = queries_of(ours, sentences, tokens, arguments.queries)
-            for system, row in zip(systems, result["rows"], strict=True):
-                row.setdefault("latency_ms", {})[str(tokens)] = latencies(system.encoder, queries)
+        queries = queries_of(first, sentences, arguments.queries)
+        for name, make in models.items():
+            asked = [of_embedder(name, make(precision=precision)) for precision in precisions]
+            asked += of_other_tools(name, make(precision="fp32"), scratch / "latency" / name) if is_cpu else []
+            result["latency"] += one_query(asked, queries)
     if arguments.peers:
-        del systems, ours  # their memory is for the trainers
+        del systems, first  # their memory is for the trainers
         sizes = [arguments.batch_size] if arguments.batch_size else [64, 512] if device.type == "cuda" else [64]
         for size in sizes:
             result["training"] += peers.trainers(student, sentences, size, arguments.steps, precisions)

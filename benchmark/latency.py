@@ -1,11 +1,16 @@
 """One query at a time, as a search service gets them: how long a caller waits for an embedding, tokenising included."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from shortstack.benchmark.timing import Encoder
+from shortstack import serve
+from shortstack.benchmark.peers import installed, load_sentence_transformer
+from shortstack.distillation.export import OPENVINO_PACKAGES, PACKAGES, export
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
 
@@ -13,37 +18,81 @@ TOKENS = (8, 16, 64)  # of a query
 WARM_UP = 20  # queries
 
 
-def queries_of(embedder: Embedder, sentences: Sequence[str], tokens: int, count: int) -> list[str]:
-    """Pieces of text, each of exactly this many tokens, [CLS] and [SEP] included.
+def queries_of(embedder: Embedder, sentences: Sequence[str], count: int) -> dict[int, list[str]]:
+    """Pieces of text, `count` of each of TOKENS, which is the exact number of their tokens, [CLS] and [SEP] included.
 
     Args:
         embedder: tokenises.
         sentences: their words, one after the other, are cut into queries; again and again if they are few.
-        tokens: of a query.
-        count: how many.
+        count: how many of a length.
 
     Raises:
-        InputError: the text has none.
+        InputError: the text has none of a length.
     """
     words = " ".join(sentences).split()
-    queries: list[str] = []
-    for start in range(len(words)):
-        pieces = [" ".join(words[start : start + n]) for n in range(1, tokens - 1)]
-        fitting = np.flatnonzero(embedder.tokenize(pieces).lengths == tokens)
-        queries += [pieces[fitting[0]]] if len(fitting) else []
-        if len(queries) == count:
-            break
-    if not queries:
-        raise InputError(f"--latency: the text is too short for a query of {tokens} tokens; give more --sentences")
-    return [queries[index % len(queries)] for index in range(count)]
+    found: dict[int, list[str]] = {tokens: [] for tokens in TOKENS}
+    for tokens, queries in found.items():
+        for start in range(len(words)):
+            pieces = [" ".join(words[start : start + n]) for n in range(1, tokens - 1)]
+            fitting = np.flatnonzero(embedder.tokenize(pieces).lengths == tokens)
+            queries += [pieces[fitting[0]]] if len(fitting) else []
+            if len(queries) == count:
+                break
+        if not queries:
+            raise InputError(f"--latency: the text is too short for a query of {tokens} tokens; give more --sentences")
+    return {tokens: [queries[index % len(queries)] for index in range(count)] for tokens, queries in found.items()}
 
 
-def latencies(encoder: Encoder, queries: Sequence[str]) -> dict[str, float]:
+class Asked(NamedTuple):
+    """Something that embeds one query."""
+
+    system: str
+    precision: str
+    layers: int
+    encode: Callable[[str], Any]
+
+
+def of_embedder(name: str, model: Embedder) -> Asked:
+    return Asked(name, model.precision, model.bert.config.num_hidden_layers, partial(model.encode, prompt=""))
+
+
+def of_other_tools(name: str, model: Embedder, directory: Path) -> list[Asked]:
+    """sentence-transformers in fp32, and the exported files by `shortstack.serve`, as far as they are installed.
+
+    Args:
+        name: what the model is: teacher or student.
+        model: on a CPU; only its network, tokenizer and settings are used.
+        directory: an empty one for the exported files.
+    """
+    layers, found = model.bert.config.num_hidden_layers, []
+    model.save(directory)
+    if installed("sentence-transformers", "sentence_transformers"):
+        loaded = load_sentence_transformer(str(directory), "cpu", "fp32", model.settings.max_length)
+        found.append(Asked(f"{name}, sentence-transformers", "fp32", layers, partial(loaded.encode, prompt="")))
+    if installed("serve", *PACKAGES):
+        export(str(directory))
+        engines = ["onnxruntime", *(["openvino"] if installed("serve by OpenVINO", *OPENVINO_PACKAGES) else [])]
+        for engine, precision in ((engine, precision) for engine in engines for precision in ("fp32", "int8")):
+            reader = serve.Embedder(directory, precision, engine)
+            found.append(Asked(f"{name}, serve, {engine}", precision, layers, partial(reader.encode, prompt="")))
+    return found
+
+
+def one_query(asked: Sequence[Asked], queries: Mapping[int, Sequence[str]]) -> list[dict[str, Any]]:
+    """The latency of each with the queries of each length: rows of bench.json."""
+    rows = []
+    for system, precision, layers, encode in asked:
+        times = {str(tokens): latencies(encode, texts) for tokens, texts in queries.items()}
+        rows.append({"system": system, "precision": precision, "layers": layers, "latency_ms": times})
+    return rows
+
+
+def latencies(encode: Callable[[str], Any], queries: Sequence[str]) -> dict[str, float]:
     """Milliseconds of one query after the other: half of them take at most p50, 99 of 100 at most p99."""
     seconds = []
     for query in [*queries[:WARM_UP], *queries]:
         start = time.perf_counter()
-        encoder.encode([query], prompt="", batch_size=1)
+        encode(query)
         seconds.append(time.perf_counter() - start)
     p50, p99 = np.percentile(seconds[WARM_UP:] or seconds, [50, 99]) * 1000
     return {"p50": float(p50), "p99": float(p99)}

@@ -23,9 +23,11 @@ COMMANDS = {
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with a recipe that has a typo, and an empty run."""
+    """A directory with a recipe that has a typo, a table, an empty directory, and an empty run."""
     (tmp_path / "typo.toml").write_text("learning_rat = 1e-4\n")
     (tmp_path / "text.toml").write_text("no TOML at all\n")
+    (tmp_path / "pairs.csv").write_text("question,answer\na,b\n")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "recipe.toml").write_text("")
     monkeypatch.chdir(tmp_path)
@@ -61,6 +63,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("train typo.toml", "typo.toml: unknown key 'learning_rat'; did you mean 'learning_rate'?"),
         ("train text.toml", "text.toml: not TOML"),
         ("train own-corpus", "give --sentences"),
+        ("train minilm-3", "assets/sts/lee.tsv: no such file; fetch it with: shortstack prepare"),
+        ("evaluate x --sts mine=pairs.csv", "pairs.csv:2: no column sentence1 or text1; there are: question, answer"),
+        ("evaluate x --retrieval mine=empty", "empty: no queries with the ending .jsonl or .txt"),
+        ("evaluate x --retrieval mine=nowhere", "nowhere: neither a directory nor QUERIES,DOCUMENTS,RELEVANCE"),
+        ("evaluate x --queries q.txt", "--texts and --queries: belong to --index FILE, which is missing"),
         ("evaluate --model runs/x", "did you mean MODEL, given without a flag?"),
         ("evaluate", "the following arguments are required: MODEL"),
         ("evaluate begun", "begun has no student yet; finish it with: train begun --resume"),

@@ -139,7 +139,8 @@ def parse_source(source: str, default_split: str) -> Source:
         raise InputError(f"{source}: no file matches")
     is_hub_name = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not looks_like_a_path(name)
     if not os.path.isdir(name) and (name.lower().endswith(DATA_SUFFIXES) or not is_hub_name):
-        raise InputError(f"{source}: no such file")
+        hint = "; fetch it with: shortstack prepare" if name.startswith("assets/") else ""
+        raise InputError(f"{source}: no such file{hint}")
     if len(parts) > 4:
         raise InputError(f"{source}: a dataset takes NAME:CONFIG:SPLIT:COLUMN,COLUMN at most")
     config, split, columns = (*parts[1:], "", "", "")[:3]
