@@ -10,8 +10,8 @@ of 64 tokens holds five sentences of 12. Norms and AdamW do little arithmetic: t
 CUDA builds of torch bring Triton. Elsewhere, and where a shape does not fit, the plain forms compute the same. With
 TRITON_INTERPRET=1 and Triton installed the kernels run on a CPU, number by number, for tests.
 
-Shapes: N tokens, D hidden dimensions, H heads, E = D / H. In the kernels `of_x` is the gradient of x, `to_x` is where it
-is written.
+Shapes: N tokens, D hidden dimensions, H heads, E = D / H. In the kernels `of_x` is the gradient of x, `to_x` is where
+it is written.
 """
 
 import math
