@@ -319,11 +319,13 @@ def test_events_and_memory_are_those_of_the_device_asked_for(monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 2**20)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: asked.append(device) or 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 2**21)
     assert timing.seconds_of(lambda: None, second) == 0.25
     assert streams == ["stream of cuda:1"] * 2
-    assert timing.memory_after(lambda: None, second) == 1.0
-    assert asked == [second] * 3
+    assert timing.peak_memory_mib(lambda: None, second) == 1.0
+    assert asked == [second] * 5
 
 
 def test_no_buffer_is_sent(tiny_model_dir: Path) -> None:
