@@ -38,6 +38,7 @@ from shortstack.distillation.training.optimizer import training_precision
 from shortstack.model import Embedder
 from shortstack.model.precision import cpu_has_bf16
 from shortstack.model.prefetch import overlaps, prefetch
+from shortstack.serve import compile_openvino
 
 INSTALL = "pip install -e '.[peers]'"
 TURNS = 3  # of training; each takes many steps
@@ -167,11 +168,9 @@ def load_onnx(path: Path, name: str, max_length: int) -> Encoder:
 
 
 def load_openvino(path: Path, name: str, max_length: int, precision: str) -> Encoder:
-    import openvino
-
     rest = "bf16" if precision == "bf16" or (precision == "int8" and cpu_has_bf16()) else "f32"  # of what is not int8
     settings = {"INFERENCE_PRECISION_HINT": rest, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    compiled = compile_openvino(path, settings)
     names = [value.any_name for value in compiled.inputs]
     return GraphEncoder(lambda inputs: compiled(inputs)["sentence_embedding"], names, name, max_length)
 

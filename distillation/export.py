@@ -34,6 +34,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -184,12 +185,14 @@ def write_openvino_int8(embedder: Embedder, fp32_path: Path, path: Path, sentenc
         import openvino
 
         texts = [*TEXT.read_text(encoding="utf-8").splitlines(), *sentences]
-        model = nncf.quantize(
-            openvino.Core().read_model(fp32_path),
-            nncf.Dataset([padded(embedder, [text]) for text in texts]),
-            subset_size=len(texts),
-            model_type=nncf.ModelType.TRANSFORMER,
-        )
+        with ThreadPoolExecutor(1) as thread:  # it compiles the graph: see `compile_openvino`
+            model = thread.submit(
+                nncf.quantize,
+                openvino.Core().read_model(fp32_path),
+                nncf.Dataset([padded(embedder, [text]) for text in texts]),
+                subset_size=len(texts),
+                model_type=nncf.ModelType.TRANSFORMER,
+            ).result()
     with openvino_files(path) as temporary:
         openvino.save_model(model, temporary, compress_to_fp16=False)
         return check_int8(path, run_openvino(temporary, embedder), embedder)

@@ -174,17 +174,24 @@ def open_onnx(file: Path, threads: int) -> Graph:
 
 def open_openvino(file: Path, threads: int) -> Graph:
     """Load a file into OpenVINO."""
-    import openvino
-
     settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads} if threads else {}
     settings |= {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    # In a thread: OpenVINO 2026.4 gives the one that compiles a stack for signal handlers, and frees it with the model.
-    # In the main thread, Ctrl-C would then end the process by a segmentation fault.
-    with ThreadPoolExecutor(1) as thread:
-        compiled = thread.submit(openvino.Core().compile_model, str(file), "CPU", settings).result()
+    compiled = compile_openvino(file, settings)
     names = [value.get_any_name() for value in compiled.inputs]
     dimensions = compiled.output(OUTPUT).get_partial_shape()[1].get_length()
     return Graph(names, dimensions, lambda inputs: compiled(inputs)[OUTPUT])
+
+
+def compile_openvino(file: Path, settings: dict[str, Any]) -> Any:
+    """OpenVINO's compiled model for the CPU.
+
+    OpenVINO 2026.4 gives the thread that compiles a stack for signal handlers, and frees it with the model. In the main
+    thread, Ctrl-C would then end the process by a segmentation fault.
+    """
+    import openvino
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(openvino.Core().compile_model, str(file), "CPU", settings).result()
 
 
 def read_json(path: Path) -> dict[str, Any]:

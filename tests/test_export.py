@@ -19,6 +19,7 @@ from tiny import AWKWARD, english_sentences, load, make_bert_dir
 from shortstack.distillation import RunError
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
+from shortstack.serve import compile_openvino
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[onnx]'")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[onnx]'")
@@ -118,12 +119,12 @@ def test_int8_is_near_and_its_weights_are_int8(exported: Path, name: str, kinds:
 
 
 def test_openvino_embeds_as_the_model_does(exported: Path) -> None:
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]'")
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]'")
     pytest.importorskip("nncf", reason="nncf is not installed: pip install '.[openvino]'")
     embedder = load(exported)
     inputs, wanted = inputs_of(embedder, SENTENCES), embedder.encode(SENTENCES)
     exact, int8 = (
-        openvino.Core().compile_model(exported / "openvino" / name, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compile_openvino(exported / "openvino" / name, {"INFERENCE_PRECISION_HINT": "f32"})
         for name in ("openvino_model.xml", "openvino_model_qint8_quantized.xml")
     )
     np.testing.assert_allclose(exact(inputs)["sentence_embedding"], wanted, atol=1e-5)
