@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -237,21 +237,10 @@ def trainers(
         precisions: those of encoding; training leaves int8 out.
     """
     student = load(precision="fp32")
-    device = student.device
     batch_size = min(batch_size, len(sentences))
     texts = list(sentences[: min(steps, len(sentences) // batch_size) * batch_size])
     labels = torch.nn.functional.normalize(torch.randn(len(texts), student.dimensions), dim=1)
-    kinds = [precision for precision in precisions if precision != "int8"] or [training_precision("auto", device)]
-    makes: list[tuple[str, str, Callable[[], Callable[[int], Any]]]] = []
-    for kind in kinds:
-        for dropout in (0.0, 0.1) if device.type == "cuda" else (0.0,):
-            name = f"ours, dropout {dropout}" if dropout else "ours"
-            makes.append((name, kind, partial(our_training, load, texts, labels, batch_size, kind, dropout)))
-    if installed("sentence-transformers' trainer", "sentence_transformers", "accelerate"):
-        for kind in dict.fromkeys(kinds if device.type == "cuda" else ["fp32", *kinds]):
-            theirs = partial(their_training, student.settings.origin, str(device), texts, labels, batch_size, kind)
-            makes.append(("sentence-transformers trainer", kind, theirs))
-
+    made = trainers_of(load, student, Labelled(texts, labels, batch_size), precisions)
     works: list[Callable[[int], Any]] = []
 
     def make_and_warm_up(make: Callable[[], Callable[[int], Any]]) -> None:
@@ -259,34 +248,48 @@ def trainers(
         works[-1](WARM_UP)
 
     memory: list[float | None] = []
-    for _, _, make in makes:
-        if device.type == "cuda":
-            memory.append(peak_memory_mib(partial(make_and_warm_up, make), device))
+    for _, _, make in made:
+        if student.device.type == "cuda":
+            memory.append(peak_memory_mib(partial(make_and_warm_up, make), student.device))
         else:
             make_and_warm_up(make)
             memory.append(None)
     seconds = seconds_of_turns(works, steps)
-    lengths = np.array([len(tokens) for tokens in student.tokenize(texts)])
-    flops = 3 * encoder_flops(student.bert.config, lengths) / len(texts)  # forward once, backward twice
+    flops = 3 * encoder_flops(student.bert.config, student.tokenize(texts).lengths) / len(texts)  # backward costs twice
     rows = []
-    for (system, precision, _), times, peak in zip(makes, seconds, memory, strict=True):
+    for (system, precision, _), times, peak in zip(made, seconds, memory, strict=True):
         rates = [steps * batch_size / time for time in times]
-        rate = statistics.median(rates)
-        rows.append(
-            {
-                "system": system,
-                "precision": precision,
-                "layers": student.bert.config.num_hidden_layers,
-                "sentences_per_second": rate,
-                "slowest": min(rates),
-                "fastest": max(rates),
-                "tflops": rate * flops / 1e12,
-                "peak_memory_mib": peak,
-                "batch_size": batch_size,
-                "steps": steps,
-            }
-        )
+        row = {"system": system, "precision": precision, "layers": student.bert.config.num_hidden_layers}
+        row |= {"sentences_per_second": statistics.median(rates), "slowest": min(rates), "fastest": max(rates)}
+        row |= {"tflops": statistics.median(rates) * flops / 1e12, "peak_memory_mib": peak}
+        rows.append(row | {"batch_size": batch_size, "steps": steps})
     return rows
+
+
+class Labelled(NamedTuple):
+    """What is trained on: n texts, their labels (n, dimensions), and the sentences of a step."""
+
+    texts: list[str]
+    labels: torch.Tensor
+    batch_size: int
+
+
+def trainers_of(
+    load: Callable[..., Embedder], student: Embedder, data: Labelled, precisions: Sequence[str]
+) -> list[tuple[str, str, Callable[[], Callable[[int], Any]]]]:
+    """The trainers to time: name, precision, and what makes the function that takes a number of steps."""
+    device = student.device
+    kinds = [precision for precision in precisions if precision != "int8"] or [training_precision("auto", device)]
+    made: list[tuple[str, str, Callable[[], Callable[[int], Any]]]] = []
+    for kind in kinds:
+        for dropout in (0.0, 0.1) if device.type == "cuda" else (0.0,):
+            name = f"ours, dropout {dropout}" if dropout else "ours"
+            made.append((name, kind, partial(our_training, load, data, kind, dropout)))
+    if installed("sentence-transformers' trainer", "sentence_transformers", "accelerate"):
+        for kind in dict.fromkeys(kinds if device.type == "cuda" else ["fp32", *kinds]):
+            theirs = partial(their_training, student.settings.origin, str(device), data, kind)
+            made.append(("sentence-transformers trainer", kind, theirs))
+    return made
 
 
 def seconds_of_turns(works: Sequence[Callable[[int], Any]], steps: int) -> list[list[float]]:
@@ -301,20 +304,15 @@ def seconds_of_turns(works: Sequence[Callable[[int], Any]], steps: int) -> list[
 
 
 def our_training(
-    load: Callable[..., Embedder],
-    texts: list[str],
-    labels: torch.Tensor,
-    batch_size: int,
-    precision: str,
-    dropout: float = 0.0,
+    load: Callable[..., Embedder], data: Labelled, precision: str, dropout: float = 0.0
 ) -> Callable[[int], None]:
     """Trains for a number of steps by train.py's step."""
     student = load(precision="fp32")
-    step = training_step(student, batch_size, precision, dropout)
+    step = training_step(student, data.batch_size, precision, dropout)
 
     def work(steps: int) -> None:
-        window = LabelledSentences(student.tokenize(texts), labels)
-        order = window_batches(window.lengths, batch_size, np.random.default_rng(0))
+        window = LabelledSentences(student.tokenize(data.texts), data.labels)
+        order = window_batches(window.lengths, data.batch_size, np.random.default_rng(0))
         batches = (window.take(indices) for indices in itertools.islice(itertools.cycle(order), steps))
         with contextlib.closing(prefetch(batches, AHEAD if overlaps(student.device) else 0)) as ready:
             for batch in ready:
@@ -324,9 +322,7 @@ def our_training(
     return work
 
 
-def their_training(
-    name: str, device: str, texts: list[str], labels: torch.Tensor, batch_size: int, precision: str
-) -> Callable[[int], None]:
+def their_training(name: str, device: str, data: Labelled, precision: str) -> Callable[[int], None]:
     """Trains for a number of steps by sentence-transformers' trainer with its MSELoss."""
     import sentence_transformers as st
     from datasets import Dataset
@@ -334,14 +330,14 @@ def their_training(
 
     model = st.SentenceTransformer(name, device=device)
     loss = MSELoss(model)
-    data = Dataset.from_dict({"sentence": texts, "label": labels.tolist()})
+    dataset = Dataset.from_dict({"sentence": data.texts, "label": data.labels.tolist()})
 
     def work(steps: int) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             arguments = st.SentenceTransformerTrainingArguments(
                 output_dir=scratch,
                 max_steps=steps,
-                per_device_train_batch_size=batch_size,
+                per_device_train_batch_size=data.batch_size,
                 learning_rate=1e-5,
                 bf16=precision == "bf16",
                 fp16=precision == "fp16",
@@ -351,6 +347,6 @@ def their_training(
                 report_to="none",
                 disable_tqdm=True,
             )
-            st.SentenceTransformerTrainer(model, arguments, train_dataset=data, loss=loss).train()
+            st.SentenceTransformerTrainer(model, arguments, train_dataset=dataset, loss=loss).train()
 
     return work
