@@ -23,10 +23,10 @@ best: $(VENV)/installed
 
 # two processes, a file of tests in one of them; a crash then ends its own test, not all
 test: $(VENV)/installed-test
-	$(PY) -m pytest -n 3 --dist loadfile --cov --cov-config=setup.cfg
+	$(PY) -m pytest -n 2 --dist loadfile --cov --cov-config=setup.cfg
 
 test-long: $(VENV)/installed-test
-	HYPOTHESIS_PROFILE=long $(PY) -m pytest -n 3 --dist loadfile -m "not gpu"
+	HYPOTHESIS_PROFILE=long $(PY) -m pytest -n 2 --dist loadfile -m "not gpu"
 
 # needs a GPU; prints a table and writes gpu.json
 test-gpu: $(VENV)/installed-test
