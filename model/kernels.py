@@ -49,10 +49,7 @@ if triton is not None:
         if start < end:
             rows = start + tl.arange(0, TILE)
             mask = (rows < end)[:, None]
-            offsets = rows[:, None] * (3 * H * E) + head * E + tl.arange(0, E)[None, :]
-            q = tl.load(qkv + offsets, mask=mask, other=0.0)
-            k = tl.load(qkv + offsets + H * E, mask=mask, other=0.0)
-            v = tl.load(qkv + offsets + 2 * H * E, mask=mask, other=0.0)
+            _, q, k, v = _qkv_of(qkv, rows, mask, head, H, E)
             sentence = tl.load(segments + rows, mask=rows < end, other=-1)
             scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
             scores = tl.where(sentence[:, None] == sentence[None, :], scores, float("-inf"))
@@ -65,6 +62,15 @@ if triton is not None:
             to = rows[:, None] * (H * E) + head * E + tl.arange(0, E)[None, :]
             tl.store(out + to, context.to(out.dtype.element_ty), mask=mask)
             tl.store(lse + rows * H + head, largest + tl.log(sums), mask=rows < end)
+
+    @triton.jit
+    def _qkv_of(qkv, rows, mask, head, H: tl.constexpr, E: tl.constexpr):
+        """Where a head's queries of these rows are, H * E before the keys, and its queries, keys and values."""
+        offsets = rows[:, None] * (3 * H * E) + head * E + tl.arange(0, E)[None, :]
+        q = tl.load(qkv + offsets, mask=mask, other=0.0)
+        k = tl.load(qkv + offsets + H * E, mask=mask, other=0.0)
+        v = tl.load(qkv + offsets + 2 * H * E, mask=mask, other=0.0)
+        return offsets, q, k, v
 
     @triton.jit
     def _kept(seed, tile, head, keep, H: tl.constexpr, TILE: tl.constexpr):
@@ -83,11 +89,8 @@ if triton is not None:
         if start < end:
             rows = start + tl.arange(0, TILE)
             mask = (rows < end)[:, None]
-            offsets = rows[:, None] * (3 * H * E) + head * E + tl.arange(0, E)[None, :]
+            offsets, q, k, v = _qkv_of(qkv, rows, mask, head, H, E)
             out_offsets = rows[:, None] * (H * E) + head * E + tl.arange(0, E)[None, :]
-            q = tl.load(qkv + offsets, mask=mask, other=0.0)
-            k = tl.load(qkv + offsets + H * E, mask=mask, other=0.0)
-            v = tl.load(qkv + offsets + 2 * H * E, mask=mask, other=0.0)
             o = tl.load(out + out_offsets, mask=mask, other=0.0).to(tl.float32)
             g = tl.load(gradient + out_offsets, mask=mask, other=0.0)
             sentence = tl.load(segments + rows, mask=rows < end, other=-1)
