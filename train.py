@@ -55,8 +55,8 @@ from shortstack.distillation.student.layers import note_on_layers
 from shortstack.distillation.student.plan import make_student, plan_student
 from shortstack.distillation.training.checkpoint import Checkpoints, Progress
 from shortstack.distillation.training.expected import LONG, expected_time
-from shortstack.distillation.training.flat_optimizer import FlatOptimizer, optimizer_for
-from shortstack.distillation.training.graph import GraphedStep, why_not_graphed
+from shortstack.distillation.training.flat_optimizer import optimizer_for
+from shortstack.distillation.training.graph import GraphedStep, graphed_step, why_not_graphed
 from shortstack.distillation.training.meter import Meter
 from shortstack.distillation.training.optimizer import StudentOptimizer, encoding_precision, training_precision
 from shortstack.distillation.training.step import train_step
@@ -264,13 +264,11 @@ def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress
 
 def record_steps(student: Embedder, optimizer: StudentOptimizer, run: Run) -> GraphedStep | None:
     """What takes the steps of `train_step` as CUDA graphs; None if they do not fit, and a GPU's user is told why."""
-    reason = why_not_graphed(student, run.recipe, run.ranks)
-    if not reason:
-        assert isinstance(optimizer, FlatOptimizer)
-        return GraphedStep(student, optimizer, run.recipe, run.ranks)
-    if run.ranks.device.type == "cuda":
+    graphed = graphed_step(student, optimizer, run.recipe, run.ranks)
+    if graphed is None and run.ranks.device.type == "cuda":
+        reason = why_not_graphed(student, run.recipe, run.ranks)
         run.say(f"note: steps are launched one operation at a time, not as a CUDA graph: {reason}")
-    return None
+    return graphed
 
 
 def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:

@@ -212,9 +212,16 @@ def step_for(
     student: Embedder, optimizer: StudentOptimizer, recipe: Recipe, ranks: Ranks
 ) -> Callable[[LabelledSentences], torch.Tensor]:
     """What takes a step of one rank's student as train.py does, given a batch: a graph where it fits."""
-    if isinstance(optimizer, FlatOptimizer) and not why_not_graphed(student, recipe, ranks):
-        return GraphedStep(student, optimizer, recipe, ranks)
-    return lambda batch: train_step(student, optimizer, batch, recipe, ranks)
+    graphed = graphed_step(student, optimizer, recipe, ranks)
+    return graphed or (lambda batch: train_step(student, optimizer, batch, recipe, ranks))
+
+
+def graphed_step(student: Embedder, optimizer: StudentOptimizer, recipe: Recipe, ranks: Ranks) -> GraphedStep | None:
+    """What takes a step as a graph; None where it does not fit."""
+    if why_not_graphed(student, recipe, ranks):
+        return None
+    assert isinstance(optimizer, FlatOptimizer)  # `optimizer_for` gives it wherever a graph fits
+    return GraphedStep(student, optimizer, recipe, ranks)
 
 
 def why_not_graphed(student: Embedder, recipe: Recipe, ranks: Ranks) -> str:
