@@ -280,10 +280,13 @@ def measure(arguments: argparse.Namespace, device: torch.device, scratch: Path) 
     result = bench(systems, exact, sentences, arguments.repeats, batch_size)
     if arguments.latency:
         queries = queries_of(first, sentences, arguments.queries)
-        for name, make in models.items():
-            asked = [of_embedder(name, make(precision=precision)) for precision in precisions]
-            asked += of_other_tools(name, make(precision="fp32"), scratch / "latency" / name) if is_cpu else []
+        ours = [(system.name, system.encoder) for system in systems if isinstance(system.encoder, Embedder)]
+        for who in models:
+            embedders = [embedder for name, embedder in ours if name == who]
+            asked = [of_embedder(who, embedder) for embedder in embedders]
+            asked += of_other_tools(who, embedders[0], scratch / "latency" / who) if is_cpu else []
             result["latency"] += one_query(asked, queries)
+        del ours, embedders, asked
     if arguments.peers:
         del systems, first  # their memory is for the trainers
         sizes = [arguments.batch_size] if arguments.batch_size else [64, 512] if device.type == "cuda" else [64]
