@@ -218,6 +218,8 @@ class Embedder(nn.Module):
 
     def tokenize(self, sentences: Sequence[str], prompt: str = "") -> Tokenized:
         """Token numbers of each sentence, [CLS] and [SEP] included, truncated to max_length."""
+        if sum(map(len, sentences)) + len(prompt) * len(sentences) <= TOKENIZED_LETTERS:  # such as a query
+            return self._tokenize([prompt + sentence for sentence in sentences])
         sizes = np.cumsum([len(prompt) + len(sentence) for sentence in sentences])
         ends = [*(np.flatnonzero(np.diff(sizes // TOKENIZED_LETTERS)) + 1).tolist(), len(sentences)]
         parts = (sentences[start:end] for start, end in pairwise([0, *ends]))

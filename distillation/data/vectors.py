@@ -271,7 +271,7 @@ def _copied(file: Path, directory: Path) -> np.ndarray:
     names = [field.name for field in opened.schema_arrow if is_vectors(field.type)]
     if len(names) != 1 or not opened.metadata.num_rows:
         raise InputError(f"{file}: {len(names)} columns of vectors; name one, as in {file}:text,embedding")
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     dimensions = 0
     with tempfile.TemporaryFile(dir=directory) as copy:
         for batch in opened.iter_batches(ROWS, columns=names):
