@@ -113,6 +113,17 @@ def test_what_the_base_needs_has_no_torch(wheel: Path) -> None:
         assert any(line.startswith(name) and 'extra == "train"' in line for line in needed), name
 
 
+def test_what_serves_fits_into_150_megabytes(wheel: Path, tmp_path: Path) -> None:
+    """With all that it needs, without bytecode, as the loader of an exported model in a fresh environment."""
+    pip("install", "--no-compile", "--only-binary", ":all:", "--target", str(tmp_path), f"{wheel}[serve]")
+    sizes = [file.stat().st_size for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    assert sum(sizes) <= 150e6, f"{sum(sizes) / 1e6:.1f} MB"
+    assert not (tmp_path / "torch").exists()
+    code = "import shortstack.serve; print(shortstack.serve.installed_engine())"
+    ended = python(tmp_path, tmp_path, "-S", "-c", code)  # -S: nothing else is there to import
+    assert ended.stdout.strip() == "onnxruntime", ended.stderr
+
+
 def test_one_command_names_the_others() -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
