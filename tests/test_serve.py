@@ -92,6 +92,18 @@ def test_batches_hold_every_sentence_once_within_the_bound(monkeypatch: pytest.M
     assert found[0] == [2, 5, 0]
 
 
+def test_only_some_texts_are_tokens_at_a_time(exported: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million texts take the memory of CHUNK of them, and of the result."""
+    embedder = serve.Embedder(exported[KINDS[0]], engine="onnxruntime", threads=1)
+    whole = embedder.encode(SENTENCES)
+    together: list[int] = []
+    embed = embedder._embed
+    monkeypatch.setattr(embedder, "_embed", lambda texts: (together.append(len(texts)), embed(texts))[1])
+    monkeypatch.setattr(serve, "CHUNK", 8)
+    np.testing.assert_allclose(embedder.encode(SENTENCES), whole, atol=1e-6)
+    assert max(together) == 8 and sum(together) == len(SENTENCES)
+
+
 def test_what_is_missing_is_named(tiny_model_dir: Path) -> None:
     with pytest.raises(FileNotFoundError, match="onnx/model.onnx is missing; write it with"):
         serve.Embedder(tiny_model_dir, engine="onnxruntime")
