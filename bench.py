@@ -33,7 +33,15 @@ from transformers import PretrainedConfig
 from shortstack.benchmark import peers
 from shortstack.benchmark.latency import TOKENS, of_embedder, of_other_tools, one_query, queries_of
 from shortstack.benchmark.random_models import random_embedder, random_sentences, shape_config
-from shortstack.benchmark.timing import Encoder, describe_device, encoder_flops, in_turn, peak_memory_mib, products_of
+from shortstack.benchmark.timing import (
+    Encoder,
+    describe_device,
+    encoder_flops,
+    gelu_milliseconds,
+    in_turn,
+    peak_memory_mib,
+    products_of,
+)
 from shortstack.distillation.command_line import run_command
 from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.evaluation.sets import read_held_out
@@ -118,6 +126,7 @@ def bench(
         "layer_ratio": rows[0]["layers"] / rows[1]["layers"] if rows[1]["layers"] else None,
         "training": [],
         "latency": [],
+        "gelu_ms": gelu_milliseconds(),
     }
 
 
@@ -155,6 +164,9 @@ def print_table(result: dict[str, Any]) -> None:
     print(f"{result['device']['name']}, {result['workload']['sentences']:,} sentences of {tokens:.1f} tokens")
     peaks = result["device"]["peak_tflops"].items()
     print("products, TFLOP/s: " + ", ".join(f"{precision} {rate:.3f}" for precision, rate in peaks))
+    for row in result["gelu_ms"]:
+        shape = f"{row['inputs']} to {row['outputs']}, {row['type']}"
+        print(f"product with GELU, {shape}: {row['one_pass']:.3f} ms in one pass, {row['two_passes']:.3f} in two")
     heads = ("sentences/s", "slowest..fastest", "of peak", "MiB", "cosine")
     print(
         f"{'system':<39} {'precision':<9} {'layers':>6} {heads[0]:>12} {heads[1]:>17} {heads[2]:>8} {heads[3]:>6} "

@@ -19,6 +19,7 @@ from shortstack.distillation.training.flat_optimizer import optimizer_for
 from shortstack.distillation.training.graph import step_for
 from shortstack.model import Embedder
 from shortstack.model.bert import ARCHITECTURES
+from shortstack.model.engine import gelu
 from shortstack.model.engine.int8 import ByteProduct, Rounding, to_bytes
 from shortstack.model.engine.products import Linear, Product, product_for
 from shortstack.model.precision import dtype_of
@@ -143,6 +144,15 @@ def repeat(product: Callable[[torch.Tensor], torch.Tensor], x_NI: torch.Tensor, 
     """Compute a product some times."""
     for _ in range(calls):
         product(x_NI)
+
+
+def gelu_milliseconds() -> list[dict[str, Any]]:
+    """For each MLP that a Hopper GPU has encoded with: its first product with GELU in one pass and in two."""
+    return [
+        {"type": str(dtype)[6:], "inputs": inputs, "outputs": outputs, "one_pass": min(tiled), "two_passes": plain}
+        for (_, dtype, outputs, inputs), times in gelu.TIMES.items()
+        for *tiled, plain in [times.values()]
+    ]
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:

@@ -4,6 +4,8 @@
     add_and_norm    residual + product, then the layer norm, with a half copy of the result, in one pass
     adamw           a step of AdamW over flat weights, from half gradients, with a half copy of the result
 
+Encoding has one more, GELU within its product (engine/gelu.py).
+
 torch's variable-length kernel computes 128 x 128 scores for each sentence and head, however short the sentence; a tile
 of 64 tokens holds five sentences of 12. Norms and AdamW do little arithmetic: they cost what they read and write.
 
@@ -331,27 +333,19 @@ def add_and_norm_half(
 
 
 def adamw(
-    weights: torch.Tensor,
-    half: torch.Tensor,
-    gradients: torch.Tensor,
-    moments: tuple[torch.Tensor, torch.Tensor],
-    scalars: torch.Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    decay: float,
+    arrays: tuple[torch.Tensor, ...], scalars: torch.Tensor, betas: tuple[float, float], eps: float, decay: float
 ) -> None:
     """One step of AdamW in place, in one pass over the memory.
 
     Args:
-        weights: (n,) fp32.
-        half: (n,), where a copy in its type is written; `weights` itself for none.
-        gradients: (n,), in any type.
-        moments: first and second, (n,) fp32 each.
+        arrays: the weights, (n,) fp32; where a copy in its type is written, (n,), the weights again for none; the
+            gradients, (n,) in any type; the first and the second moments, (n,) fp32 each.
         scalars: (5,) fp32: learning rate, what the gradients are divided by, the two bias corrections, and 1 to take
             the step or 0 to change nothing.
     """
+    weights, half, gradients, means, squares = arrays
     n, block = weights.numel(), 2048
     _adamw[(triton.cdiv(n, block),)](
-        weights, half, gradients, *moments, scalars, n, *betas, eps, decay, half.dtype != torch.float32, block,
+        weights, half, gradients, means, squares, scalars, n, *betas, eps, decay, half.dtype != torch.float32, block,
         num_warps=8,
     )  # fmt: skip

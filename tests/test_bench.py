@@ -22,6 +22,7 @@ from shortstack.benchmark.random_models import random_embedder, random_sentences
 from shortstack.benchmark.timing import encoder_flops
 from shortstack.distillation.export import ONNX, ONNX_INT8, write_fp32
 from shortstack.model import Embedder, PackedTokens
+from shortstack.model.engine import gelu
 from shortstack.model.files import InputError
 from shortstack.model.tokens import Tokenized
 
@@ -38,6 +39,8 @@ def test_bench_json_has_the_agreed_keys(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(latency, "export", export_quickly)  # without int8 and OpenVINO, which take a minute
     monkeypatch.setattr(latency, "OPENVINO_PACKAGES", ["no_such_package"])
+    milliseconds = {gelu.TILINGS[0]: 0.5, gelu.TILINGS[1]: 0.25, None: 0.3}  # what only a GPU can tell
+    monkeypatch.setattr(gelu, "TIMES", {(torch.device("cuda", 0), torch.float16, 4096, 1024): milliseconds})
     teacher = Embedder.load(tiny_model_dir, precision="fp32")
     teacher.keep_layers([0, 5]).save(tmp_path / "student")
     (tmp_path / "text.txt").write_text("\n".join(english_sentences(40)))
@@ -47,7 +50,8 @@ def test_bench_json_has_the_agreed_keys(
         "--latency", "--queries", 3,
     )  # fmt: skip
     result = json.loads((tmp_path / "bench.json").read_text())
-    assert {"device", "workload", "rows", "student_speedup", "layer_ratio", "training", "latency"} == set(result)
+    keys = {"device", "workload", "rows", "student_speedup", "layer_ratio", "training", "latency", "gelu_ms"}
+    assert keys == set(result)
     assert [(row["system"], row["precision"], row["layers"]) for row in result["rows"]] == [
         ("teacher", "fp32", 6),
         ("student", "fp32", 2),
@@ -58,6 +62,8 @@ def test_bench_json_has_the_agreed_keys(
         assert 0 < row["fraction_of_peak"] < 1.5
         assert row["tflops"] > 0 and row["peak_memory_mib"] > 0
         assert row["cosine"] == pytest.approx(1)
+    shape = {"type": "float16", "inputs": 1024, "outputs": 4096}
+    assert result["gelu_ms"] == [shape | {"one_pass": 0.25, "two_passes": 0.3}]
     assert "fp32" in result["device"]["peak_tflops"]
     assert result["layer_ratio"] == 3
     assert result["workload"]["sentences"] == 30
@@ -67,6 +73,7 @@ def test_bench_json_has_the_agreed_keys(
         assert all(row["layers"] == layers and list(row["latency_ms"]) == ["8", "16", "64"] for row in rows)
         assert all(0 < each["p50"] <= each["p99"] for row in rows for each in row["latency_ms"].values())
     printed = capsys.readouterr().out
+    assert "1024 to 4096, float16: 0.250 ms in one pass, 0.300 in two" in printed
     assert "student, serve, onnxruntime" in printed and "layers promise 3.00" in printed
 
 

@@ -4,6 +4,8 @@ TRITON_INTERPRET=1 python -m pytest tests/test_kernels.py      # with triton ins
 """
 
 import math
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +13,17 @@ import torch
 import torch.nn.functional as F
 
 from shortstack.model import kernels
+from shortstack.model.engine import gelu
 from shortstack.model.tokens import tile_bounds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_triton = pytest.mark.skipif(
     not kernels.runs_on(torch.zeros(1, device=DEVICE)),
     reason="needs a GPU, or triton installed and TRITON_INTERPRET=1",
+)
+needs_tiles = pytest.mark.skipif(
+    not (gelu.is_hopper(torch.device("cuda")) if DEVICE == "cuda" else kernels.runs_on(torch.zeros(1))),
+    reason="needs a Hopper GPU, or triton installed and TRITON_INTERPRET=1",
 )
 DTYPES = [torch.float32, torch.float16] if DEVICE == "cpu" else [torch.float32, torch.float16, torch.bfloat16]
 ROUNDING = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -141,9 +148,87 @@ def test_adamw_is_torchs(dtype: torch.dtype) -> None:
         reference.grad = gradients.float() / 3
         theirs.step()
         scalars = torch.tensor([1e-2, 3.0, 1 - 0.9**step, 1 - 0.999**step, 1.0], device=DEVICE)
-        kernels.adamw(weights, half, gradients, moments, scalars, (0.9, 0.999), 1e-8, 0.1)
+        kernels.adamw((weights, half, gradients, *moments), scalars, (0.9, 0.999), 1e-8, 0.1)
         torch.testing.assert_close(weights, reference.data, rtol=1e-5, atol=1e-6)
         assert torch.equal(half, weights.to(dtype))
     before, scalars[4] = weights.clone(), 0.0
-    kernels.adamw(weights, half, gradients * math.nan, moments, scalars, (0.9, 0.999), 1e-8, 0.1)
+    kernels.adamw((weights, half, gradients * math.nan, *moments), scalars, (0.9, 0.999), 1e-8, 0.1)
     assert torch.equal(weights, before) and all(moment.isfinite().all() for moment in moments)
+
+
+@needs_tiles
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("tiling", gelu.TILINGS)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(128, 64, 256), (200, 136, 264), (1, 8, 8)])
+def test_gelu_within_its_product_is_the_plain_form(
+    dtype: torch.dtype, tiling: gelu.Tiling, rows: int, inputs: int, outputs: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (rows, inputs), (outputs, inputs), (outputs,)
+    half = [torch.randn(shape, generator=generator).to(DEVICE, dtype) for shape in shapes]
+    found, wanted = gelu.tiled(*half, tiling), gelu.plain(*(tensor.float() for tensor in half))
+    assert found.dtype == dtype and close(found, wanted, ROUNDING[dtype])
+    assert close(gelu.plain(*half), wanted, ROUNDING[dtype])
+
+
+@needs_tiles
+def test_gelu_by_a_polynomial_is_right_to_the_last_bit() -> None:
+    """For all y from -8 to 8 in steps of 1 / 1024: row and column of one tile give a part of y each."""
+    x, weight = torch.zeros(128, 8), torch.zeros(128, 8)
+    x[:, 0], weight[:, 0] = (torch.arange(128) - 64) / 8, 1
+    bias = torch.arange(128) / 1024
+    y = x[:, :1].double() + bias
+    found = gelu.tiled(*(tensor.to(DEVICE, torch.float16) for tensor in (x, weight, bias)), gelu.TILINGS[0])
+    wanted = y * torch.special.ndtr(y)
+    torch.testing.assert_close(found.double().cpu(), wanted, rtol=2**-11 + 1e-5, atol=2**-25 + 1e-8)
+
+    x[:4, 0] = torch.tensor([math.nan, 60000.0, -60000.0, math.inf])  # what cannot be embedded must stay visible
+    found = gelu.tiled(*(tensor.to(DEVICE, torch.float16) for tensor in (x, 2 * weight, bias)), gelu.TILINGS[0])
+    assert not found[[0, 1, 3]].isfinite().any() and not found[2].any()
+
+
+@pytest.mark.parametrize("winner", [None, *gelu.TILINGS])
+def test_the_faster_form_is_taken_and_timed_once(winner: gelu.Tiling | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    x_NI, weight, bias = torch.randn(3, 8), torch.randn(16, 8), torch.randn(16)
+    capturing, timed, used = True, [], []
+
+    def do_bench(work: Callable[[], object], **_: object) -> float:
+        timed.append(work())
+        return 1.0 if used.pop() == winner else 2.0
+
+    def form(tiling: gelu.Tiling | None) -> torch.Tensor:
+        used.append(tiling)
+        return x_NI
+
+    monkeypatch.setattr(gelu, "TIMES", {})
+    monkeypatch.setattr(gelu, "tiles_fit", lambda *_: True)
+    monkeypatch.setattr(gelu, "tiled", lambda x_NI, weight, bias, tiling: form(tiling))
+    monkeypatch.setattr(gelu, "plain", lambda x_NI, weight, bias: form(None))
+    monkeypatch.setattr(gelu, "triton", SimpleNamespace(testing=SimpleNamespace(do_bench=do_bench)))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    gelu.linear_gelu(x_NI, weight, bias)
+    assert used == [None] and not timed and not gelu.TIMES
+    capturing = False
+    for _ in range(2):
+        gelu.linear_gelu(x_NI, weight, bias)
+    assert used == [None, winner, winner] and len(timed) == 1 + len(gelu.TILINGS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "dtype", "fits"),
+    [
+        (gelu.LEAST_ROWS, 384, torch.float16, True),
+        (gelu.LEAST_ROWS, 384, torch.bfloat16, True),
+        (gelu.LEAST_ROWS, 384, torch.float32, False),
+        (gelu.LEAST_ROWS - 1, 384, torch.float16, False),
+        (gelu.LEAST_ROWS, 388, torch.float16, False),
+    ],
+)
+def test_tiles_are_for_many_rows_in_half_precision(
+    rows: int, inputs: int, dtype: torch.dtype, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x_NI, weight = torch.empty(rows, inputs, dtype=dtype), torch.empty(1536, inputs, dtype=dtype)
+    assert not gelu.tiles_fit(x_NI, weight)  # on a CPU
+    monkeypatch.setattr(gelu, "runs_on", lambda tensor: True)
+    monkeypatch.setattr(gelu, "is_hopper", lambda device: True)
+    assert gelu.tiles_fit(x_NI, weight) is fits

@@ -166,5 +166,5 @@ class FlatAdamW:
         corrections = [1 - beta ** flat.steps.double() for beta in group["betas"]]  # in fp32 they would lose digits
         rate = torch.as_tensor(group["lr"], device=divisor.device)
         scalars = torch.stack([number.float() for number in (rate, divisor, *corrections, ~left_out)])
-        arrays = flat.masters, flat.values, flat.gradients, flat.moments
-        kernels.adamw(*arrays, scalars, group["betas"], group["eps"], group["weight_decay"])
+        arrays = flat.masters, flat.values, flat.gradients, *flat.moments
+        kernels.adamw(arrays, scalars, group["betas"], group["eps"], group["weight_decay"])

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 
+from shortstack.model.engine.gelu import linear_gelu
 from shortstack.model.network import Layer
 from shortstack.model.precision import dtype_of
 
@@ -72,9 +73,12 @@ class Product:
 
     def __call__(self, x_NI: torch.Tensor, residual_NO: torch.Tensor | None = None) -> torch.Tensor:
         """(N, O), added to a residual where one is given."""
-        product_NO = F.linear(x_NI, self.linear.weight, self.linear.bias)
-        if self.linear.activation:
-            product_NO = ACT2FN[self.linear.activation](product_NO)
+        weight, bias, activation = self.linear.weight, self.linear.bias, self.linear.activation
+        if activation == "gelu" and bias is not None:
+            product_NO = linear_gelu(x_NI, weight, bias)
+        else:
+            product_NO = F.linear(x_NI, weight, bias)
+            product_NO = ACT2FN[activation](product_NO) if activation else product_NO
         return product_NO if residual_NO is None else residual_NO + product_NO
 
 

@@ -28,6 +28,7 @@ from shortstack.distillation.training.graph import GraphedStep
 from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
 from shortstack.model.attention import attention
+from shortstack.model.engine import gelu
 from shortstack.model.tokens import PackedTokens, Tokenized
 
 Record = Callable[..., None]
@@ -182,6 +183,23 @@ def test_encoding(device: torch.device, record: Record, tiny_cls_dir: Path, prec
     least = float(torch.cosine_similarity(embedder.embed(tokens).cpu(), wanted).min())
     record("least cosine", least, LEAST_COSINE[precision])
     assert least > LEAST_COSINE[precision]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dimensions", [384, 768, 1024])
+def test_gelu_within_its_product(gpu: torch.device, record: Record, dtype: torch.dtype, dimensions: int) -> None:
+    """The forms that a Hopper GPU chooses from; on another GPU there is the plain one only."""
+    shapes = (20_000, dimensions), (4 * dimensions, dimensions), (4 * dimensions,)
+    half = [torch.randn(shape, device=gpu).to(dtype) for shape in shapes]
+    half[1] /= dimensions**0.5
+    wanted, found = gelu.plain(*(tensor.float() for tensor in half)), gelu.linear_gelu(*half)
+    forms = gelu.TIMES.get((gpu, dtype, *shapes[1]), {})
+    for tiling, milliseconds in forms.items():
+        record(f"{tuple(tiling)}, ms" if tiling else "two passes, ms", milliseconds)
+    outcomes = [found, *(gelu.tiled(*half, tiling) for tiling in forms if tiling)]
+    worst = max(float((outcome - wanted).norm() / wanted.norm()) for outcome in outcomes)
+    record("relative difference", worst, 0.005)
+    assert worst < 0.005 and len(forms) == (1 + len(gelu.TILINGS) if gelu.is_hopper(gpu) else 0)
 
 
 # -- waiting, memory, time -------------------------------------------------------------------------------------------
