@@ -11,6 +11,7 @@ import pytest
 from tiny import put
 
 from shortstack.distillation.data import corpus as module
+from shortstack.distillation.data import on_disk
 from shortstack.distillation.data.corpus import Draw, build_corpus
 from shortstack.model.files import InputError
 
@@ -133,15 +134,19 @@ def test_a_damaged_corpus_is_built_again(
     assert build_corpus(tmp_path / "corpus", sources, Draw(None, 10, 7)) == corpus
 
 
-def test_duplicates_are_found_whatever_their_hashes() -> None:
+@pytest.mark.parametrize("run", [7, 500, 10_000])
+def test_duplicates_are_found_whatever_their_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: int) -> None:
+    monkeypatch.setattr(on_disk, "RUN", run)
     rng = np.random.default_rng(0)
-    hashes = rng.integers(0, 3, size=(5000, 2)).astype(np.uint64) * np.uint64(0x7777_7777_7777_7777)
-    seen: set[tuple[int, int]] = set()
-    expected = []
-    for row in hashes.tolist():
-        expected.append(tuple(row) not in seen)
-        seen.add(tuple(row))
-    assert module.first_occurrences(hashes).tolist() == expected
+    few = rng.integers(0, 3, size=(600, 2)).astype(np.uint64) * np.uint64(0x7FFF_FFFF_FFFF_FFFF)
+    many = rng.integers(0, 2**63, size=(600, 2)).astype(np.uint64) * np.uint64(2)
+    hashes = [row.tobytes() for row in np.concatenate([few, many])]
+    with (tmp_path / "hashes").open("w+b") as file:
+        first = on_disk.FirstRows(file)
+        for value in hashes:
+            first.add(value)
+        found = first.ascending(tmp_path)
+    assert found.tolist() == sorted({value: row for row, value in reversed([*enumerate(hashes)])}.values())
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
@@ -149,10 +154,10 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
         import sys, tracemalloc
         from pathlib import Path
         import pyarrow as pa
-        from shortstack.distillation.data import corpus as sentences
-        sentences.BATCH_ROWS, sentences.GATHERED = 256, 4
+        from shortstack.distillation.data import corpus as sentences, on_disk
+        sentences.BATCH_ROWS, sentences.GATHERED, sentences.RUN, on_disk.RUN = 256, 4, 1024, 1024
         directory = Path(sys.argv[1])
-        for count in (4_000, 24_000):
+        for count in (100, 2_000, 12_000):  # the first imports what the others need
             source = directory / f"{count}.txt"
             with open(source, "w") as file:
                 file.writelines(f"{number} " * 80 + "\\n" for number in range(count))
@@ -166,7 +171,6 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert result.returncode == 0, result.stderr
-    small, large = map(int, result.stdout.split())
-    assert (tmp_path / "24000" / "sentences.arrow").stat().st_size > 9e6
-    # 20,000 more sentences are 9 MB more text; what may grow is the bookkeeping, 25 to 40 bytes for each of them
-    assert large - small < 20_000 * 60
+    _, small, large = map(int, result.stdout.split())
+    assert (tmp_path / "12000" / "sentences.arrow").stat().st_size > 4.5e6
+    assert large - small < 10_000 * 2  # 4 MB more text, of which a few bytes for each batch stay in memory

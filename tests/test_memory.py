@@ -1,6 +1,7 @@
 """However large a file of text is, and however it is made, memory stays bounded: a limit of the system holds."""
 
 import gzip
+import io
 import itertools
 import random
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from processes import ENVIRONMENT, ROOT
 from tiny import edit
 
+from shortstack.distillation.data import sources
 from shortstack.distillation.data.passages import text_paragraphs
 from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.data.sources import LINE_LIMIT, LONGEST, read_rows
@@ -29,28 +31,32 @@ PROGRAM = """
     import resource, sys
     from pathlib import Path
     import torch
+    from shortstack.distillation.data import corpus as module
     from shortstack.distillation.data.corpus import Draw, build_corpus
     from shortstack.distillation.data.labels import label_corpus
     from shortstack.distillation.ranks import ALONE
     from shortstack.distillation.recipe import Recipe
     from shortstack.model import Embedder
 
-    teacher, place, source, more = sys.argv[1:]
+    teacher, place, source, more, lines = sys.argv[1:]
     torch.set_num_threads(1)
     embedder = Embedder.load(teacher, "cpu", "fp32")
     embedder.encode(["one sentence"])
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     limit = (int(status["VmData"].split()[0]) << 10) + int(more) * 10**6
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if count := int(lines):
+        module.read_sentences = lambda *_: (f"{7919 * number % (count - count // 4)} seen" for number in range(count))
     corpus = build_corpus(Path(place) / "corpus", [source], Draw(None, 2, 1))
-    label_corpus(embedder, corpus, Recipe(output=place), ALONE)
+    if not count:
+        label_corpus(embedder, corpus, Recipe(output=place), ALONE)
     print(len(corpus), max(map(len, corpus.training(0, 3).sentences)))
 """
 
 
-def bounded_run(teacher: Path, place: Path, source: str) -> list[int]:
-    """How many training texts came of a source, and the longest of the first three."""
-    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(teacher), str(place), source, str(MORE)]
+def bounded_run(teacher: Path, place: Path, source: str, lines: int = 0) -> list[int]:
+    """How many training texts came of a source, or of so many generated lines, and the longest of the first three."""
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), *map(str, (teacher, place, source, MORE, lines))]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return [int(number) for number in ended.stdout.split()]
@@ -87,6 +93,27 @@ def test_a_large_file_is_read_and_labelled_in_bounded_memory(
 ) -> None:
     found = bounded_run(tiny_model_dir, tmp_path, write(tmp_path / name, count, letters))
     assert found == [count - 2, LONGEST]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lines", [5_000_000, 20_000_000])
+def test_memory_does_not_grow_with_the_number_of_lines(tmp_path: Path, tiny_model_dir: Path, lines: int) -> None:
+    (tmp_path / "a.txt").write_text("a line")
+    assert bounded_run(tiny_model_dir, tmp_path, str(tmp_path / "a.txt"), lines)[0] == lines - lines // 4 - 2
+
+
+def test_a_row_group_is_not_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, sizes = [random.Random(number).randbytes(10_000).hex() for number in range(400)], []
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=False, write_batch_size=1)
+
+    class Noting(io.FileIO):
+        def read(self, size: int | None = -1) -> bytes:
+            sizes.append(size)
+            return super().read(size)
+
+    monkeypatch.setattr(sources, "open_file", Noting)
+    assert [row["text"] for _, row in read_rows(tmp_path / "a.parquet")] == texts
+    assert max(sizes) < 2**21
 
 
 def test_lines_without_a_blank_one_and_a_line_without_end_are_cut() -> None:

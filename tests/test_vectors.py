@@ -39,7 +39,7 @@ def test_every_kind_of_file_gives_each_text_its_vector(
 ) -> None:
     monkeypatch.setattr(module, "ROWS", 8)
     found = TeacherVectors.read([write_files(tmp_path)[kind]], tmp_path / "spool")
-    assert found.vectors.shape == (50, 6) and isinstance(found.vectors, np.memmap)
+    assert found.vectors.shape == (50, 6) and not found.vectors.flags.owndata  # on disk
     assert not any((tmp_path / "spool").iterdir())
     assert found.dimensions == 6 and not found.are_normalised()
     np.testing.assert_allclose(found.of([TEXTS[30], TEXTS[2]]), VECTORS[[30, 2]], rtol=1e-6)
@@ -100,4 +100,4 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
 def test_batches_are_no_larger_than_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROWS", 8)
     for source in write_files(tmp_path):
-        assert [len(texts) for texts, _ in read_vectors(source)][-1] <= 8 or ".arrow" in source
+        assert max(len(texts) for texts, _ in read_vectors(source)) <= 8

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from shortstack.distillation.data.on_disk import RUN, FirstRows, on_disk, spool_in
 from shortstack.distillation.data.own import Own, Part
 from shortstack.distillation.data.passages import ESTIMATE, Cutter
 from shortstack.distillation.data.sentences import Texts, in_passages, read_sentences
@@ -191,8 +192,8 @@ def build_corpus(
     A sentence in two roles counts as two. `cutter` makes passages of long texts where a source asks for it. With `own`,
     whose sources are the first of `sources`, only the user's texts are held out: see `choose_own`.
 
-    Memory: about 25 bytes a sentence read. A corpus that was built from the same files with the same settings is used
-    again when its fingerprint still holds.
+    Memory does not grow with the number of sentences. A corpus that was built from the same files with the same
+    settings is used again when its fingerprint still holds.
 
     Raises:
         InputError: a source that cannot be read, or too few distinct sentences.
@@ -216,11 +217,14 @@ def build_corpus(
     with tempfile.NamedTemporaryFile(dir=directory, prefix=".spool.") as file, atomic_path(path) as temporary:
         spool = write_spool(Path(file.name), parts, cutter)
         training, evaluation = choose(spool, draw) if own is None else choose_own(spool, draw, own)
-        fingerprint = write_corpus(temporary, spool.path, np.concatenate([training, evaluation]), len(training))
+        rows = spool.keep([training, evaluation])
+        fingerprint = write_corpus(temporary, spool.path, rows, len(training))
     release_freed_memory()
     counts = dict.fromkeys(sources, 0)
-    for part, start, stop in zip(parts, spool.starts[:-1], spool.starts[1:], strict=True):
-        counts[part.source] += int(np.count_nonzero((training >= start) & (training < stop)))
+    for start in range(0, len(training), RUN):
+        of_part = np.searchsorted(spool.starts, training[start : start + RUN], side="right") - 1
+        for part, count in zip(parts, np.bincount(of_part, minlength=len(parts)).tolist(), strict=True):
+            counts[part.source] += count
     sizes = {"size": len(training), "evaluation_size": len(evaluation)}
     manifest: dict[str, Any] = {**sizes, "fingerprint": fingerprint, "counts": counts}
     write_json(directory / "corpus.json", {"key": key, **manifest})
@@ -258,13 +262,18 @@ class Spool:
         path: the file.
         parts: the parts of sources that were read.
         starts: the row where each part starts, and the end of the last, (parts + 1,).
-        distinct: rows of the sentences that did not come before, ascending.
+        distinct: rows of the sentences that did not come before, ascending. Rows are kept on disk, and shuffled there:
+            who draws from them changes this array.
     """
 
     path: Path
     parts: Sequence[Part]
     starts: np.ndarray
     distinct: np.ndarray
+
+    def keep(self, rows: Iterable[np.ndarray]) -> np.ndarray:
+        """Arrays of rows end to end, on disk."""
+        return on_disk(self.path.parent, rows)
 
 
 def choose(spool: Spool, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
@@ -274,27 +283,28 @@ def choose(spool: Spool, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
         InputError: there are too few.
     """
     rng = np.random.default_rng(draw.seed)
-    rows = within_limits(spool.distinct, spool.starts, spool.parts, rng)
+    rows = within_limits(spool, 0, rng)
     if len(rows) <= draw.held_out:
         raise InputError(
             f"{', '.join(part.source for part in spool.parts)}: {len(rows):,} distinct sentences, but "
             f"{draw.held_out:,} to hold out and 1 to train on are needed; add text or lower evaluation_sentences"
         )
     if draw.sampling == "in_order":
-        return choose_in_order(rows, spool.starts, draw, rng)
-    rows = rng.permutation(rows)
+        return choose_in_order(rows, spool, draw, rng)
+    rng.shuffle(rows)
     return rows[draw.held_out :][: draw.max_sentences], rows[: draw.held_out]
 
 
-def within_limits(
-    rows: np.ndarray, starts: np.ndarray, parts: Sequence[Part], rng: np.random.Generator
-) -> np.ndarray:  # fmt: skip
-    """Of each part's rows no more than its source's mark allows, drawn at random."""
-    limits = [split_marks(part.source)[0].limit for part in parts]
+def within_limits(spool: Spool, first: int, rng: np.random.Generator) -> np.ndarray:
+    """Of the rows of each part from the `first` on no more than its source's mark allows, drawn at random."""
+    parts = split_at(spool.distinct, spool.starts)[first:]
+    limits = [split_marks(part.source)[0].limit for part in spool.parts[first:]]
     if not any(limits):
-        return rows
-    of_parts = zip(split_at(rows, starts), limits, strict=True)
-    return np.sort(np.concatenate([rng.permutation(part)[:limit] for part, limit in of_parts]))
+        return spool.distinct[np.searchsorted(spool.distinct, spool.starts[first]) :]
+    for part, limit in zip(parts, limits, strict=True):
+        rng.shuffle(part)
+        part[:limit].sort()
+    return spool.keep(part[:limit] for part, limit in zip(parts, limits, strict=True))
 
 
 def split_at(rows: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:
@@ -303,23 +313,23 @@ def split_at(rows: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:
 
 
 def choose_in_order(
-    rows: np.ndarray, starts: np.ndarray, draw: Draw, rng: np.random.Generator
+    rows: np.ndarray, spool: Spool, draw: Draw, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """See `Draw.sampling`."""
-    count = len(starts) - 1
+    count = len(spool.parts)
     training: list[np.ndarray] = []
     evaluation: list[np.ndarray] = []
-    for index, part in enumerate(split_at(rows, starts)):
+    for index, part in enumerate(split_at(rows, spool.starts)):
         share = draw.held_out // count + (index < draw.held_out % count)
         if len(part) < share:
             raise InputError(
                 f"source {index + 1} of {count} adds {len(part):,} distinct sentences, but {share:,} are to be held "
                 "out of it; lower evaluation_sentences or leave the source out"
             )
-        part = rng.permutation(part)
+        rng.shuffle(part)
         evaluation.append(part[:share])
         training.append(part[share:])
-    chosen = np.concatenate(training)[: draw.max_sentences], np.concatenate(evaluation)
+    chosen = spool.keep(training)[: draw.max_sentences], spool.keep(evaluation)
     for part in chosen:
         rng.shuffle(part)
     return chosen
@@ -334,18 +344,23 @@ def choose_own(spool: Spool, draw: Draw, own: Own) -> tuple[np.ndarray, np.ndarr
     Raises:
         InputError: the user's text is too little.
     """
-    rng, distinct, starts, parts = np.random.default_rng(draw.seed), spool.distinct, spool.starts, spool.parts
+    rng, parts = np.random.default_rng(draw.seed), spool.parts
     held_out = sum(part.files is not None and all(file in own.held_out for file in part.files) for part in parts)
     users = sum(part.files is not None for part in parts)
-    apart = distinct[: np.searchsorted(distinct, starts[held_out])]
-    rest = within_limits(distinct[len(apart) :], starts[held_out:], parts[held_out:], rng)
-    user_rows = rest[: np.searchsorted(rest, starts[users])]
+    apart = spool.distinct[: np.searchsorted(spool.distinct, spool.starts[held_out])]
+    rest = within_limits(spool, held_out, rng)
+    user_rows = rest[: np.searchsorted(rest, spool.starts[users])]
     if not len(user_rows) or len(user_rows) + len(apart) < 2:
         raise InputError(f"{', '.join(own.sources)}: too little text to train on some and hold out some; add more")
     if not len(apart):
-        apart = rng.permutation(user_rows)[: max(1, min(draw.held_out, len(user_rows) // 10))]
-        rest = np.setdiff1d(rest, apart)
-    return rng.permutation(rest)[: draw.max_sentences], rng.permutation(apart)[: draw.held_out]
+        drawn = spool.keep([user_rows])
+        rng.shuffle(drawn)
+        apart = drawn[: max(1, min(draw.held_out, len(user_rows) // 10))]
+        parts_of_rest = (rest[start : start + RUN] for start in range(0, len(rest), RUN))
+        rest = spool.keep(part[~np.isin(part, apart)] for part in parts_of_rest)
+    rng.shuffle(rest)
+    rng.shuffle(apart)
+    return rest[: draw.max_sentences], apart[: draw.held_out]
 
 
 # -- reading and writing ---------------------------------------------------------------------------------------------
@@ -353,12 +368,12 @@ def choose_own(spool: Spool, draw: Draw, own: Own) -> tuple[np.ndarray, np.ndarr
 
 def write_spool(path: Path, parts: Sequence[Part], cutter: Cutter) -> Spool:
     """Write every sentence of some parts of sources to an Arrow file, and find the distinct ones by a 128-bit hash."""
-    hashes = bytearray()
     starts = [0]
     batch: list[str] = []
     roles: list[int] = []
     size = 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+    with spool_in(path.parent) as file, pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        hashes = FirstRows(file)
 
         def write_batch() -> None:
             columns = [pa.array(batch, pa.large_string()), pa.array(roles, pa.int8())]
@@ -369,36 +384,18 @@ def write_spool(path: Path, parts: Sequence[Part], cutter: Cutter) -> Spool:
         for part in parts:
             role = ROLES.index(split_marks(part.source)[0].role)
             for sentence in read_sentences(part.source, cutter, part.files):
-                hashes += hashlib.blake2b(sentence.encode(), digest_size=16, salt=bytes([role])).digest()
+                hashes.add(hashlib.blake2b(sentence.encode(), digest_size=16, salt=bytes([role])).digest())
                 batch.append(sentence)
                 roles.append(role)
                 size += len(sentence)
                 if len(batch) == BATCH_ROWS or size > BATCH_BYTES:
                     write_batch()
                     size = 0
-            starts.append(len(hashes) // 16)
+            starts.append(hashes.rows)
         if batch:
             write_batch()
-    first = first_occurrences(np.frombuffer(hashes, np.uint64).reshape(-1, 2))
-    return Spool(path, parts, np.array(starts), np.flatnonzero(first))
-
-
-def first_occurrences(hashes: np.ndarray) -> np.ndarray:
-    """Which rows of `hashes` (n, 2) are the first of their value: (n,) bool.
-
-    They are sorted in sixteen parts, so that sorting needs little memory beside the hashes themselves.
-    """
-    first = np.zeros(len(hashes), dtype=bool)
-    part = (hashes[:, 0] >> np.uint64(60)).astype(np.uint8)
-    for value in range(16):
-        indices = np.flatnonzero(part == value)
-        high, low = hashes[indices, 0], hashes[indices, 1]
-        order = np.lexsort((low, high))  # stable: equal values stay in the order in which they appear
-        high, low = high[order], low[order]
-        new = np.ones(len(indices), dtype=bool)
-        new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-        first[indices[order[new]]] = True
-    return first
+        distinct = hashes.ascending(path.parent)
+    return Spool(path, parts, np.array(starts), distinct)
 
 
 def write_corpus(path: Path, spool: Path, rows: np.ndarray, size: int) -> str:

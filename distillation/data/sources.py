@@ -376,10 +376,10 @@ def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple
             if path.name.lower().endswith(".gz"):  # Parquet is read from its end, gzip cannot be
                 shutil.copyfileobj(file, plain)
                 file = plain
-            table = parquet.ParquetFile(file)
+            table = open_parquet(file)
             names = [field.name for field in table.schema_arrow if is_plain(field.type)]
             wanted = [name for name in names if not columns or name in columns]
-            for batch in table.iter_batches(batch_size=rows_at_a_time(table), columns=wanted, use_threads=False):
+            for batch in parquet_batches(table, wanted):
                 for column in batch.columns:
                     if is_text(column.type) and (pc.max(pc.binary_length(column)).as_py() or 0) >= LINE_LIMIT:
                         raise InputError(f"{path}: after row {number - 1} a text of more than {LINE_LIMIT:,} bytes")
@@ -392,11 +392,17 @@ def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple
             raise InputError(f"{path}: not a Parquet file, or damaged after row {number - 1} ({error})") from None
 
 
-def rows_at_a_time(table: parquet.ParquetFile) -> int:
-    """Rows of a Parquet file that take about PARQUET_BYTES together, 1,024 at most, by what the file says of itself."""
+def open_parquet(file: Path | IO[bytes]) -> parquet.ParquetFile:
+    """Open a Parquet file; without a buffer, a column of a row group would be read at once, of any number of rows."""
+    return parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
+
+
+def parquet_batches(table: parquet.ParquetFile, columns: list[str], most: int = 1024) -> Iterator[pa.RecordBatch]:
+    """Rows of about PARQUET_BYTES together by what the file says of itself, and no more than `most`."""
     groups = (table.metadata.row_group(index) for index in range(table.metadata.num_row_groups))
     longest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-    return max(1, min(1024, PARQUET_BYTES // max(1, longest)))
+    rows = max(1, min(most, PARQUET_BYTES // max(1, longest)))
+    yield from table.iter_batches(batch_size=rows, columns=columns, use_threads=False)
 
 
 def is_plain(kind: pa.DataType) -> bool:

@@ -10,7 +10,6 @@ from then on: an index of any size fits.
 """
 
 import hashlib
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as parquet
 from safetensors import SafetensorError, safe_open
 
-from shortstack.distillation.data.sources import LONGEST, json_rows, read_lines
+from shortstack.distillation.data.on_disk import FirstRows, mapped, on_disk, spool_in
+from shortstack.distillation.data.sources import LONGEST, json_rows, open_parquet, parquet_batches, read_lines
 from shortstack.model.files import InputError, first_line, make_directory
 
 ROWS = 1024  # texts read at a time
@@ -37,7 +36,7 @@ class TeacherVectors:
     Attributes:
         vectors: (n, d) float32, memory-mapped.
         fingerprint: SHA-256 over all texts and vectors, in hexadecimal.
-        keys, rows: (n,) each: for every text a number, ascending, and the row of its vector.
+        keys, rows: (n,) each, memory-mapped: for every text a number, ascending, and the row of its vector.
     """
 
     vectors: np.ndarray
@@ -57,26 +56,26 @@ class TeacherVectors:
             InputError: a file that is missing or can't be read, vectors with different dimensions, or a
                 vector that is zero or not finite.
         """
-        keys: list[np.ndarray] = []
         digest = hashlib.sha256()
         dimensions = 0
         make_directory(directory)
-        with tempfile.TemporaryFile(dir=directory) as file:
+        with spool_in(directory) as file, spool_in(directory) as hashes:
+            first = FirstRows(hashes)  # if a text occurs twice, its first row counts
             for source in sources:
                 for texts, vectors in read_vectors(source):
                     dimensions = dimensions or vectors.shape[1]
                     check_vectors(vectors, dimensions, source, texts)
-                    keys.append(keys_of(texts))
+                    keys = keys_of(texts)
+                    first.add(np.column_stack([keys, np.zeros_like(keys)]).tobytes())
                     digest.update("\0".join(texts).encode("utf-8", "replace"))
                     digest.update(vectors.tobytes())
                     file.write(vectors.tobytes())
-            if not keys:
+            if not first.rows:
                 raise InputError(f"{', '.join(sources)}: no vectors in it")
-            file.flush()
-            all_keys = np.concatenate(keys)
-            order = np.argsort(all_keys, kind="stable")  # if a text occurs twice, its first row counts
-            mapped = np.memmap(file, np.float32, "r", shape=(len(all_keys), dimensions))
-        return cls(mapped, digest.hexdigest(), all_keys[order], order)
+            found_keys = on_disk(directory, (found[0] for found in first.merged()), np.uint64)
+            found_rows = on_disk(directory, (found[2] for found in first.merged()))
+            vectors = mapped(file, np.float32).reshape(-1, dimensions)
+        return cls(vectors, digest.hexdigest(), found_keys, found_rows)
 
     @property
     def dimensions(self) -> int:
@@ -118,12 +117,13 @@ def read_vectors(source: str) -> Iterator[Batch]:
         if len(columns) != 2:
             raise InputError(f"{source}: name the columns of texts and of vectors, as in {path}:text,embedding")
         if file.suffix == ".parquet":
-            yield from _arrow(parquet.ParquetFile(file).iter_batches(ROWS, columns=columns), columns, path)
+            yield from _arrow(parquet_batches(open_parquet(file), columns, ROWS), columns, path)
         elif file.suffix in (".arrow", ".feather"):
-            with pa.memory_map(path) as mapped:
-                reader = pa.ipc.open_file(mapped)
-                batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-                yield from _arrow(batches, columns, path)
+            with pa.memory_map(path) as opened:
+                reader = pa.ipc.open_file(opened)
+                whole = (reader.get_batch(number) for number in range(reader.num_record_batches))
+                parts = (batch.slice(start, ROWS) for batch in whole for start in range(0, batch.num_rows, ROWS))
+                yield from _arrow(parts, columns, path)
         else:
             yield from _json(file, columns)
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
@@ -267,18 +267,17 @@ def open_vectors(source: str, directory: Path) -> np.ndarray | StoredRows:
 
 def _copied(file: Path, directory: Path) -> np.ndarray:
     """The only column of vectors in a Parquet file as an array on disk."""
-    opened = parquet.ParquetFile(file)
+    opened = open_parquet(file)
     names = [field.name for field in opened.schema_arrow if is_vectors(field.type)]
     if len(names) != 1 or not opened.metadata.num_rows:
         raise InputError(f"{file}: {len(names)} columns of vectors; name one, as in {file}:text,embedding")
     make_directory(directory)
     dimensions = 0
-    with tempfile.TemporaryFile(dir=directory) as copy:
-        for batch in opened.iter_batches(ROWS, columns=names):
+    with spool_in(directory) as copy:
+        for batch in parquet_batches(opened, names, ROWS):
             rows = _rows_of(batch.column(0), f"{file}: column {names[0]!r}")
             dimensions = dimensions or rows.shape[1]
             if rows.shape[1] != dimensions:
                 raise InputError(f"{file}: vectors of {rows.shape[1]} dimensions after others of {dimensions}")
             copy.write(rows.tobytes())
-        copy.flush()
-        return np.memmap(copy, np.float32, "r", shape=(opened.metadata.num_rows, dimensions))
+        return mapped(copy, np.float32).reshape(-1, dimensions)
