@@ -49,7 +49,7 @@ from shortstack.distillation.recipe import overrides_for, read_recipe
 from shortstack.distillation.run import run_directory
 from shortstack.model import Embedder
 from shortstack.model.directory import best_device
-from shortstack.model.embedder import CPU_BATCH
+from shortstack.model.encoding import CPU_BATCH
 from shortstack.model.files import InputError, write_json
 from shortstack.model.pooling import Pooling
 from shortstack.model.precision import cpu_has_bf16, cpu_has_int8, resolve_precision

@@ -8,9 +8,9 @@ similarities = embedder.similarity(embeddings, embeddings)  # (2, 2) cosine
 import contextlib
 import copy
 import os
-import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
-from itertools import chain, pairwise
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -24,26 +24,31 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from shortstack.model.directory import Parts, Settings, best_device, read_model
+from shortstack.model.encoding import (
+    CPU_BATCH,
+    embed_in_fp32,
+    embedded_batches,
+    embedded_parts,
+    tokenized_ahead,
+    tokens_of,
+    tokens_that_suit,
+)
 from shortstack.model.engine.calibration import TEXT, calibrate
 from shortstack.model.engine.encoder import Engine, lay_out
 from shortstack.model.engine.int8 import Calibration
-from shortstack.model.files import InputError, first_line, is_out_of_memory
+from shortstack.model.files import InputError, first_line
 from shortstack.model.network import PackedForward
 from shortstack.model.pooling import Pooling
 from shortstack.model.precision import resolve_precision
-from shortstack.model.prefetch import one_behind, overlaps, prefetch
 from shortstack.model.saving import write_model
-from shortstack.model.tokens import PackedTokens, Tokenized, fetch, to_device
+from shortstack.model.tokens import PackedTokens, Tokenized, to_device
 
-CHUNK = 65_536  # sentences tokenised and sorted together: enough to fill every batch with equal lengths, little memory
 TOKENIZED_LETTERS = 2**20  # tokenised together: before it truncates them, the tokenizer takes some 100 bytes for each
-GPU_CHUNK = 16_384  # fewer, since a GPU waits for the first of them
 # What a text is for, and the names of the prompts that go before it by the field's habit, the first that a model has.
 ROLE_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 ROLES = ("", *ROLE_PROMPTS)  # "" takes the model's default prompt, if it has one, as `encode` does
 CALIBRATION_TOKENS = 8192
 Forward = Callable[[PackedTokens, Pooling], torch.Tensor]
-CPU_BATCH = 256  # sentences computed at a time on a CPU: longer batches start fewer operations
 
 if hasattr(os, "register_at_fork"):
     # A forked process has none of its parent's OpenMP threads, but GNU's OpenMP waits for them, forever. With one
@@ -219,26 +224,11 @@ class Embedder(nn.Module):
     def tokenize(self, sentences: Sequence[str], prompt: str = "") -> Tokenized:
         """Token numbers of each sentence, [CLS] and [SEP] included, truncated to max_length."""
         if sum(map(len, sentences)) + len(prompt) * len(sentences) <= TOKENIZED_LETTERS:  # such as a query
-            return self._tokenize([prompt + sentence for sentence in sentences])
+            return tokens_of(self._rust_tokenizer, [prompt + sentence for sentence in sentences], self.settings.origin)
         sizes = np.cumsum([len(prompt) + len(sentence) for sentence in sentences])
         ends = [*(np.flatnonzero(np.diff(sizes // TOKENIZED_LETTERS)) + 1).tolist(), len(sentences)]
-        parts = (sentences[start:end] for start, end in pairwise([0, *ends]))
-        return Tokenized.joined([self._tokenize([prompt + sentence for sentence in part]) for part in parts])
-
-    def _tokenize(self, texts: Sequence[str]) -> Tokenized:
-        try:
-            encodings = self._rust_tokenizer.encode_batch_fast(texts)
-        except TypeError:  # JSON can hold half a surrogate pair; UTF-8 and the tokenizer cannot
-            bad = next((text for text in texts if text != text.encode(errors="replace").decode()), "")
-            raise InputError(f"sentences: {ascii(bad[:60])} holds half a surrogate pair, which is no text") from None
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":  # a panic in Rust, which is not an Exception
-                raise
-            what = f"{self.settings.origin}: the tokenizer fails on a sentence ({first_line(error)})"
-            raise InputError(what) from None
-        lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
-        ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32, lengths.sum())
-        return Tokenized(ids, lengths)
+        parts = ([prompt + text for text in sentences[start:end]] for start, end in pairwise([0, *ends]))
+        return Tokenized.joined([tokens_of(self._rust_tokenizer, part, self.settings.origin) for part in parts])
 
     # -- the forward -------------------------------------------------------------------------------------------------
 
@@ -298,8 +288,6 @@ class Embedder(nn.Module):
         """
         single = isinstance(sentences, str)
         texts: Sequence[str] = [sentences] if isinstance(sentences, str) else as_list(sentences)
-        if not all(isinstance(text, str) for text in texts):
-            raise InputError("encode: takes a string or a list of strings")
         for name, value in (("batch_size", batch_size), ("truncate_dim", truncate_dim)):
             if value is not None and not (isinstance(value, Integral) and value >= 1):
                 raise InputError(f"{name}: {value!r} must be a whole number of at least 1")
@@ -308,7 +296,8 @@ class Embedder(nn.Module):
         result = torch.empty(len(texts), min(self.dimensions, truncate_dim or self.dimensions), device=where)
         with tqdm(total=len(texts), unit=" sentences", disable=not show_progress_bar) as progress:
             start = 0
-            for part in self._parts(self._tokenized_parts(texts, before), batch_size, where, progress.update):
+            parts = tokenized_ahead(partial(self.tokenize, prompt=before), texts, self.device)
+            for part in embedded_parts(self, parts, batch_size, where, progress.update):
                 result[start : start + len(part)] = part[:, :truncate_dim]
                 start += len(part)
         if normalize_embeddings:
@@ -355,90 +344,22 @@ class Embedder(nn.Module):
             check: wait for the result and, where a number went beyond fp16's range, compute everything again in fp32,
                 and all later embeddings too. Without it nothing waits: a GPU may still be computing on return.
         """
+        assert not self.training, "encode in evaluation mode: call .eval() first"
         if len(tokenized) == 1:  # a query: nothing to sort or to split
-            assert not self.training, "encode in evaluation mode: call .eval() first"
             with torch.no_grad():
                 result = self(PackedTokens.pack(tokenized, self.device))
             progress(1)
         else:
             result = torch.empty(len(tokenized), self.dimensions, device=self.device)
-            for indices, embeddings in self._batches(tokenized, batch_size):
+            most = batch_size or (CPU_BATCH if self.device.type == "cpu" else len(tokenized))
+            budget = self.tokens_per_batch or tokens_that_suit(self.device, self.bert.config.hidden_size)
+            for indices, embeddings in embedded_batches(self, tokenized, most, budget):
                 (rows,) = to_device([indices], self.device)
                 result.index_copy_(0, rows.long(), embeddings)
                 progress(len(indices))
         if check and self.precision == "fp16" and not result.isfinite().all():
-            return self._embed_again(tokenized, batch_size)
+            return embed_in_fp32(self, tokenized, batch_size)
         return result
-
-    def _embed_again(self, tokenized: Tokenized, batch_size: int | None) -> torch.Tensor:
-        if self.precision == "fp16":  # else the part before was found out first
-            what = "a number is beyond fp16's range: embeddings are computed in fp32 from here on"
-            warnings.warn(what, stacklevel=3)
-            self.use_precision("fp32")
-        return self.embed(tokenized, batch_size)
-
-    def _tokenized_parts(self, texts: Sequence[str], before: str) -> Generator[Tokenized, None, None]:
-        """Tokenise texts a part at a time; for a GPU, the next part while it computes one."""
-        size = GPU_CHUNK if overlaps(self.device) else CHUNK
-        starts = range(0, len(texts), size)
-        parts = (self.tokenize(texts[start : start + size], before) for start in starts)
-        return prefetch(parts, 1 if overlaps(self.device) and len(starts) > 1 else 0)
-
-    def _parts(
-        self,
-        tokenized: Generator[Tokenized, None, None],
-        batch_size: int | None,
-        where: torch.device,
-        progress: Callable[[int], Any],
-    ) -> Iterator[torch.Tensor]:
-        """Embed tokenised parts, checked as by `embed`: (b, dimensions) fp32 each, on the device `where`.
-
-        A GPU computes the next part while one is copied to the host.
-        """
-
-        def launch(
-            tokens: Tokenized,
-        ) -> tuple[Tokenized, Callable[[], torch.Tensor], Callable[[], torch.Tensor] | None]:
-            embeddings = self.embed(tokens, batch_size, progress)
-            is_finite = fetch(embeddings.isfinite().all()) if self.precision == "fp16" else None
-            return tokens, (lambda: embeddings) if where.type != "cpu" else fetch(embeddings), is_finite
-
-        with contextlib.closing(tokenized):
-            launched = map(launch, tokenized)
-            for tokens, embeddings, is_finite in one_behind(launched) if overlaps(self.device) else launched:
-                if is_finite is None or is_finite():
-                    yield embeddings()
-                else:
-                    yield self._embed_again(tokens, batch_size).to(where)
-
-    @torch.inference_mode()
-    def _batches(self, tokenized: Tokenized, batch_size: int | None) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Embed tokenised sentences in batches of equal length where possible, without a token of padding.
-
-        Where memory runs out, the batch is tried again in halves, and later batches are no larger.
-
-        Yields:
-            (b,) indices in `tokenized`, and their (b, dimensions) fp32 embeddings; every sentence once.
-        """
-        assert not self.training, "encode in evaluation mode: call .eval() first"
-        lengths = tokenized.lengths
-        order = np.argsort(-lengths, kind="stable")  # longest first: what does not fit in memory fails at once
-        if batch_size is None:
-            batch_size = CPU_BATCH if self.device.type == "cpu" else len(order)
-        start = 0
-        while start < len(order):
-            budget = self.tokens_per_batch or tokens_that_suit(self.device, self.bert.config.hidden_size)
-            longest = int(lengths[order[start]])
-            indices = order[start : start + max(1, min(batch_size, budget // longest))][::-1].copy()
-            try:
-                embeddings = self(PackedTokens.pack(tokenized.take(indices), self.device))
-            except (RuntimeError, MemoryError) as error:
-                if len(indices) == 1 or not is_out_of_memory(error):
-                    raise
-                self.tokens_per_batch = len(indices) * longest // 2
-                continue
-            yield indices, embeddings
-            start += len(indices)
 
     def prompt_text(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
         """The text that goes before each sentence.
@@ -484,25 +405,19 @@ class Embedder(nn.Module):
         return (unit_rows(a) * unit_rows(b)).sum(dim=-1)
 
 
-def tokens_that_suit(device: torch.device, hidden_size: int) -> int:
-    """Tokens to compute at a time.
-
-    On a GPU, as many as keep it busy for longer than the host takes to start a batch: 32,768 at 1024 dimensions, which
-    take 1 GB in half precision, and 131,072 at 384. On a CPU fewer, so that long sentences fit into memory.
-    """
-    return 16_384 if device.type == "cpu" else min(131_072, 2**35 // hidden_size**2)
-
-
-def as_list(sentences: Any) -> list[Any]:
-    """The items of anything that can be iterated over.
+def as_list(sentences: Any) -> list[str]:
+    """The items of anything that can be iterated over, all of them strings.
 
     Raises:
-        InputError: it can't be.
+        InputError: it can't be, or they are not.
     """
     try:
-        return list(sentences)
+        texts = list(sentences)
     except TypeError:
         raise InputError(f"encode: takes a string or a list of strings, got {type(sentences).__name__}") from None
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError("encode: takes a string or a list of strings")
+    return texts
 
 
 def unit_rows(vectors: np.ndarray | torch.Tensor) -> torch.Tensor:

@@ -360,7 +360,7 @@ def test_a_sentence_embeds_the_same_in_any_company(
 ) -> None:
     """Whatever stands beside it, wherever it stands, however the batches are cut; and the order is kept."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shortstack.model.embedder.CHUNK", chunk)
+        patch.setattr("shortstack.model.encoding.CHUNK", chunk)
         patch.setattr(tiny, "tokens_per_batch", budget)
         embeddings = tiny.encode(texts, batch_size=batch_size)
     wanted = np.stack([alone[text] for text in texts]) if texts else np.empty((0, 32), dtype=np.float32)

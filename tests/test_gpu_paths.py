@@ -379,11 +379,16 @@ def test_encode_works_ahead_for_a_gpu(tiny_model_dir: Path, monkeypatch: pytest.
     embedder = Embedder.load(tiny_model_dir, device="cpu", precision="fp32")
     texts = [f"{word} b c d"[: 3 + number % 5] for number, word in enumerate("abcdefg" * 3)]
     wanted, events = embedder.encode(texts), []
-    monkeypatch.setattr("shortstack.model.embedder.overlaps", lambda device: True)
-    monkeypatch.setattr("shortstack.model.embedder.GPU_CHUNK", 5)
+    monkeypatch.setattr("shortstack.model.encoding.overlaps", lambda device: True)
+    monkeypatch.setattr("shortstack.model.encoding.GPU_CHUNK", 5)
     for name in ("tokenize", "embed"):
         real = getattr(embedder, name)
-        monkeypatch.setattr(embedder, name, lambda *given, name=name, real=real: events.append(name) or real(*given))
+
+        def noted(*given, name=name, real=real, **options):  # type: ignore[no-untyped-def]
+            events.append(name)
+            return real(*given, **options)
+
+        monkeypatch.setattr(embedder, name, noted)
     np.testing.assert_allclose(np.asarray(embedder.encode(texts, convert_to_tensor=to_tensor)), wanted, atol=1e-6)
     assert events.count("tokenize") == events.count("embed") == 5
     assert embedder.encode([]).shape == (0, 32) and embedder.encode(texts[0]).shape == (32,)
@@ -394,8 +399,8 @@ def test_encode_finds_every_part_beyond_fp16(tiny_model_dir: Path, monkeypatch: 
     embedder = Embedder.load(tiny_model_dir, device="cpu", precision="fp32")
     texts = [f"{word} b c d"[: 3 + number % 5] for number, word in enumerate("abcdefg" * 3)]
     wanted, real = embedder.encode(texts), embedder.embed
-    monkeypatch.setattr("shortstack.model.embedder.overlaps", lambda device: True)
-    monkeypatch.setattr("shortstack.model.embedder.GPU_CHUNK", 5)
+    monkeypatch.setattr("shortstack.model.encoding.overlaps", lambda device: True)
+    monkeypatch.setattr("shortstack.model.encoding.GPU_CHUNK", 5)
     embedder.precision = "fp16"  # by name: the numbers are made to overflow here
     monkeypatch.setattr(embedder, "embed", lambda *given: real(*given) / (0.0 if embedder.precision == "fp16" else 1.0))
     with pytest.warns(UserWarning, match="beyond fp16's range") as caught:
