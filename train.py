@@ -17,9 +17,6 @@ if __name__ == "__main__":
     answer_first("train")  # --help and a wrong flag end here, before the seconds that the imports below take
 
 import contextlib
-import dataclasses
-import hashlib
-import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -29,7 +26,6 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from shortstack import distillation, model
 from shortstack.distillation.command_line import (
     end_at_once,
     recipe_from_arguments,
@@ -44,17 +40,17 @@ from shortstack.distillation.data.vectors import TeacherVectors
 from shortstack.distillation.evaluation.judge import Judge
 from shortstack.distillation.evaluation.own import NAME, own_documents, verdict, write_retrieval
 from shortstack.distillation.evaluation.results import Results, write_results
-from shortstack.distillation.evaluation.sets import RetrievalSet, read_retrieval, read_sts
+from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs, read_retrieval, read_sts
 from shortstack.distillation.evaluation.table import table
 from shortstack.distillation.host import release_freed_memory
 from shortstack.distillation.progress import progress_bar
 from shortstack.distillation.ranks import Ranks
-from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides, versions
-from shortstack.distillation.run import Run
+from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides
+from shortstack.distillation.run import Run, what_decides
 from shortstack.distillation.student.layers import note_on_layers
-from shortstack.distillation.student.plan import make_student, plan_student
-from shortstack.distillation.training.checkpoint import Checkpoints, Progress
-from shortstack.distillation.training.expected import LONG, expected_time
+from shortstack.distillation.student.plan import Plan, make_student, plan_student
+from shortstack.distillation.training.checkpoint import Checkpoints, Progress, fingerprint
+from shortstack.distillation.training.expected import say_expected_time
 from shortstack.distillation.training.flat_optimizer import optimizer_for
 from shortstack.distillation.training.graph import GraphedStep, graphed_step, why_not_graphed
 from shortstack.distillation.training.meter import Meter
@@ -63,13 +59,6 @@ from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
 from shortstack.model.files import write_json, write_text
 from shortstack.model.prefetch import overlaps, prefetch
-
-# What may differ when a run is resumed: nothing that decides which steps are taken.
-FREE_TO_CHANGE = (
-    "device", "output", "labels", "tokens_per_batch", "log_every", "report_to", "save_every",
-    "max_skipped_steps", "timeout", "name",
-)  # fmt: skip
-
 
 # -- the run ---------------------------------------------------------------------------------------------------------
 
@@ -81,11 +70,8 @@ def distil(run: Run) -> None:
         InputError: anything wrong with the recipe, before the run's directory is touched.
     """
     recipe, ranks = run.recipe, run.ranks
-    sts = [read_sts(name, source) for name, source in recipe.sts.items()]
-    retrieval = [read_retrieval(name, source) for name, source in recipe.retrieval.items()]
+    sets = read_sets(recipe)
     vectors = TeacherVectors.read(recipe.teacher_vectors, Path(recipe.output)) if recipe.teacher_vectors else None
-    if note := note_on_layers(recipe.layers):
-        run.say(note)
     teacher = load_teacher(run)
     plan = plan_student(recipe, teacher, vectors)
     corpus = open_corpus(recipe, cutter_of(teacher), ranks, vectors)
@@ -93,27 +79,26 @@ def distil(run: Run) -> None:
     check_batches(recipe, len(corpus), ranks)
     plan = plan.settled(corpus, ranks)
     run.begin(plan.recipe)
-    if len(corpus) * recipe.epochs >= LONG and ranks.world == 1 and not run.resume and vectors is None:
-        copy = plan.start.keep_layers(plan.layers)
-        run.say(expected_time(teacher, copy, corpus, run.recipe, ranks))
+    say_expected_time(plan, corpus, run)
 
     labels = label_corpus(teacher, corpus, run.recipe, ranks)
     ranks.agree("labels", {"teacher": labels.fingerprint})
-    own = own_set(corpus, teacher, run)
-    judge = Judge(sts, retrieval, corpus.evaluation(), ranks, Path(recipe.output) / "labels", own)
-    if recipe.start_from and own is not None:
-        judge.hear_start(plan.start, teacher)
+    judge = make_judge(sets, plan, corpus, run)
     student, labels = make_student(plan, labels, corpus, ranks)
-    describe_run(teacher, student, labels, corpus, run)
-    if vectors is None:
-        judge.hear(teacher)
+    describe_run(plan, student, labels, corpus, run)
     progress = train(student, labels, judge, run)
     if ranks.is_main:
-        student.calibrate(student.with_prompts(*corpus.evaluation()))
-        student.save(run.directory / "model")
-        student.use_precision(teacher.precision)
-        results = judge.fully(student, teacher) if vectors is None else judge.by_labels(student, labels.evaluation())
+        results = finish(student, plan, labels, judge, run)
         hand_over(results, sanity_of(progress, labels, run), run)
+
+
+Sets = tuple[list[StsPairs], list[RetrievalSet]]
+
+
+def read_sets(recipe: Recipe) -> Sets:
+    """The STS and the retrieval sets that the recipe names."""
+    sts = [read_sts(name, source) for name, source in recipe.sts.items()]
+    return sts, [read_retrieval(name, source) for name, source in recipe.retrieval.items()]
 
 
 def load_teacher(run: Run) -> Embedder:
@@ -128,9 +113,20 @@ def load_teacher(run: Run) -> Embedder:
     if recipe.teacher_vectors:  # the vectors are those of the texts without a prompt
         teacher.settings.prompts, teacher.settings.default_prompt_name = {}, None
     teacher.tokens_per_batch = recipe.tokens_per_batch or None
-    for note in teacher.settings.notes:
+    for note in filter(None, [note_on_layers(recipe.layers), *teacher.settings.notes]):
         run.say(f"note: {note}")
     return teacher
+
+
+def make_judge(sets: Sets, plan: Plan, corpus: Corpus, run: Run) -> Judge:
+    """What the student is judged by; the teacher's side of it, and the start's, are measured here."""
+    own = own_set(corpus, plan.teacher, run)
+    judge = Judge(*sets, corpus.evaluation(), run.ranks, Path(run.recipe.output) / "labels", own)
+    if run.recipe.start_from:
+        judge.hear_start(plan.start, plan.teacher)
+    if plan.vectors is None:
+        judge.hear(plan.teacher)
+    return judge
 
 
 def own_set(corpus: Corpus, teacher: Embedder, run: Run) -> RetrievalSet | None:
@@ -144,21 +140,19 @@ def own_set(corpus: Corpus, teacher: Embedder, run: Run) -> RetrievalSet | None:
     return data
 
 
-def describe_run(teacher: Embedder, student: Embedder, labels: Labels, corpus: Corpus, run: Run) -> None:
+def describe_run(plan: Plan, student: Embedder, labels: Labels, corpus: Corpus, run: Run) -> None:
     """Print what the run is made of, and write it into the run's directory."""
     if not run.ranks.is_main:
         return
     recipe, history = run.recipe, student.settings.history
-    assert isinstance(recipe.layers, list)
-    if corpus.vectors is not None:
-        run.say(f"teacher: {len(corpus.vectors.vectors):,} vectors of {corpus.vectors.dimensions} dimensions")
+    if plan.vectors is not None:
+        run.say(f"teacher: {len(plan.vectors.vectors):,} vectors of {plan.vectors.dimensions} dimensions")
     else:
-        run.say(f"teacher {recipe.teacher}: {teacher.bert.config.num_hidden_layers} layers, {size_of(teacher)}")
-    numbers = ", ".join(map(str, recipe.layers)) or "none"
-    layers = f"layers {numbers} of {recipe.start_from or 'the teacher'}"
-    if recipe.intermediate_size:
-        layers += f", of width {recipe.intermediate_size:,}"
-    run.say(f"student: {layers}, {size_of(student)}")
+        layers = plan.teacher.bert.config.num_hidden_layers
+        run.say(f"teacher {recipe.teacher}: {layers} layers, {size_of(plan.teacher)}")
+    numbers = ", ".join(map(str, plan.layers)) or "none"
+    width = f", of width {recipe.intermediate_size:,}" if recipe.intermediate_size else ""
+    run.say(f"student: layers {numbers} of {recipe.start_from or 'the teacher'}{width}, {size_of(student)}")
     if recipe.vocabulary:
         cut = history["vocabulary"]
         share, saved = f"{cut['share_of_tokens']:.2%}", f"{cut['megabytes_saved']:.1f}"
@@ -177,6 +171,16 @@ def size_of(embedder: Embedder) -> str:
     return f"{sum(p.numel() for name, p in embedder.named_parameters() if 'pooler' not in name) / 1e6:.1f} M parameters"
 
 
+def finish(student: Embedder, plan: Plan, labels: Labels, judge: Judge, run: Run) -> Results:
+    """Save the trained student and measure it in the teacher's precision."""
+    student.calibrate(student.with_prompts(*judge.held_out))
+    student.save(run.directory / "model")
+    student.use_precision(plan.teacher.precision)
+    if plan.vectors is not None:
+        return judge.by_labels(student, labels.evaluation())
+    return judge.fully(student, plan.teacher)
+
+
 def sanity_of(progress: Progress, labels: Labels, run: Run) -> dict[str, Any]:
     """What to know about the training beside the student's figures: the best step, and warnings."""
     warnings = []
@@ -191,13 +195,7 @@ def sanity_of(progress: Progress, labels: Labels, run: Run) -> dict[str, Any]:
 
 
 def hand_over(results: Results, findings: dict[str, Any], run: Run) -> None:
-    """Write the student's figures and print them.
-
-    Args:
-        results: of the judge.
-        findings: of `sanity_of`, which become part of the figures.
-        run: the run.
-    """
+    """Write the figures of the judge, with the `findings` of `sanity_of` among them, and print them."""
     figures, pairs = results
     figures |= findings | {"sanity": figures.get("sanity", {}) | findings["sanity"]}
     write_results(run.directory, (figures, pairs))
@@ -339,23 +337,6 @@ def flat(figures: dict[str, Any]) -> dict[str, float]:
         else:
             result[name] = value
     return result
-
-
-def fingerprint(recipe: Recipe, labels: Labels, total: int) -> str:
-    """A text that differs between runs which would take different steps: SHA-256, in hexadecimal."""
-    settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in FREE_TO_CHANGE}
-    settings_hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return f"{settings_hash} {labels.fingerprint} {total}"
-
-
-def what_decides(recipe: Recipe) -> dict[str, Any]:
-    """What must be the same on all ranks of a run: its settings, the versions of packages, and the code."""
-    settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key != "device"}
-    code = hashlib.sha256()
-    for package in (distillation, model):
-        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
-            code.update(path.read_bytes())
-    return settings | versions() | {"code": code.hexdigest()[:16]}
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import signal
@@ -13,10 +14,11 @@ from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
+from shortstack import distillation, model
 from shortstack.distillation import RunError
 from shortstack.distillation.curves import Callback, open_tracker, trackers_of
 from shortstack.distillation.ranks import Ranks
-from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.recipe import Recipe, versions
 from shortstack.model.files import InputError, errors_about, flush_to_disk, make_directory, remove_leftovers, write_text
 
 STOP_CHECK_EVERY = 10  # steps between asking the other ranks whether one was told to stop
@@ -177,6 +179,16 @@ class Run:
         if self.ranks.world > 1:
             return step % STOP_CHECK_EVERY == 0 and self.ranks.any(self._stop_signal != 0)
         return self._stop_signal != 0
+
+
+def what_decides(recipe: Recipe) -> dict[str, Any]:
+    """What must be the same on all ranks of a run: its settings, the versions of packages, and the code."""
+    settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key != "device"}
+    code = hashlib.sha256()
+    for package in (distillation, model):
+        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
+            code.update(path.read_bytes())
+    return settings | versions() | {"code": code.hexdigest()[:16]}
 
 
 def run_directory(model: str) -> Path | None:

@@ -122,7 +122,7 @@ def test_linear_cka_is_1_for_a_rotation_and_less_for_noise() -> None:
 
 
 def test_one_number_may_mean_so_many_layers() -> None:
-    note = "note: --layers 3 keeps one layer, number 3; for 3 layers: --layers even:3"
+    note = "--layers 3 keeps one layer, number 3; for 3 layers: --layers even:3"
     assert note_on_layers([3]) == note
     for clear in ([0], [1], [0, 3], "even:3", "all"):
         assert note_on_layers(clear) == ""

@@ -123,8 +123,8 @@ def _embed_with(teacher: Embedder, layers: Sequence[int], tokens: Tokenized) -> 
 
 
 def note_on_layers(layers: list[int] | str) -> str:
-    """What to say to someone who gives one number, and may mean so many layers; empty where there is no doubt."""
+    """A note for a user who gives one number and may mean so many layers; empty where there is no doubt."""
     if not isinstance(layers, list) or len(layers) != 1 or layers[0] <= 1:
         return ""
     (number,) = layers
-    return f"note: --layers {number} keeps one layer, number {number}; for {number} layers: --layers even:{number}"
+    return f"--layers {number} keeps one layer, number {number}; for {number} layers: --layers even:{number}"

@@ -5,6 +5,8 @@ functions of the recipe's seed and the step's number.
 """
 
 import dataclasses
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from shortstack.distillation.data.labels import Labels
+from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.run import Run
 from shortstack.distillation.training.meter import Meter
 from shortstack.distillation.training.optimizer import StudentOptimizer
 from shortstack.model.files import InputError
 from shortstack.model.tensors import load_tensors, save_tensors
+
+# What may differ when a run is resumed: nothing that decides which steps are taken.
+FREE_TO_CHANGE = (
+    "device", "output", "labels", "tokens_per_batch", "log_every", "report_to", "save_every",
+    "max_skipped_steps", "timeout", "name",
+)  # fmt: skip
 
 
 @dataclass
@@ -237,3 +247,10 @@ def read_weights(path: Path, run: str) -> tuple[dict[str, torch.Tensor], int]:
 def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The tensors whose names start with `prefix`, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def fingerprint(recipe: Recipe, labels: Labels, total: int) -> str:
+    """A text that differs between runs which would take different steps: SHA-256, in hexadecimal."""
+    settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in FREE_TO_CHANGE}
+    settings_hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return f"{settings_hash} {labels.fingerprint} {total}"

@@ -8,6 +8,8 @@ from shortstack.distillation.data.corpus import Corpus
 from shortstack.distillation.data.labels import LabelledSentences
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
+from shortstack.distillation.run import Run
+from shortstack.distillation.student.plan import Plan
 from shortstack.distillation.training.flat_optimizer import optimizer_for
 from shortstack.distillation.training.graph import step_for
 from shortstack.model import Embedder
@@ -15,6 +17,14 @@ from shortstack.model import Embedder
 SAMPLE = 256  # texts
 GPU_SAMPLE = 4096  # fewer leave it waiting for its host
 LONG = 100_000  # texts over all epochs; for longer runs an estimate is worth the seconds it takes
+
+
+def say_expected_time(plan: Plan, corpus: Corpus, run: Run) -> None:
+    """Say how long a long run of one process will take on this machine."""
+    recipe, ranks = run.recipe, run.ranks
+    if len(corpus) * recipe.epochs >= LONG and ranks.world == 1 and not run.resume and plan.vectors is None:
+        copy = plan.start.keep_layers(plan.layers)
+        run.say(expected_time(plan.teacher, copy, corpus, recipe, ranks))
 
 
 def expected_time(teacher: Embedder, student: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks) -> str:
