@@ -38,7 +38,7 @@ from shortstack.distillation.training.optimizer import training_precision
 from shortstack.model import Embedder
 from shortstack.model.precision import cpu_has_bf16
 from shortstack.model.prefetch import overlaps, prefetch
-from shortstack.serve import compile_openvino
+from shortstack.serve import compile_openvino, open_onnx
 
 INSTALL = "pip install -e '.[peers]'"
 TURNS = 3  # of training; each takes many steps
@@ -64,11 +64,8 @@ def encoders(
 ) -> list[tuple[str, str, Callable[[], Encoder]]]:
     """Other tools' encoders of the same model: name, precision, and what loads it.
 
-    Args:
-        model: ours.
-        precisions: those that ours is measured in; on a CPU the others' default, fp32, always takes part.
-        sentences: to be encoded; OpenVINO's int8 is calibrated on the first of them.
-        directory: for ONNX and OpenVINO files.
+    On a CPU the others' default, fp32, always takes part beside `precisions`. OpenVINO's int8 is calibrated on the
+    first of `sentences`. ONNX and OpenVINO files go to `directory`.
     """
     name, device, max_length = model.settings.origin, model.device, model.settings.max_length
     if device.type == "cuda":
@@ -158,13 +155,8 @@ class OwnBatchSize:
 
 
 def load_onnx(path: Path, name: str, max_length: int) -> Encoder:
-    from onnxruntime import InferenceSession, SessionOptions
-
-    options = SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-    return GraphEncoder(lambda inputs: session.run(["sentence_embedding"], inputs)[0], names, name, max_length)
+    graph = open_onnx(path, torch.get_num_threads())
+    return GraphEncoder(graph.run, graph.inputs, name, max_length)
 
 
 def load_openvino(path: Path, name: str, max_length: int, precision: str) -> Encoder:

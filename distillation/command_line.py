@@ -172,18 +172,13 @@ def recipe_from_arguments(arguments: argparse.Namespace, recipe_path: str) -> Re
         if item.name == "vocabulary" and value.isdecimal():
             value = int(value)
         if item.name == "layers" and re.fullmatch(r"[\d,\s-]+", value):
-            value = layer_numbers(value)
+            try:
+                value = [int(number) for number in value.split(",")]
+            except ValueError:
+                raise InputError(f"--layers: {value!r} is not a list of numbers such as 0,2,5") from None
         set_field(recipe, item.name, value, "--" + item.name.replace("_", "-"))
     recipe.check()
     return recipe
-
-
-def layer_numbers(text: str) -> list[int]:
-    """ "0,2,5" to [0, 2, 5]."""
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise InputError(f"--layers: {text!r} is not a list of numbers such as 0,2,5") from None
 
 
 def named_sources(values: list[str], flag: str) -> dict[str, str]:

@@ -30,13 +30,9 @@ def trackers_of(report_to: str) -> list[str]:
 
 
 def open_tracker(name: str, directory: Path, settings: dict[str, Any], step: int) -> Callback:
-    """A callback that sends log lines to a tracker.
+    """A callback that sends log lines to one of TRACKERS.
 
-    Args:
-        name: one of TRACKERS.
-        directory: the run's.
-        settings: the recipe.
-        step: the run goes on after it; later points of an earlier attempt are dropped where the tracker can.
+    The run goes on after `step`; later points of an earlier attempt are dropped where the tracker can.
     """
     return {"tensorboard": _tensorboard, "wandb": _wandb}[name](directory, settings, step)
 

@@ -174,11 +174,7 @@ def write_openvino(embedder: Embedder, fp32_path: Path, path: Path) -> float:
 def write_openvino_int8(embedder: Embedder, fp32_path: Path, path: Path, sentences: Sequence[str] = ()) -> float:
     """Write OpenVINO's graph with weights and activations in int8, by NNCF, and say as `write_int8` how near it is.
 
-    Args:
-        embedder: the model.
-        fp32_path: its graph in OpenVINO's form.
-        path: where to write.
-        sentences: what to calibrate on besides the text in the package.
+    It is calibrated on the text in the package and on `sentences`.
     """
     with quiet():
         import nncf

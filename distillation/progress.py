@@ -12,10 +12,7 @@ WIDTH = 100  # characters of a line
 def progress_bar(total: int, unit: str, **options: Any) -> tqdm:
     """A tqdm bar over so many units. Outside a terminal it writes whole lines, one every ten seconds at most.
 
-    Args:
-        total: how many there are.
-        unit: their name, with a space before it.
-        options: others of tqdm's, such as `initial`, `desc` and `disable`.
+    `unit` has a space before it; `options` are others of tqdm's, such as `initial`, `desc` and `disable`.
     """
     if not sys.stderr.isatty():
         options |= {"file": _Lines(sys.stderr), "ncols": WIDTH, "ascii": True}

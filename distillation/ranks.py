@@ -220,11 +220,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def refuse_shared_gpus(store: dist.Store, rank: int, world: int, device: torch.device) -> None:
-    """Make sure that each rank has a GPU of its own, which NCCL requires.
-
-    Raises:
-        InputError: two ranks have the same.
-    """
+    """Raise InputError unless each rank has a GPU of its own, which NCCL requires."""
     store.set(str(rank), f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}")
     first_with: dict[bytes, int] = {}
     for other in range(world):

@@ -155,11 +155,7 @@ class Recipe:
             self._require(self.evaluation_sentences >= 100, "evaluation_sentences", what)
 
     def _metrics(self) -> list[str]:
-        """The figures that `metric_for_best_model` may name.
-
-        Raises:
-            InputError: a set's name that can't be used, or two that have a figure's name in common.
-        """
+        """The figures that `metric_for_best_model` may name; InputError for two sets that share a figure's name."""
         metrics = ["negative_mse", "overlap@10"]
         for name in self.sts:
             check_set_name(name, "recipe: sts")
@@ -201,11 +197,7 @@ def parse_vocabulary(text: int | str) -> int | float:
 
 
 def check_set_name(name: str, where: str) -> None:
-    """Refuse a name of an STS or retrieval set that can't be a key beside the other figures.
-
-    Raises:
-        InputError: says what is allowed, with `where`.
-    """
+    """Raise InputError, which begins with `where`, if a set's name can't be a key beside the other figures."""
     if not re.fullmatch(r"[\w.-]+", name):
         raise InputError(f"{where}: the name {name!r} may hold letters, digits, '.', '_' and '-' only")
     if name in RESERVED:

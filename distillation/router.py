@@ -48,11 +48,7 @@ def export_router(model: str, teacher: str | None = None, output: Path | None = 
 
 
 def write_router(student: Embedder, teacher: Embedder, path: Path) -> None:
-    """Write the pair, whole or not at all; a router that is there is replaced.
-
-    Raises:
-        InputError: embeddings of different length, or something else at `path`.
-    """
+    """Write the pair, whole or not at all; a router that is there is replaced."""
     if student.dimensions != teacher.dimensions:
         raise InputError(
             f"{student.settings.origin} has {student.dimensions} dimensions, its teacher {teacher.dimensions}; "

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import BertModel, DistilBertConfig, DistilBertModel, MPNetModel, RobertaModel, XLMRobertaModel
 
-from shortstack.model.network import Layer, PackedForward
+from shortstack.model.network import PackedForward
 from shortstack.model.tokens import PackedTokens
 
 LARGEST_DISTANCE = 128  # tokens; from this distance on, all share one bucket of MPNet's bias
@@ -33,20 +33,9 @@ class DistilledXLMRoberta(PackedForward, XLMRobertaModel):
 class DistilledMPNet(PackedForward, MPNetModel):
     """All its layers add the same bias, which depends on the relative position, to their attention scores."""
 
-    def layer_of(self, module: Any) -> Layer:
+    def attention_of(self, module: Any) -> tuple[Any, ...]:
         attend = module.attention.attn
-        return Layer(
-            query=attend.q,
-            key=attend.k,
-            value=attend.v,
-            attention_output=attend.o,
-            attention_norm=module.attention.LayerNorm,
-            intermediate=module.intermediate.dense,
-            output=module.output.dense,
-            output_norm=module.output.LayerNorm,
-            heads=self.config.num_attention_heads,
-            activation=self.config.hidden_act,
-        )
+        return attend.q, attend.k, attend.v, attend.o, module.attention.LayerNorm
 
     def position_bias(self, tokens: PackedTokens) -> torch.Tensor:
         table = self.encoder.relative_attention_bias  # (buckets, H)
@@ -65,19 +54,12 @@ class DistilledDistilBert(PackedForward, DistilBertModel):
     def encoder(self) -> Any:  # type: ignore[override]
         return self.transformer
 
-    def layer_of(self, module: Any) -> Layer:
-        return Layer(
-            query=module.attention.q_lin,
-            key=module.attention.k_lin,
-            value=module.attention.v_lin,
-            attention_output=module.attention.out_lin,
-            attention_norm=module.sa_layer_norm,
-            intermediate=module.ffn.lin1,
-            output=module.ffn.lin2,
-            output_norm=module.output_layer_norm,
-            heads=self.config.n_heads,
-            activation=self.config.activation,
-        )
+    def attention_of(self, module: Any) -> tuple[Any, ...]:
+        attend = module.attention
+        return attend.q_lin, attend.k_lin, attend.v_lin, attend.out_lin, module.sa_layer_norm
+
+    def mlp_of(self, module: Any) -> tuple[Any, ...]:
+        return module.ffn.lin1, module.ffn.lin2, module.output_layer_norm
 
 
 ARCHITECTURES: dict[str, Any] = {  # by the model_type of config.json

@@ -37,15 +37,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def check_replaceable(path: Path, mark: str, kind: str, instead: str) -> None:
-    """Make sure that a directory of some kind may be written at `path`.
+    """Raise InputError unless nothing, an empty directory or one of the same kind is at `path`.
 
-    Args:
-        path: may be missing, an empty directory, or one of the same kind.
-        mark: a file that every directory of this kind has.
-        kind, instead: what it is, and what to choose otherwise, for the error.
-
-    Raises:
-        InputError: something else is there.
+    `mark` is a file that every directory of the kind has; `kind` and `instead`, what to choose, are for the error.
     """
     if path.exists() and not (path / mark).exists() and (path.is_file() or any(path.iterdir())):
         raise InputError(f"{path}: exists and is not a {kind}, so it is not replaced; choose another {instead}")
@@ -230,12 +224,7 @@ def replace_directory(new: Path, path: Path) -> None:
 
 
 def remove_leftovers(directory: Path, name: str | None = None) -> None:
-    """Remove the temporary files that killed processes left; those of running processes stay.
-
-    Args:
-        directory: where.
-        name: only what was to become this file or directory; None for all.
-    """
+    """Remove the temporary files that killed processes left for `name`, or for any name; running processes' stay."""
     for path in list(directory.iterdir()) if directory.exists() else []:
         match = LEFTOVER.fullmatch(path.name)
         if match is None or name not in (None, match["name"]):

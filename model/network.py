@@ -144,20 +144,30 @@ class PackedForward:
         return [self.layer_of(module) for module in self.encoder.layer]
 
     def layer_of(self, module: Any) -> Layer:
-        """One of transformers' layers under the paper's names, from the module names of BERT and most others."""
-        attend = module.attention.self
+        """One of transformers' layers under the paper's names."""
+        query, key, value, attention_output, attention_norm = self.attention_of(module)
+        intermediate, output, output_norm = self.mlp_of(module)
         return Layer(
-            query=attend.query,
-            key=attend.key,
-            value=attend.value,
-            attention_output=module.attention.output.dense,
-            attention_norm=module.attention.output.LayerNorm,
-            intermediate=module.intermediate.dense,
-            output=module.output.dense,
-            output_norm=module.output.LayerNorm,
+            query=query,
+            key=key,
+            value=value,
+            attention_output=attention_output,
+            attention_norm=attention_norm,
+            intermediate=intermediate,
+            output=output,
+            output_norm=output_norm,
             heads=self.config.num_attention_heads,
             activation=getattr(self.config, self.activation),
         )
+
+    def attention_of(self, module: Any) -> tuple[Any, ...]:
+        """Query, key, value, output and norm of a layer, by the names of BERT and most others."""
+        attend, output = module.attention.self, module.attention.output
+        return attend.query, attend.key, attend.value, output.dense, output.LayerNorm
+
+    def mlp_of(self, module: Any) -> tuple[Any, ...]:
+        """The two products of a layer's MLP and the norm after them."""
+        return module.intermediate.dense, module.output.dense, module.output.LayerNorm
 
     @property
     def published(self) -> str:

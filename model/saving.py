@@ -35,7 +35,8 @@ def write_model(parts: Parts, path: Path, model_card: str | None) -> None:
         types = [f"sentence_transformers.models.{kind}" for kind in modules]
         entries = [{"idx": i, "name": str(i), "path": folders[i], "type": types[i]} for i in range(len(modules))]
         write_json(directory / "modules.json", entries)
-        write_json(directory / "sentence_bert_config.json", sentence_bert_config(settings))
+        lengths = {"max_seq_length": settings.max_length, "do_lower_case": settings.lowercase}
+        write_json(directory / "sentence_bert_config.json", lengths)
         write_json(directory / "1_Pooling" / "config.json", pooling_config(settings, bert.config.hidden_size))
         if dense is not None:
             write_dense(dense, activation, directory / "2_Dense")
@@ -69,10 +70,6 @@ def library_config(settings: Settings) -> dict[str, Any]:
         "default_prompt_name": settings.default_prompt_name,
         "similarity_fn_name": settings.similarity_fn_name,
     } | {key: value for key, value in (("truncate_dim", settings.truncate_dim), (HISTORY, settings.history)) if value}
-
-
-def sentence_bert_config(settings: Settings) -> dict[str, Any]:
-    return {"max_seq_length": settings.max_length, "do_lower_case": settings.lowercase}
 
 
 def pooling_config(settings: Settings, hidden_size: int) -> dict[str, Any]:

@@ -52,11 +52,7 @@ def read_weights(folder: Path, checked: Collection[Path] = ()) -> dict[str, torc
 
 
 def read_shards(index: Path, checked: Collection[Path] = ()) -> dict[str, torch.Tensor]:
-    """The tensors of all files that an index names; those of `checked` are not hashed again.
-
-    Raises:
-        InputError: the index or a file is corrupt or missing.
-    """
+    """The tensors of all files that an index names; those of `checked` are not hashed again."""
     value = read_json(index)
     files = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
@@ -90,11 +86,9 @@ def read_pickled(path: Path) -> dict[str, torch.Tensor]:
 
 
 def check_pickles(path: Path) -> None:
-    """Make sure that a .bin file names nothing but tensors and unpacks to no more than `check_size` allows.
+    """Raise InputError if a .bin file names anything but tensors, or unpacks to more than `check_size` allows.
 
-    Raises:
-        InputError: it does.
-        Exception: of many kinds, where the file is corrupt.
+    Where the file is corrupt, exceptions of many kinds are raised.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -113,15 +107,9 @@ def check_pickles(path: Path) -> None:
 
 
 def check_size(path: Path, files: Iterable[Path], needed: int) -> None:
-    """Make sure that a model takes no more memory than its files can fill.
+    """Raise InputError if `path` needs far more bytes of memory than its `files` can fill.
 
-    Args:
-        path: what is read, for the error.
-        files: what it is read from.
-        needed: bytes.
-
-    Raises:
-        InputError: more than 500 MB beside 4 times the files' size, which is what fp8 weights take in fp32.
+    fp8 weights take 4 times the files' size in fp32; 500 MB more are allowed.
     """
     size = sum(file.stat().st_size for file in files)
     if needed > 4 * size + 500_000_000:
@@ -129,11 +117,7 @@ def check_size(path: Path, files: Iterable[Path], needed: int) -> None:
 
 
 def check_weights(shapes: dict[str, tuple[int, ...]], tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    """Make sure that every name of `shapes` has a tensor of that shape, of finite floating-point numbers.
-
-    Raises:
-        InputError: one is missing, of another shape or type, or holds NaN or infinity.
-    """
+    """Raise InputError unless every name of `shapes` has a tensor of that shape, of finite floating-point numbers."""
     missing = [name for name in shapes if name not in tensors]
     if missing:
         raise InputError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} first; does config.json fit?")
@@ -147,11 +131,7 @@ def check_weights(shapes: dict[str, tuple[int, ...]], tensors: dict[str, torch.T
 
 
 def inside(directory: Path, name: str) -> Path:
-    """`directory / name`, which must not lead out of `directory`.
-
-    Raises:
-        InputError: it does.
-    """
+    """`directory / name`; InputError if that leads out of `directory`."""
     path = directory / name
     if ".." in Path(name).parts or Path(name).is_absolute():
         raise InputError(f"{directory}: a file name leads out of the model directory: {name}")

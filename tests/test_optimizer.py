@@ -45,10 +45,10 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
 ) -> None:
     optimizer = optimizer_of(student, precision=precision)
     step(student, optimizer)
-    before, moments = weights(student), [value.clone() for value in optimizer.adamw.state[optimizer._table].values()]
+    before, moments = weights(student), [value.clone() for value in optimizer.adamw.state[optimizer.table].values()]
     step(student, optimizer, **bad)
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
-    after = optimizer.adamw.state[optimizer._table].values()
+    after = optimizer.adamw.state[optimizer.table].values()
     assert all(torch.equal(one, other) for one, other in zip(moments, after, strict=True))
     assert optimizer.skips.tolist() == [1, 1]
     step(student, optimizer)

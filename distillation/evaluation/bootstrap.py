@@ -13,16 +13,9 @@ RESAMPLES = 1000  # the interval's ends are then good to about a tenth of its wi
 def bootstrap(
     statistic: Callable[..., np.ndarray], columns: Sequence[np.ndarray], seed: int = 0, resamples: int = RESAMPLES
 ) -> np.ndarray:
-    """Statistics of columns (n,) over resampled rows, with the same resamples for all columns.
+    """Statistics of columns (n,) over resampled rows, the same rows for all columns: (outputs, resamples).
 
-    Args:
-        statistic: `spearmans` or `means`.
-        columns: its arguments; row i of every column belongs to the same pair or query.
-        seed: of the resampling.
-        resamples: how many resamples to draw.
-
-    Returns:
-        (outputs of the statistic, resamples).
+    `statistic` is `spearmans` or `means`; row i of every column belongs to the same pair or query.
 
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentile intervals).
     """

@@ -49,14 +49,8 @@ def teacher_embeddings(
 ) -> SetEmbeddings:
     """The teacher's embeddings of a retrieval set: read from disk, or computed now and kept.
 
-    Args:
-        teacher: in evaluation mode.
-        data: the set. Only its texts matter, not its name or its judgements.
-        directory: where they are kept, one file a set. Its name depends on the teacher, its prompts, its precision and
-            the texts. None keeps nothing.
-        ranks: these share the work. All of them must call this together.
-
-    A damaged file is made again, and a line says so.
+    `directory` has one file a set, named after the teacher, its prompts, its precision and the set's texts; None keeps
+    nothing. A damaged file is made again, and a line says so. All ranks must call this together, and share the work.
     """
     if directory is None:
         return embed_set(teacher, data, ranks)

@@ -39,11 +39,7 @@ def heading_queries(
 
 
 def paragraphs_below(file: Path, cutter: Cutter) -> Iterator[tuple[str, str]]:
-    """The passages of a document's paragraphs, each after the heading above it ("" before the first one).
-
-    Raises:
-        InputError: the file cannot be read.
-    """
+    """The passages of a document's paragraphs, each after the heading above it ("" before the first one)."""
     if suffix_of(file) not in DOCUMENTS:
         return
     heading = ""

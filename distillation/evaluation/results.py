@@ -24,14 +24,18 @@ def read_results(directory: Path) -> Results:
         for path in (directory / "evaluation.json", directory / "evaluation_pairs.json")
     )
     whole = isinstance(figures, dict) and all(isinstance(figures.get(key, {}), dict) for key in (*BY_SET, "sanity"))
-    models = figures.get("models", {}) if whole else None
-    whole = isinstance(models, dict) and all(isinstance(model, dict) for model in models.values())
-    for system in (figures.get("retrieval", {}) if whole else {}).values():
-        whole &= isinstance(system, dict) and all(isinstance(row, dict) for row in system.values())
+    if whole:
+        retrieval = figures.get("retrieval", {})
+        whole = all(map(is_table, [figures.get("models", {}), retrieval, *retrieval.values()]))
     for path, good in (("evaluation.json", whole), ("evaluation_pairs.json", isinstance(pairs, dict))):
         if not good:
             raise InputError(f"{directory / path}: not as evaluate.py writes it; delete it or choose another --output")
     return figures, pairs
+
+
+def is_table(value: Any) -> bool:
+    """Whether a JSON value is an object of objects."""
+    return isinstance(value, dict) and all(isinstance(row, dict) for row in value.values())
 
 
 def merged(old: Results, new: Results) -> Results:

@@ -86,11 +86,7 @@ def write_picture(path: Path, picture: Figure) -> None:
 
 
 def write_frontier(runs: Sequence[Path], path: Path) -> None:
-    """Draw the students of some runs against each other, and print them as a table.
-
-    Raises:
-        InputError: see `models_of`.
-    """
+    """Draw the students of some runs against each other, and print them as a table."""
     models = models_of(runs)
     write_picture(path, frontier_figure(models))
     print(table(models))

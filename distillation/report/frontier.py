@@ -74,15 +74,11 @@ def evaluations(run: Path) -> list[RunFiles]:
 
 
 def models_of(runs: Sequence[Path]) -> list[Model]:
-    """Every student of some runs, and each teacher once for every precision it was timed in, the fastest first.
-
-    Raises:
-        InputError: see `evaluations`.
-    """
+    """Every student of some runs, and each teacher once for every precision it was timed in, the fastest first."""
     evaluated = [files for run in runs for files in evaluations(run)]
-    searches = common([{row.name for row in files.searches if row.kept is not None} for files in evaluated])
-    compared = common([{row.name for row in files.searches if row.found is not None} for files in evaluated])
-    sets = common([{row.name for row in files.results if row.kept is not None} for files in evaluated])
+    searches = set.intersection(*({row.name for row in files.searches if row.kept is not None} for files in evaluated))
+    compared = set.intersection(*({row.name for row in files.searches if row.found is not None} for files in evaluated))
+    sets = set.intersection(*({row.name for row in files.results if row.kept is not None} for files in evaluated))
     models: dict[tuple[str, str], Model] = {}
     for files in evaluated:
         student, teacher = files.student, files.teacher
@@ -109,11 +105,6 @@ def models_of(runs: Sequence[Path]) -> list[Model]:
                 Model(name, name, whole, None, None, teacher.get("dimensions"), precision, size, rate, *kept),
             )
     return sorted(models.values(), key=lambda model: -(model.speed or 0))
-
-
-def common(names: list[set[str]]) -> set[str]:
-    """The names that are in all sets."""
-    return set.intersection(*names) if names else set()
 
 
 def mean(shares: Sequence[float | None]) -> float | None:

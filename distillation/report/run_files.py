@@ -302,11 +302,7 @@ def interval_of(values: list[float | None] | None) -> list[float] | None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where the file is missing.
-
-    Raises:
-        InputError: not JSON, or not an object.
-    """
+    """A JSON object; {} where the file is missing, InputError where it holds anything else."""
     if not path.is_file():
         return {}
     value = clean(read_json(path))

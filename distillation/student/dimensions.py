@@ -10,11 +10,7 @@ from shortstack.model.files import InputError
 
 
 def check_dimensions(teacher: Embedder, dimensions: int) -> None:
-    """Make sure that the teacher's embeddings can be projected to so few dimensions.
-
-    Raises:
-        InputError: not fewer than the teacher's, or a teacher that already has a dense layer or a truncation.
-    """
+    """Raise InputError unless the teacher's embeddings can be projected to so few dimensions."""
     if teacher.dense is not None:
         raise InputError("dimensions: the teacher has a dense layer of its own; leave dimensions at 0")
     if teacher.settings.truncate_dim:
@@ -34,11 +30,8 @@ def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int
         sentences: text like what the student will see, prompts included; about ten thousand are enough.
         dimensions: length of the new embeddings.
 
-    Returns:
-        The layer.
-
     Raises:
-        InputError: see `check_dimensions`; or fewer sentences than dimensions.
+        InputError: fewer sentences than dimensions, or `check_dimensions` refuses.
 
     Source: Eckart and Young, "The approximation of one matrix by another of lower rank", 1936
     (https://doi.org/10.1007/BF02288367).

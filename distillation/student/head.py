@@ -11,11 +11,7 @@ RIDGE = 1e-3  # strength of the regression's penalty, as a share of the inputs' 
 
 
 def check_body(body: Embedder, dimensions: int, name: str) -> None:
-    """Make sure that an encoder can be given a head to vectors of so many dimensions.
-
-    Raises:
-        InputError: it has a dense layer with another number of dimensions.
-    """
+    """Raise InputError if an encoder has a dense layer to another number of dimensions than the vectors'."""
     if body.dense is not None and body.dimensions != dimensions:
         raise InputError(
             f"start_from: {name} has a dense layer to {body.dimensions} dimensions, the vectors have {dimensions}; "

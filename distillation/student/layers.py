@@ -58,11 +58,7 @@ def choose_layers(layers: str | list[int], total: int, whose: str = "the teacher
 
 
 def count_of(layers: str, total: int) -> int:
-    """How many of `total` layers a strategy keeps.
-
-    Raises:
-        InputError: an unknown strategy, or a count that makes no sense.
-    """
+    """How many of `total` layers a strategy keeps; InputError for an unknown one or a count that makes no sense."""
     name, _, number = layers.partition(":")
     if name not in STRATEGIES:
         known = ", ".join(f"{strategy}:COUNT" for strategy in STRATEGIES)

@@ -121,11 +121,7 @@ def plan_student(recipe: Recipe, teacher: Embedder, vectors: TeacherVectors | No
 
 
 def check_pooling(teacher: Embedder) -> None:
-    """Check that a student without layers can tell texts apart.
-
-    Raises:
-        InputError: the teacher pools by cls, and without layers the first token is the same whatever follows.
-    """
+    """Raise InputError if a student without layers could not tell texts apart: its first token is always the same."""
     if teacher.settings.pooling is Pooling.CLS:
         raise InputError("layers: none needs a teacher with mean pooling; give --pooling mean, or keep a layer")
 

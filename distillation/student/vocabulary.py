@@ -139,12 +139,7 @@ def merge_pairs(model: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def check_vocabulary(teacher: Embedder, text: int | str) -> None:
-    """Make sure that the teacher's vocabulary can be cut as the recipe asks.
-
-    Raises:
-        InputError: it does not have more pieces than wanted, more pieces than wanted must stay, or its kind of
-            tokenizer can't be cut.
-    """
+    """Raise InputError unless the teacher's vocabulary can be cut as the recipe asks."""
     wanted, pieces, total = parse_vocabulary(text), Pieces(teacher), teacher.bert.config.vocab_size
     if isinstance(wanted, int) and not len(pieces.required) <= wanted < total:
         raise InputError(

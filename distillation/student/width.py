@@ -16,11 +16,7 @@ SAMPLE, BATCH = 2048, 64  # sentences on which importance is measured, in all an
 
 
 def check_width(teacher: Embedder, units: int) -> None:
-    """Make sure that the teacher's layers can be cut to so many units.
-
-    Raises:
-        InputError: they do not have more than that.
-    """
+    """Raise InputError unless the teacher's layers have more units than this."""
     has = getattr(teacher.bert.config, teacher.bert.inner_size)
     if units >= has:
         raise InputError(f"intermediate_size: {units} must be below the teacher's {has}")

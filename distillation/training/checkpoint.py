@@ -185,18 +185,10 @@ def restore(
     optimizer: StudentOptimizer,
     settings: str,
 ) -> Progress:
-    """Put a checkpoint's content back into model and optimizer.
-
-    Args:
-        path: the file, for the error's text.
-        content: its tensors and state, as `load_tensors` gives them.
-        model, optimizer, settings: see `save_checkpoint`.
-
-    Returns:
-        How far the run had come.
+    """Put a checkpoint's tensors and state back into model and optimizer; gives how far the run had come.
 
     Raises:
-        InputError: the checkpoint is of a run with other settings, text or teacher.
+        InputError: the checkpoint, `path`, is of a run with other settings, text or teacher.
     """
     tensors, state = content
     written = state.get("recipe") if isinstance(state, dict) else None
@@ -205,7 +197,7 @@ def restore(
         what = "on other text or of another teacher, which have changed since" if same else "with other settings"
         raise InputError(f"{path}: is of a run {what}; give another --name, or run without --resume")
     model.load_state_dict(part(tensors, "model."))
-    names = {name: parameter for name, parameter in model.named_parameters()}
+    names = dict(model.named_parameters())
     for full_name, tensor in part(tensors, "optimizer.").items():
         key, _, name = full_name.partition(".")
         state_of = optimizer.adamw.state[names[name]]
@@ -224,20 +216,12 @@ def save_weights(path: Path, model: nn.Module, run: str, step: int) -> None:
 
 
 def load_weights(path: Path, model: nn.Module, run: str) -> None:
-    """Load weights that `save_weights` wrote.
-
-    Raises:
-        InputError: see `read_weights`.
-    """
+    """Load weights that `save_weights` wrote."""
     model.load_state_dict(read_weights(path, run)[0])
 
 
 def read_weights(path: Path, run: str) -> tuple[dict[str, torch.Tensor], int]:
-    """The tensors that `save_weights` wrote, and their step.
-
-    Raises:
-        InputError: the file is missing or corrupt, or another run's.
-    """
+    """The tensors that `save_weights` wrote, and their step; InputError if missing, corrupt or another run's."""
     tensors, state = load_tensors(path)
     if not isinstance(state, dict) or state.keys() != {"run", "step"} or state["run"] != run:
         raise InputError(f"{path}: not weights of this run")

@@ -28,11 +28,7 @@ def say_expected_time(plan: Plan, corpus: Corpus, run: Run) -> None:
 
 
 def expected_time(teacher: Embedder, student: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks) -> str:
-    """A line that says how long the labels and the steps will take.
-
-    Args:
-        student: a copy that may be changed.
-    """
+    """A line that says how long the labels and the steps will take; `student` is a copy that may be changed."""
     on_gpu = ranks.device.type == "cuda"
     sample = corpus.training(0, min(GPU_SAMPLE if on_gpu else SAMPLE, len(corpus)))
     tokens = teacher.tokenize(teacher.with_prompts(*sample))

@@ -6,7 +6,6 @@ It computes what optimizer.py computes. A CPU, several ranks and gradient accumu
 from typing import Any
 
 import torch
-from torch import nn
 
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
@@ -106,11 +105,6 @@ class FlatOptimizer(StudentOptimizer):
     def learning_rate(self, rate: float) -> None:
         self._learning_rate = rate
         self.adamw.set_rate(rate)
-
-    @property
-    def table(self) -> nn.Parameter:
-        """The token table."""
-        return self._table
 
     def refresh(self) -> None:
         """Update the half-precision copies after the weights were changed from outside."""

@@ -28,6 +28,7 @@ class StudentOptimizer:
     small gradients do not vanish (Micikevicius et al., 2017, https://arxiv.org/abs/1710.03740).
 
     Attributes:
+        table: the token table.
         adamw: the optimizer of all weights except the token table; the table's moments are kept in its state too.
         scaler: scales the loss in fp16, and is disabled otherwise.
         grad_norm: L2 norm of the last step's gradient before clipping, () fp32 on the device.
@@ -35,8 +36,8 @@ class StudentOptimizer:
     """
 
     def __init__(self, student: Embedder, recipe: Recipe, ranks: Ranks) -> None:
-        self._table = student.bert.embeddings.word_embeddings.weight
-        self._table.requires_grad_(False)  # trained a batch's rows at a time; see distillation/training/rows.py
+        self.table = student.bert.embeddings.word_embeddings.weight
+        self.table.requires_grad_(False)  # trained a batch's rows at a time; see distillation/training/rows.py
         self._max_norm = recipe.max_grad_norm or math.inf
         self._ranks = ranks
         self.adamw = torch.optim.AdamW(
@@ -65,7 +66,7 @@ class StudentOptimizer:
 
     def take_rows(self, sentences: Tokenized) -> BatchRows:
         """The rows of the token table that the next step trains: those of the whole batch over all ranks."""
-        return BatchRows(self._table, sentences)
+        return BatchRows(self.table, sentences)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add a micro-batch's gradient to the weights'."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from shortstack.model.engine.encoder import Engine, EngineLayer
 from shortstack.model.engine.int8 import Calibration, Range
-from shortstack.model.engine.products import Norm, Product, linears_of
+from shortstack.model.engine.products import Product, linears_of
 from shortstack.model.network import PackedForward
 from shortstack.model.tokens import PackedTokens
 
@@ -38,10 +39,11 @@ def calibrate(bert: PackedForward, batches: Iterable[PackedTokens]) -> Calibrati
     watched: dict[str, WatchedProduct] = {}
     layers = []
     for number, layer in enumerate(bert.layers()):
-        products = {name: WatchedProduct(linear, torch.float32) for name, linear in linears_of(layer).items()}
+        products: dict[str, Any] = {
+            name: WatchedProduct(linear, torch.float32) for name, linear in linears_of(layer).items()
+        }
         watched |= {f"{number}.{name}": product for name, product in products.items()}
-        norms = Norm(layer.attention_norm, torch.float32), Norm(layer.output_norm, torch.float32)
-        layers.append(EngineLayer(**products, attention_norm=norms[0], output_norm=norms[1]))
+        layers.append(EngineLayer.of(layer, products, torch.float32))
     engine = Engine(bert, layers, torch.float32, is_int8=False)
     for tokens in batches:
         engine(tokens)

@@ -10,7 +10,7 @@ from shortstack.model.attention_on_cpu import attention_by_products, products_ar
 from shortstack.model.engine.int8 import Calibration, quantise
 from shortstack.model.engine.products import Norm, Product, linears_of, product_for
 from shortstack.model.kernels import add_and_norm_half
-from shortstack.model.network import PackedForward
+from shortstack.model.network import Layer, PackedForward
 from shortstack.model.pooling import Pooling, pool
 from shortstack.model.precision import cpu_has_bf16, dtype_of
 from shortstack.model.tokens import PackedTokens
@@ -26,6 +26,12 @@ class EngineLayer:
     intermediate: Product  # (N, D) -> (N, 4 D), its activation applied
     output: Product  # (N, 4 D) and a residual -> (N, D)
     output_norm: Norm
+
+    @classmethod
+    def of(cls, layer: Layer, products: dict[str, Product], dtype: torch.dtype) -> "EngineLayer":
+        """The products by name, and the layer's norms in this type."""
+        norms = Norm(layer.attention_norm, dtype), Norm(layer.output_norm, dtype)
+        return cls(**products, attention_norm=norms[0], output_norm=norms[1])
 
 
 class Engine:
@@ -96,8 +102,7 @@ def lay_out(bert: PackedForward, precision: str, calibration: Calibration | None
             products = quantise(linears, ranges, torch.bfloat16 if cpu_has_bf16() else torch.float32)
         else:
             products = {name: product_for(linear, precision, device) for name, linear in linears.items()}
-        norms = Norm(layer.attention_norm, dtype), Norm(layer.output_norm, dtype)
-        layers.append(EngineLayer(**products, attention_norm=norms[0], output_norm=norms[1]))
+        layers.append(EngineLayer.of(layer, products, dtype))
     return Engine(bert, layers, dtype, precision == "int8")
 
 
