@@ -52,6 +52,7 @@ from shortstack.model import Embedder
 from shortstack.model.engine.calibration import TEXT
 from shortstack.model.files import InputError, atomic_path, first_line, flush_to_disk, temporary_beside
 from shortstack.model.pooling import Pooling
+from shortstack.serve import open_onnx, open_openvino
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPENVINO_PACKAGES = ("openvino", "nncf")
@@ -237,10 +238,7 @@ def quiet() -> Iterator[None]:
 
 def run_onnx(path: Path, embedder: Embedder) -> np.ndarray:
     """Sentence embeddings of SAMPLES by ONNX Runtime, one batch for all: (n, dimensions)."""
-    from onnxruntime import InferenceSession
-
-    session = InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(["sentence_embedding"], padded(embedder, SAMPLES))[0]
+    return open_onnx(path, threads=0).run(padded(embedder, SAMPLES))
 
 
 def run_openvino(path: Path, embedder: Embedder) -> np.ndarray:
@@ -262,10 +260,7 @@ def run_openvino(path: Path, embedder: Embedder) -> np.ndarray:
 
 def openvino_embeddings(path: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
     """(n, dimensions), computed in fp32 where the graph does not say int8."""
-    import openvino
-
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return compiled(inputs)["sentence_embedding"]
+    return open_openvino(path, threads=0).run(inputs)
 
 
 def export(model: str, output: Path | None = None) -> None:

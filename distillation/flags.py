@@ -74,7 +74,7 @@ def parse_arguments(command: str, arguments: Sequence[str] | None = None) -> arg
     Raises:
         InputError: an argument is wrong.
     """
-    module, add_flags = COMMANDS[command]
+    module, add_flags, _ = COMMANDS[command]
     prog = f"python -m {module.removesuffix('.__main__')}" if Path(sys.argv[0]).name == "__main__.py" else None
     parser = OneLineParser(
         prog=prog, description=_docstring(module), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -188,15 +188,17 @@ def add_prepare_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", choices=["default", "long"], default="default", help="long: more text, 280 MB")
 
 
-# Each command's module in this package, and what adds its flags.
-COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any]]] = {
-    "prepare": ("distillation.prepare.__main__", add_prepare_flags),
-    "train": ("train", add_train_flags),
-    "evaluate": ("evaluate", add_evaluate_flags),
-    "bench": ("bench", add_bench_flags),
-    "report": ("distillation.report.__main__", add_report_flags),
-    "export": ("distillation.export", add_export_flags),
-}
+# Each command's module in this package, what adds its flags, and what it is for.
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], Any], str]] = {
+    "prepare": (
+        "distillation.prepare.__main__", add_prepare_flags, "fetch the default's teacher and text into assets/"
+    ),
+    "train": ("train", add_train_flags, "train a student, evaluate and save it in runs/NAME"),
+    "evaluate": ("evaluate", add_evaluate_flags, "what a student keeps: STS, search, distance to the teacher"),
+    "bench": ("bench", add_bench_flags, "how fast it is: sentences a second"),
+    "report": ("distillation.report.__main__", add_report_flags, "figure, page and model card of a run"),
+    "export": ("distillation.export", add_export_flags, "ONNX and OpenVINO files of a model"),
+}  # fmt: skip
 
 
 def model_of(name: str) -> str:

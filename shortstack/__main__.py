@@ -3,22 +3,14 @@
 import importlib
 import sys
 
-from shortstack.distillation import flags
 from shortstack.distillation.command_line import run_command
+from shortstack.distillation.flags import COMMANDS, answer_first
 
-COMMANDS = {
-    "prepare": "fetch the default's teacher and text into assets/",
-    "train": "train a student, evaluate and save it in runs/NAME",
-    "evaluate": "what a student keeps: STS, search, distance to the teacher",
-    "bench": "how fast it is: sentences a second",
-    "report": "figure, page and model card of a run",
-    "export": "ONNX and OpenVINO files of a model",
-}
 USAGE = "\n".join(
     [
         "usage: shortstack COMMAND ...      (shortstack COMMAND --help says more)",
         "",
-        *(f"  {name:<10} {text}" for name, text in COMMANDS.items()),
+        *(f"  {name:<10} {text}" for name, (_, _, text) in COMMANDS.items()),
     ]
 )
 
@@ -35,9 +27,9 @@ def main() -> None:
     if name not in COMMANDS:
         sys.exit(_wrong(f"there is no command {name!r}; it is one of {', '.join(COMMANDS)}"))
     sys.argv = [f"shortstack {name}", *arguments]
-    flags.answer_first(name)
+    answer_first(name)
     try:
-        command = importlib.import_module(f"shortstack.{flags.COMMANDS[name][0]}")
+        command = importlib.import_module(f"shortstack.{COMMANDS[name][0]}")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "shortstack":
             raise
