@@ -79,14 +79,13 @@ def encode_once(make: Callable[[], Encoder], sentences: Sequence[str], batch_siz
 def bench(
     systems: Sequence[System], exact: dict[str, np.ndarray], sentences: list[str], repeats: int, batch_size: int
 ) -> dict[str, Any]:
-    """Time systems; returns the content of bench.json.
+    """Time systems in `repeats` turns; returns the content of bench.json.
 
     Args:
         systems: the first two are this project's teacher and student. Those named "student" have the student's weights,
             all others the teacher's.
         exact: the embeddings of both in fp32, by name, (n, dimensions).
         sentences: n sentences to encode.
-        repeats: timed turns.
         batch_size: sentences at a time.
     """
     teacher, student = (system.encoder for system in systems[:2])
@@ -203,7 +202,7 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def precisions_to_measure(names: Sequence[str], device: torch.device) -> list[str]:
-    """Precisions by name, "auto" resolved; "all" stands for those that the device has instructions for.
+    """Precisions by name, "auto" resolved; "all" means those that the device has instructions for.
 
     Raises:
         InputError: a precision that the device does not support.

@@ -261,7 +261,7 @@ def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress
 
 
 def record_steps(student: Embedder, optimizer: StudentOptimizer, run: Run) -> GraphedStep | None:
-    """What takes the steps of `train_step` as CUDA graphs; None if they do not fit, and a GPU's user is told why."""
+    """Takes the steps of `train_step` as CUDA graphs; None where that is not possible, and on a GPU a note says why."""
     graphed = graphed_step(student, optimizer, run.recipe, run.ranks)
     if graphed is None and run.ranks.device.type == "cuda":
         reason = why_not_graphed(student, run.recipe, run.ranks)
@@ -348,13 +348,7 @@ def main() -> None:
 
 
 def run_recipe(recipe: Recipe, resume: bool = False, callbacks: Sequence[Callback] = ()) -> None:
-    """Run a recipe, alone or as one of torchrun's processes.
-
-    Args:
-        recipe: checked.
-        resume: whether to resume from the last checkpoint, if there is one.
-        callbacks: called with each line of the log.
-    """
+    """Run a checked recipe, alone or as one of torchrun's processes; `callbacks` get every line of the log."""
     ranks = Ranks.start(recipe.device, recipe.timeout)
     with ranks.failing_together(end_at_once):
         ranks.agree("settings", what_decides(recipe))

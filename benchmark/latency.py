@@ -19,12 +19,9 @@ WARM_UP = 20  # queries
 
 
 def queries_of(embedder: Embedder, sentences: Sequence[str], count: int) -> dict[int, list[str]]:
-    """Pieces of text, `count` of each of TOKENS, which is the exact number of their tokens, [CLS] and [SEP] included.
+    """`count` queries for every one of TOKENS, the exact number of their tokens, [CLS] and [SEP] included.
 
-    Args:
-        embedder: tokenises.
-        sentences: their words, one after the other, are cut into queries; again and again if they are few.
-        count: how many of a length.
+    They are cut from the words of `sentences`; if those are too few, queries are repeated.
 
     Raises:
         InputError: the text has none of a length.
@@ -57,12 +54,9 @@ def of_embedder(name: str, model: Embedder) -> Asked:
 
 
 def of_other_tools(name: str, model: Embedder, directory: Path) -> list[Asked]:
-    """sentence-transformers in fp32, and the exported files by `shortstack.serve`, as far as they are installed.
+    """sentence-transformers in fp32, and the exported files by `shortstack.serve`, if they are installed.
 
-    Args:
-        name: what the model is: teacher or student.
-        model: on a CPU; only its network, tokenizer and settings are used.
-        directory: an empty one for the exported files.
+    The files go to `directory`, which must be empty; `name` says what the model is, teacher or student.
     """
     layers, found = model.bert.config.num_hidden_layers, []
     model.save(directory)

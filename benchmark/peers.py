@@ -170,11 +170,7 @@ def load_openvino(path: Path, name: str, max_length: int, precision: str) -> Enc
 class GraphEncoder:
     """An exported model, given batches of equal length, so that it computes no padding either.
 
-    Args:
-        run: from inputs by name, (B, T) each, to embeddings (B, dimensions).
-        names: of the graph's inputs.
-        name: directory or Hub name with the tokenizer.
-        max_length: tokens of a sentence that are read.
+    `run` takes inputs by their `names`, (B, T) each, to embeddings (B, dimensions); `name` has the tokenizer.
     """
 
     def __init__(
@@ -217,16 +213,9 @@ def trainers(
 ) -> list[dict[str, Any]]:
     """Train the student by our step and by sentence-transformers' trainer, in turn: rows for bench.json.
 
-    Both get the same sentences, batch size and labels, and make the labels' numbers no part of the time. Both tokenise
-    within it: ours ahead of the loop, as a run of train.py does once, theirs batch by batch. Theirs drops what the
-    model's config says; on a GPU ours is timed with a dropout of 0.1 as well.
-
-    Args:
-        load: loads the student, given device and precision.
-        sentences: what is trained on, again and again.
-        batch_size: sentences of a step.
-        steps: optimizer steps of a turn.
-        precisions: those of encoding; training leaves int8 out.
+    Both get the same sentences, again and again, batch size and labels; making the labels is not timed. Both tokenise
+    within the time: ours ahead of the loop, as a run of train.py does once, theirs batch by batch. Theirs uses the
+    dropout of the model's config; on a GPU ours is timed with a dropout of 0.1 as well. A turn has `steps` steps.
     """
     student = load(precision="fp32")
     batch_size = min(batch_size, len(sentences))

@@ -32,7 +32,7 @@ def trackers_of(report_to: str) -> list[str]:
 def open_tracker(name: str, directory: Path, settings: dict[str, Any], step: int) -> Callback:
     """A callback that sends log lines to one of TRACKERS.
 
-    The run goes on after `step`; later points of an earlier attempt are dropped where the tracker can.
+    The run resumes after `step`; later points of an earlier attempt are dropped where the tracker can.
     """
     return {"tensorboard": _tensorboard, "wandb": _wandb}[name](directory, settings, step)
 

@@ -75,7 +75,8 @@ SAMPLES = [
 
 class PaddedEmbedder(nn.Module):
     """The same weights with transformers' own padded forward, which an exporter can follow: ours packs its batches by
-    their lengths, and a graph can't depend on those."""
+    their lengths, and a graph can't depend on those.
+    """
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
@@ -244,7 +245,7 @@ def run_onnx(path: Path, embedder: Embedder) -> np.ndarray:
 def run_openvino(path: Path, embedder: Embedder) -> np.ndarray:
     """Sentence embeddings of SAMPLES by OpenVINO, one batch for all: (n, dimensions).
 
-    In a process of its own, since OpenVINO's compiler ends the process on some processors.
+    In a separate process, since OpenVINO's compiler ends the process on some processors.
 
     Raises:
         RunError: it did, or it refused the file.

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from shortstack.distillation.command_line import add_recipe_flags, interrupted_in_imports, run_command
 from shortstack.model.files import InputError
 
-# What other tools call our flags; each stands for the first that the command has.
+# What other tools call our flags. Where several flags have a name in common, the first that the command has is meant.
 OTHER_NAMES = {
     "--learning-rate": "lr, max-lr, peak-lr",
     "--batch-size": "bs, bsz, per-device-train-batch-size, train-batch-size",

@@ -23,12 +23,7 @@ LIBRARY = "config_sentence_transformers.json"  # prompts, similarity
 
 
 def export_router(model: str, teacher: str | None = None, output: Path | None = None) -> Path:
-    """Write the Router of a student and its teacher.
-
-    Args:
-        model: the student's directory or Hub name.
-        teacher: directory or Hub name; None takes that of the run which made the student.
-        output: the directory to write; None takes `router` beside the student's.
+    """Write the Router of a student and its teacher, by default that of the run which made it, beside the student.
 
     Raises:
         InputError: no teacher known, embeddings of different lengths, or something else at `output`.

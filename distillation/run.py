@@ -21,7 +21,7 @@ from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe, versions
 from shortstack.model.files import InputError, errors_about, flush_to_disk, make_directory, remove_leftovers, write_text
 
-STOP_CHECK_EVERY = 10  # steps between asking the other ranks whether one was told to stop
+STOP_CHECK_EVERY = 10  # steps between asking the other ranks whether one received a signal
 
 
 class Run:
@@ -90,10 +90,8 @@ class Run:
     def begin(self, recipe: Recipe) -> None:
         """Take the directory: an earlier run's is moved aside, unless this run resumes it.
 
-        Call it when everything that can be checked has been: a typo must not move a student that is in use.
-
-        Args:
-            recipe: the run's own with all that was decided, such as which layers.
+        Call it when everything that can be checked has been: a typo must not move a student that is in use. `recipe` is
+        the run's own with all that was decided, such as which layers.
         """
         self.recipe = recipe
         self._begun = True
@@ -175,7 +173,7 @@ class Run:
                 flush_to_disk(path)
 
     def stop_wanted(self, step: int) -> bool:
-        """Whether a rank was told to stop (SIGTERM or Ctrl-C): the same answer on every rank."""
+        """Whether a rank received a signal to stop (SIGTERM or Ctrl-C): the same answer on every rank."""
         if self.ranks.world > 1:
             return step % STOP_CHECK_EVERY == 0 and self.ranks.any(self._stop_signal != 0)
         return self._stop_signal != 0
@@ -201,12 +199,7 @@ def run_directory(model: str) -> Path | None:
 def locked(path: Path, busy: str | None = None) -> Iterator[None]:
     """Hold a lock file while the block runs. The system releases it when the process ends, however it ends.
 
-    Args:
-        path: the lock file.
-        busy: the error's message if another process holds the lock; None waits for it instead.
-
-    Raises:
-        InputError: with the message `busy`.
+    If another process holds it, an InputError says `busy`; None waits for it instead.
     """
     make_directory(path.parent)
     try:

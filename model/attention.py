@@ -120,7 +120,7 @@ def joined(context: list[torch.Tensor]) -> torch.Tensor:
 def has_varlen_kernel(qkv_N3HE: torch.Tensor) -> bool:
     """Whether torch's variable-length flash kernel takes this tensor.
 
-    It wants half precision, a head size of at most 256 that is a multiple of 8, an Ampere GPU or newer, and a torch
+    It needs half precision, a head size of at most 256 that is a multiple of 8, an Ampere GPU or newer, and a torch
     that was built with it.
     """
     head_size = qkv_N3HE.shape[-1]

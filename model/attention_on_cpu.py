@@ -54,11 +54,8 @@ def products_are_faster(k: torch.Tensor, one_rounding: bool = False) -> bool:
     """Whether `attention_by_products` beats torch's flash kernel for sentences with these keys, (B, H, T, E).
 
     For all but long sentences, and for longer ones where a gradient is wanted, since the kernel's backward pass is
-    slow. For a single short sentence in bf16, starting the operations costs more than computing.
-
-    Args:
-        k: the keys.
-        one_rounding: whether a single sentence must be rounded as it would be in a batch with others.
+    slow. For a single short sentence in bf16, starting the operations costs more than computing; with `one_rounding`
+    it must still be rounded as it would be in a batch with others.
     """
     count, _, length, _ = k.shape
     if k.device.type != "cpu":

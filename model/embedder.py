@@ -340,7 +340,7 @@ class Embedder(nn.Module):
         Args:
             tokenized: token numbers of n sentences.
             batch_size: sentences computed at a time at most; None takes what suits the device.
-            progress: told the number of sentences after each batch.
+            progress: called with the number of sentences after every batch.
             check: wait for the result and, where a number went beyond fp16's range, compute everything again in fp32,
                 and all later embeddings too. Without it nothing waits: a GPU may still be computing on return.
         """

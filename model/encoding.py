@@ -103,13 +103,8 @@ def embedded_batches(
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """Embed tokenised sentences in batches of equal length where possible, without a token of padding.
 
-    Where memory runs out, the batch is tried again in halves, and later batches are no larger.
-
-    Args:
-        embedder: its `tokens_per_batch` is set where memory runs out.
-        tokenized: n sentences.
-        most: sentences of a batch at most.
-        budget: tokens of a batch at most, unless one sentence has more.
+    A batch has at most `most` sentences and `budget` tokens. Where memory runs out it is tried again in halves, and
+    later batches are no larger.
 
     Yields:
         (b,) indices in `tokenized`, and their (b, dimensions) fp32 embeddings; every sentence once.

@@ -119,7 +119,7 @@ def lock_of(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a directory with all that is in it, as far as that goes."""
+    """Remove a file or a directory with all that is in it, as far as possible."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -52,7 +52,7 @@ class Layer:
         dropout: float = 0.0,
         first_only: bool = False,
     ) -> torch.Tensor:
-        """Attention, then the MLP; each is added to what it was given, and the sum is normalised.
+        """Attention, then the MLP; the result of either is added to its input, and the sum is normalised.
 
         Args:
             hidden_ND: the layer's input.

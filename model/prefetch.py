@@ -19,7 +19,7 @@ def prefetch(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
 
     Args:
         items: what to iterate over, in the thread.
-        ahead: items that may be ready and wait; with 0 each is made when it is asked for, without a thread.
+        ahead: items that may be ready and wait; with 0 every item is made on demand, without a thread.
     """
     if ahead == 0:
         yield from items
@@ -37,7 +37,7 @@ def prefetch(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
 
 
 def one_behind(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, each after the next one is made: a GPU computes that one while the caller works on this one."""
+    """The same items, one later: a GPU computes the next while the caller works on this one."""
     return (item for item, _ in pairwise(chain(items, [END])))
 
 

@@ -45,14 +45,9 @@ def save_tensors(path: Path | str, tensors: dict[str, torch.Tensor], state: Any 
 
 
 def write_safetensors(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a file in the safetensors format: the same bytes for the same content, one tensor at a time.
+    """Write contiguous CPU tensors as a safetensors file: the same bytes for the same content, one tensor at a time.
 
     The library's own writer puts the metadata in another order each time, and makes a second temporary file.
-
-    Args:
-        tensors: contiguous, on the CPU.
-        path: the file.
-        metadata: texts by name, for the header.
     """
     # As the library does: the largest elements first, so that each tensor starts at a multiple of its element's size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))

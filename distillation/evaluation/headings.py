@@ -15,11 +15,8 @@ def heading_queries(
 ) -> RetrievalSet:
     """Headings as queries, all paragraphs as documents; the paragraphs below a heading, up to the next, answer it.
 
-    Args:
-        name: of the set.
-        files: documents that are not trained on; all but Markdown, ReST and HTML are skipped.
-        cutter: cuts long paragraphs into passages, the same as for the text to train on.
-        others: further documents, which answer none of the headings.
+    `files` are not trained on; all but Markdown, ReST and HTML are skipped. `cutter` cuts long paragraphs, as it does
+    in the text to train on. `others` are documents that answer none of the headings.
 
     Raises:
         InputError: no heading with a paragraph below it, or a file that cannot be read.

@@ -60,13 +60,8 @@ class Judge:
     def quickly(self, student: Embedder, held_out: LabelledSentences) -> dict[str, Any]:
         """The figures that a training run watches; all ranks must come here together.
 
-        Args:
-            student: in evaluation mode.
-            held_out: sentences with the teacher's labels.
-
-        Returns:
-            Distance to the labels and neighbours found, then the figures of each set under its name. After `hear` also
-            found@10 of each retrieval set, and mean_found@10.
+        Distance to the labels of `held_out` and neighbours found, then the figures of every set under its name. After
+        `hear` also found@10 of every retrieval set, and mean_found@10.
         """
         embeddings = embed_shared(student, held_out.tokens, self.ranks)
         labels = held_out.labels.to(embeddings)

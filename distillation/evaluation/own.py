@@ -65,7 +65,7 @@ def other_passages(own: Own, cutter: Cutter, left_out: set[str]) -> Iterator[str
 
 
 def first_sentences(texts: list[str], others: Iterator[str]) -> RetrievalSet:
-    """The first sentence of each text of several as a query that the rest of it answers."""
+    """The first sentences of texts as queries that the rest of the same text answers."""
     answers: dict[str, set[str]] = {}
     for text in texts:
         first, *rest = split_sentences(text)

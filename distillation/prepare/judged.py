@@ -117,7 +117,7 @@ def phenotype_pairs(archives: Sequence[Path]) -> list[Pair]:
 
 
 def repeats(query: str, document: str) -> bool:
-    """Whether every word of the query stands in the document."""
+    """Whether every word of the query occurs in the document."""
     return set(re.findall(r"\w+", query.lower())) <= set(re.findall(r"\w+", document.lower()))
 
 

@@ -94,11 +94,9 @@ def write_frontier(runs: Sequence[Path], path: Path) -> None:
 
 
 def push_to_hub(run: Path, name: str) -> None:
-    """Publish the student as a model of the Hugging Face Hub, with a card whose examples load it by that name.
+    """Publish the student on the Hugging Face Hub, with a card whose examples load it by that name.
 
-    Args:
-        run: the run directory.
-        name: OWNER/NAME, or NAME alone for the account that is logged in; made where it does not exist yet.
+    `name` is OWNER/NAME, or NAME alone for the account that is logged in; it is made if it does not exist yet.
 
     Raises:
         RunError: the Hub can't be reached, or does not let us.

@@ -143,9 +143,7 @@ def eval_result_files(files: RunFiles) -> dict[str, str]:
 def model_card(files: RunFiles, model_id: str | None = None) -> str:
     """The model card as the Hub reads it: YAML front matter and Markdown.
 
-    Args:
-        files: the run's files.
-        model_id: the name to load the model by in the examples; None takes the run's own model directory.
+    Its examples load `model_id`, or the run's own model directory.
     """
     recipe, student, teacher = files.recipe, files.student, files.teacher
     base_model = base_model_of(recipe.get("teacher", ""))

@@ -171,7 +171,7 @@ def frontier_figure(models: Sequence[Model]) -> Figure:
 
 
 def spread(names: list[Annotation]) -> None:
-    """Move names, each to the nearest free place beside its point: right or left of it, up or down from there."""
+    """Move every name to the nearest free place beside its point: right or left of it, then up or down."""
     taken: list[BboxBase] = []
     for axes in {name.axes for name in names if name.axes is not None}:
         points = axes.transData.transform(np.concatenate([dots.get_offsets() for dots in axes.collections]))

@@ -223,7 +223,7 @@ class RunFiles:
 
     @cached_property
     def kept(self) -> list[tuple[float, str]]:
-        """What is kept of each of the teacher's figures, the worst first: share, and of what."""
+        """The share kept of every figure of the teacher, and which figure, the worst first."""
         shares = [(row.kept, f"search on {row.name}") for row in self.searches]
         shares += [(row.kept, f"Spearman on {row.name}") for row in self.results]
         return sorted((share, what) for share, what in shares if share is not None)
@@ -312,7 +312,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl by step, one for each; where a step comes twice, its later figures replace the earlier."""
+    """The lines of log.jsonl, one for every step; where a step comes twice, later figures replace earlier ones."""
     steps: dict[int, dict[str, Any]] = {}
     for value in read_json_lines(path) if path.is_file() else []:
         if type(value.get("step")) is int:

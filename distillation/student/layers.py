@@ -25,16 +25,11 @@ EXHAUSTIVE = 500  # with more choices than this, layers are removed one by one i
 def choose_layers(layers: str | list[int], total: int, whose: str = "the teacher") -> list[int] | None:
     """Layers to keep, ascending, counted from 0; None for `auto`, which `search_layers` decides.
 
-    Args:
-        layers: a list of layer numbers, `all`, `none`, or `STRATEGY:COUNT` such as `even:8`.
-        total: how many layers there are.
-        whose: the model they belong to, for the error.
+    `layers` is a list of numbers, `all`, `none`, or `STRATEGY:COUNT` such as `even:8`. Keeping every other layer is
+    DistilBERT's initialisation (Sanh et al., 2019, https://arxiv.org/abs/1910.01108).
 
     Raises:
-        InputError: a layer that does not exist, one named twice or out of order, or an unknown strategy.
-
-    Source: keeping every other layer is DistilBERT's initialisation (Sanh et al., 2019,
-    https://arxiv.org/abs/1910.01108).
+        InputError: a layer that `whose` model does not have, one named twice or out of order, or an unknown strategy.
     """
     if layers == "all":
         return list(range(total))
@@ -72,19 +67,14 @@ def count_of(layers: str, total: int) -> int:
 
 
 def search_layers(teacher: Embedder, sentences: Sequence[str], count: int, exhaustive: int = EXHAUSTIVE) -> list[int]:
-    """Choose the layers whose untrained student comes closest to the teacher's similarities.
+    """Choose the layers whose untrained student comes closest to the teacher's similarities; they ascend.
 
-    If there are at most 500 choices, all are tried: C(6, 3) = 20 for MiniLM. Otherwise layers are removed one at a
-    time, always the one whose loss costs least: 264 trials from 24 layers down to 8.
+    If there are at most `exhaustive` choices, all are tried: C(6, 3) = 20 for MiniLM. Otherwise layers are removed one
+    at a time, always the one whose loss costs least: 264 trials from 24 layers down to 8.
 
     Args:
         teacher: in evaluation mode; not changed.
         sentences: text like what the student will see, prompts included; the first 256 are used.
-        count: layers to keep.
-        exhaustive: try all choices if there are at most this many.
-
-    Returns:
-        Teacher layers to keep, ascending.
 
     Source: trying layers before training follows Sajjad et al., 2023 (https://arxiv.org/abs/2004.03844), who rank them
     by their contribution; the measure is linear CKA of the embeddings (Kornblith et al., 2019,

@@ -94,10 +94,7 @@ class Plan:
 def plan_student(recipe: Recipe, teacher: Embedder, vectors: TeacherVectors | None = None) -> Plan:
     """Check all that a recipe asks of its student and that needs no text.
 
-    Args:
-        recipe: its settings.
-        teacher: gives the labels; beside `vectors`, the encoder that `start_from` names.
-        vectors: of a teacher whose weights are not at hand.
+    `teacher` gives the labels; beside `vectors`, of a teacher that is not at hand, it is the encoder to start from.
 
     Raises:
         InputError: layers, width, vocabulary or dimensions that the teacher can't give, or a model to start from that

@@ -108,15 +108,11 @@ class Pieces:
         return needed
 
     def choose(self, counts_V: np.ndarray, wanted: int | float) -> np.ndarray:
-        """The required pieces and those that the text uses most.
+        """Numbers of the required pieces and of those that the text uses most, ascending, (K,).
 
         Args:
-            counts_V: how often the text uses each piece.
-            wanted: the largest number of pieces to keep; or, as a float, the share of the text's tokens that they must
-                cover.
-
-        Returns:
-            Their numbers, ascending, (K,).
+            counts_V: how often the text uses a piece.
+            wanted: the largest number of pieces; or, as a float, the share of the text's tokens that they must cover.
         """
         kept = set(self.required)
         covered = int(counts_V[list(kept)].sum())
@@ -152,15 +148,9 @@ def check_vocabulary(teacher: Embedder, text: int | str) -> None:
 
 
 def cut_vocabulary(student: Embedder, counts_V: np.ndarray, text: int | str) -> tuple[Embedder, dict[str, Any]]:
-    """The student with a smaller vocabulary, chosen by `Pieces.choose`.
+    """The student with a smaller vocabulary, chosen by `Pieces.choose`, and what was cut, for data.json.
 
-    Args:
-        student: loses the rest of its token table; use the returned student instead.
-        counts_V: how often the text uses each piece.
-        text: the recipe's field.
-
-    Returns:
-        The student, and what was cut, for data.json.
+    The student that is given loses the rest of its token table; `text` is the recipe's field.
     """
     kept = Pieces(student).choose(counts_V, parse_vocabulary(text))
     total, dimensions = student.bert.embeddings.word_embeddings.weight.shape

@@ -27,13 +27,7 @@ def important_units(student: Embedder, sample: LabelledSentences, units: int, lo
 
     Imagine a gate behind every unit, a factor of 1. A unit's importance is the square of d loss / d gate, summed over
     batches. This needs no real gate: the derivative is the sum, over the unit's weights in the second product, of
-    weight times gradient.
-
-    Args:
-        student: untrained; its gradients are used, then forgotten.
-        sample: sentences at random with their labels; the first 2,048 are used.
-        units: how many to keep in every layer.
-        loss: name of one of LOSSES.
+    weight times gradient. The first 2,048 sentences of the sample are used.
 
     Source: Molchanov et al., 2019 (https://arxiv.org/abs/1906.10771), first order.
     """

@@ -161,15 +161,7 @@ class Checkpoints:
 def save_checkpoint(
     path: Path, model: nn.Module, optimizer: StudentOptimizer, progress: Progress, settings: str
 ) -> None:
-    """Write a checkpoint, whole or not at all.
-
-    Args:
-        path: the file.
-        model: whose weights are kept in fp32.
-        optimizer: AdamW's moments and the gradient scaler's state are kept.
-        progress: how far the run has come.
-        settings: fingerprint of those that must not change when the run is resumed; after a space, of its labels.
-    """
+    """Write a checkpoint, whole or not at all; `settings` is the run's `fingerprint`."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.adamw.state.items():

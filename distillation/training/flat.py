@@ -134,12 +134,7 @@ class FlatAdamW:
             flat.refresh()
 
     def step(self, divisor: torch.Tensor, left_out: torch.Tensor) -> None:
-        """Change the weights by their gradients.
-
-        Args:
-            divisor: () fp32, what the gradients are divided by.
-            left_out: () bool on the device; where it is true nothing changes.
-        """
+        """Change the weights by their gradients over `divisor`, () fp32, unless `left_out`, () bool, is true."""
         by_kernel = kernels.runs_on(divisor)
         for flat in self.flats:
             if by_kernel:

@@ -28,13 +28,8 @@ class LossScale:
     """The factor that losses are multiplied by in fp16, so that small gradients do not vanish; kept on the device.
 
     A step whose gradient is not finite halves it; `growth_interval` finite steps in a row double it. These are
-    torch.amp.GradScaler's rules, and checkpoints of the two are alike. GradScaler itself waits for the device.
-
-    Args:
-        device: where the factor is kept.
-        enabled: if not, the factor is 1 for good.
-        scale: the first factor.
-        growth_interval: finite steps in a row that double it.
+    torch.amp.GradScaler's rules, and checkpoints of the two have the same form. GradScaler itself waits for the device.
+    Where it is not enabled, the factor stays 1.
 
     Source: Micikevicius et al., 2017 (https://arxiv.org/abs/1710.03740).
     """
@@ -115,12 +110,7 @@ class FlatOptimizer(StudentOptimizer):
         (loss * self.scaler.scale if self.scaler.enabled else loss).backward()
 
     def step(self, rows: BatchRows, count: torch.Tensor | None = None) -> None:
-        """Change the weights by the last backward pass's gradients.
-
-        Args:
-            rows: from `take_rows`.
-            count: train only the first so many rows, () on the device; None for all.
-        """
+        """Change the weights by the last backward pass's gradients, of `rows` only the first `count`, if given."""
         of_rows = rows.vectors.grad
         assert of_rows is not None
         self._others.collect_gradients()

@@ -144,7 +144,7 @@ class StaticBatch:
 
 
 class GraphedStep:
-    """Takes `train_step`'s steps on one GPU, each as the replay of a graph where its batch fits one.
+    """Takes `train_step`'s steps on one GPU, by replaying a graph where the batch fits one.
 
     On a CPU the steps are computed over the filled-up batches without a graph, which is for tests.
     """

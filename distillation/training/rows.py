@@ -91,7 +91,7 @@ class BatchRows:
 
 
 def distinct_tokens(sentences: Tokenized, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct tokens, ascending, (U,), and for each of the vocabulary its place among them, where it occurs."""
+    """The distinct tokens, ascending, (U,), and the place of every token of the vocabulary among them, if it occurs."""
     occurs = np.zeros(vocabulary, dtype=bool)
     occurs[sentences.ids] = True
     tokens = occurs.nonzero()[0]

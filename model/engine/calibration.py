@@ -30,12 +30,7 @@ class WatchedProduct(Product):
 
 @torch.no_grad()
 def calibrate(bert: PackedForward, batches: Iterable[PackedTokens]) -> Calibration:
-    """Measure the range of every product's inputs.
-
-    Args:
-        bert: the network, in evaluation mode.
-        batches: the tokens of a few hundred sentences like those to encode.
-    """
+    """Measure the range of every product's inputs on a few hundred sentences like those to encode."""
     watched: dict[str, WatchedProduct] = {}
     layers = []
     for number, layer in enumerate(bert.layers()):

@@ -83,13 +83,7 @@ def add_and_norm(product: Product, norm: Norm, x_NI: torch.Tensor, residual_NO: 
 
 @torch.no_grad()
 def lay_out(bert: PackedForward, precision: str, calibration: Calibration | None = None) -> Engine:
-    """Make an engine from the current weights of a network.
-
-    Args:
-        bert: the network.
-        precision: one of PRECISIONS except auto.
-        calibration: the ranges that int8 rounds by; only int8 needs it.
-    """
+    """Make an engine from the current weights of a network; only int8 needs a calibration."""
     device = bert.embeddings.LayerNorm.weight.device
     dtype = dtype_of(precision)
     layers = []

@@ -45,12 +45,9 @@ class Rounding(NamedTuple):
 
 
 def quantise(linears: dict[str, Linear], ranges: dict[str, Range], dtype: torch.dtype) -> dict[str, Product]:
-    """Lay out a layer's products as bytes. The sums and norms between them stay in fp32.
+    """Lay out a layer's products as bytes, by the ranges of their inputs. The sums and norms between them stay in fp32.
 
-    Args:
-        linears: the layer's products in fp32, by name.
-        ranges: of their inputs, by the same names.
-        dtype: of queries, keys and values: bf16 if the CPU has it, else fp32.
+    `dtype` is the type of queries, keys and values: bf16 if the CPU has it, else fp32.
     """
     linears, ranges = dict(linears), dict(ranges)
     fused = linears["intermediate"].activation in FUSED
@@ -78,10 +75,7 @@ def quantise(linears: dict[str, Linear], ranges: dict[str, Range], dtype: torch.
 def rounding_of(inputs: Range, weight_OI: torch.Tensor, exponent: float) -> Rounding:
     """The rounding that just covers a range, its inputs divided so that their ranges become more equal.
 
-    Args:
-        inputs: the range.
-        weight_OI: the product's weights.
-        exponent: how much of an input's size moves into its weights; 0 for none.
+    `exponent` says how much of an input's size moves into its weights; 0 for none.
     """
     smoothing = torch.ones_like(inputs.low)
     if exponent:
@@ -99,11 +93,8 @@ def split_large(intermediate: Linear, output: Linear, between: Range) -> tuple[L
 
     A few of the MLP's channels reach ten times what the others do, and would make the steps of all ten times as coarse.
     With a limit c, a byte keeps min(x, c) of x = GELU(y). A copy of the channel computes GELU(y - c), nearly the rest,
-    and meets the same weights in the output product; further copies carry what is above 2c, and so on.
-
-    Args:
-        intermediate, output: the two products, with an activation that leaves large numbers as they are.
-        between: the range of the channels between them.
+    and meets the same weights in the output product; further copies carry what is above 2c, and so on. The activation
+    must leave large numbers as they are.
 
     Returns:
         The two products with more channels between them, and the range of these channels.

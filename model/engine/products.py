@@ -1,9 +1,9 @@
-"""Matrix products for inference: weights cast once, and on a CPU repacked (int8 has a file of its own).
+"""Matrix products for inference: weights cast once, and on a CPU repacked. int8 is in int8.py.
 
 Shapes: N tokens, I inputs, O outputs.
 
 torch has no public call for a product that reads repacked weights, applies the activation in the same pass, or
-multiplies int8 on a CPU. So this file and int8.py, and they alone, call the oneDNN operators that torch's own compiler
+multiplies int8 on a CPU. So this file and int8.py, and no others, call the oneDNN operators that torch's own compiler
 emits for such products, `mkldnn::_linear_pointwise` and `onednn::qlinear_pointwise`, and those that pack for them.
 """
 
