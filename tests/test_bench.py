@@ -77,16 +77,6 @@ def test_bench_json_has_the_agreed_keys(
     assert "student, serve, onnxruntime" in printed and "layers promise 3.00" in printed
 
 
-def test_flops_of_one_layer_by_hand(tiny_model_dir: Path) -> None:
-    config = Embedder.load(tiny_model_dir, precision="fp32").keep_layers([0]).bert.config
-    D, inner = config.hidden_size, config.intermediate_size
-    tokens, pairs = 3 + 5, 9 + 25
-    products = 2 * tokens * (4 * D * D + 2 * D * inner)
-    assert encoder_flops(config, np.array([3, 5])) == products + 4 * D * pairs
-    keys_and_values_too = 2 * tokens * 3 * D * D + 4 * D * tokens
-    assert encoder_flops(config, np.array([3, 5]), True) == keys_and_values_too + 2 * 2 * (D * D + 2 * D * inner)
-
-
 @pytest.mark.parametrize("first_token_only", [False, True])
 def test_flops_are_those_that_torch_counts(tiny_cls_dir: Path, first_token_only: bool) -> None:
     embedder = Embedder.load(tiny_cls_dir, "cpu", "fp32", pooling="cls" if first_token_only else "mean")

@@ -125,29 +125,8 @@ def test_bootstrap_is_the_spearman_of_resampled_pairs() -> None:
     assert (found != bootstrap(spearmans, [similarities, -similarities, scores], seed=4)).any()
 
 
-def test_intervals_hold_the_estimate_and_narrow_with_more_pairs() -> None:
-    widths = []
-    for count in (50, 200, 800, 3200):
-        similarities, scores = related(count, noise=2)
-        low, high = interval(bootstrap(spearmans, [similarities, scores])[0])
-        assert low < correlations(similarities, scores)["spearman_cosine"] < high
-        widths.append(high - low)
-    ratios = np.array(widths[:-1]) / widths[1:]
-    assert (ratios > 1.5).all() and (ratios < 2.7).all()  # as 1 / sqrt(n): 2
-
-
 def test_an_interval_is_the_middle_95_percent() -> None:
     assert interval(np.random.default_rng(0).permutation(1001).astype(float)) == [25, 975]
-
-
-def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
-    truth = correlations(*related(200_000, noise=2))["spearman_cosine"]
-    hits = 0
-    for seed in range(60):
-        similarities, scores = related(60, noise=2, seed=seed + 1)
-        low, high = interval(bootstrap(spearmans, [similarities, scores], resamples=200)[0])
-        hits += low < truth < high
-    assert 50 <= hits < 60  # 57 expected
 
 
 @pytest.mark.filterwarnings("error")
@@ -403,19 +382,8 @@ def everything(tiny_model_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_figures_have_the_promised_keys(everything: tuple[dict[str, Any], dict[str, Any]]) -> None:
     figures, pairs = everything
-    names = {
-        "student",
-        "teacher",
-        "retention",
-        "difference",
-        "models",
-        "mean",
-        "sanity",
-        "overlap",
-        "retrieval",
-        "missed",
-    }
-    assert set(figures) == names
+    names = "student teacher retention difference models mean sanity overlap retrieval missed"
+    assert set(figures) == set(names.split())
     assert set(figures["student"]) == {"sts-dev", "b", "negative_mse"} and set(figures["teacher"]) == {"sts-dev", "b"}
     for name in ("sts-dev", "b"):
         student, teacher = (figures[who][name] for who in ("student", "teacher"))
