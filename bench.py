@@ -202,11 +202,7 @@ def print_table(result: dict[str, Any]) -> None:
 
 
 def precisions_to_measure(names: Sequence[str], device: torch.device) -> list[str]:
-    """Precisions by name, "auto" resolved; "all" means those that the device has instructions for.
-
-    Raises:
-        InputError: a precision that the device does not support.
-    """
+    """Precisions by name, "auto" resolved; "all" means those that the device has instructions for."""
     if "all" in names:
         if device.type == "cuda":
             return ["fp32", "bf16", "fp16"]
@@ -219,11 +215,7 @@ def precisions_to_measure(names: Sequence[str], device: torch.device) -> list[st
 def teacher_and_student(
     arguments: argparse.Namespace, run: Path | None, device: torch.device, scratch: Path
 ) -> list[partial[Embedder]]:
-    """Functions that load the teacher and the student, given a precision.
-
-    Raises:
-        InputError: the flags do not say which models, or contradict each other.
-    """
+    """Functions that load the teacher and the student, given a precision."""
     if arguments.shape:
         if arguments.model:
             raise InputError("--shape: takes no MODEL")

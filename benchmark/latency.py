@@ -22,9 +22,6 @@ def queries_of(embedder: Embedder, sentences: Sequence[str], count: int) -> dict
     """`count` queries for every one of TOKENS, the exact number of their tokens, [CLS] and [SEP] included.
 
     They are cut from the words of `sentences`; if those are too few, queries are repeated.
-
-    Raises:
-        InputError: the text has none of a length.
     """
     words = " ".join(sentences).split()
     found: dict[int, list[str]] = {tokens: [] for tokens in TOKENS}

@@ -39,11 +39,7 @@ def shape_config(shape: str) -> BertConfig:
 
 
 def random_embedder(shape: str | BertConfig, layers: int, device: torch.device | str, precision: str) -> Embedder:
-    """An embedder with random weights and cls pooling, with a tokenizer whose words are numbers.
-
-    Raises:
-        InputError: no such shape or file.
-    """
+    """An embedder with random weights and cls pooling, with a tokenizer whose words are numbers."""
     config = shape if isinstance(shape, BertConfig) else shape_config(shape)
     config.num_hidden_layers = layers
     torch.manual_seed(0)

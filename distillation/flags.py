@@ -69,11 +69,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse_arguments(command: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments of a command, sys.argv's unless others are given.
-
-    Raises:
-        InputError: an argument is wrong.
-    """
+    """The arguments of a command, sys.argv's unless others are given."""
     module, add_flags, _ = COMMANDS[command]
     prog = f"python -m {module.removesuffix('.__main__')}" if Path(sys.argv[0]).name == "__main__.py" else None
     parser = OneLineParser(

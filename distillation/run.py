@@ -210,11 +210,7 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
 
 
 def read_json_lines(path: Path | str) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON value a line. A line that a crash cut short is skipped.
-
-    Raises:
-        OSError: the file can't be read.
-    """
+    """The objects of a file with one JSON value a line. A line that a crash cut short is skipped."""
     objects = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError, RecursionError):

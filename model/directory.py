@@ -150,11 +150,7 @@ def read_modules(directory: Path) -> dict[str, Path]:
 
 
 def read_bert(folder: Path, checked: Collection[Path]) -> PackedForward:
-    """The encoder: config.json and the weights that go with it, in fp32.
-
-    Raises:
-        InputError: either is missing or corrupt, or they do not fit each other.
-    """
+    """The encoder: config.json and the weights that go with it, in fp32."""
     config = read_config(folder / "config.json")
     weights = read_weights(folder, checked)
     of_layers = sum(name.startswith(("encoder.layer.", "transformer.layer.")) for name in weights)
@@ -327,11 +323,7 @@ def read_dense(modules: dict[str, Path], inputs: int, checked: Collection[Path])
 
 
 def read_calibration(path: Path, layers: int, checked: Collection[Path]) -> Calibration | None:
-    """The ranges that int8 rounds by, if the model comes with them.
-
-    Raises:
-        InputError: the file is corrupt, or of another model.
-    """
+    """The ranges that int8 rounds by, if the model comes with them."""
     if not path.exists():
         return None
     try:

@@ -151,11 +151,7 @@ class Embedder(nn.Module):
 
     @property
     def engine(self) -> Engine:
-        """The weights laid out for encoding; laid out again after they changed or moved to another device.
-
-        Raises:
-            InputError: the new device does not support the precision.
-        """
+        """The weights laid out for encoding; laid out again after they changed or moved to another device."""
         if self._engine is not None and self._engine.is_outdated():
             self._engine = self.calibration = None
         if self._engine is None or self._engine.device != self.device:

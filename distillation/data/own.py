@@ -29,11 +29,7 @@ class Own:
 
     @classmethod
     def of(cls, sources: Sequence[str], seed: int) -> "Own":
-        """Hold out about a tenth of the documents that can have headings, drawn by the seed; none of fewer than three.
-
-        Raises:
-            InputError: a source that is not there.
-        """
+        """Hold out about a tenth of the documents that can have headings, by the seed; none of fewer than three."""
         documents = sorted({file for source in sources for file in documents_of(source)})
         count = max(len(documents) // SHARE, min(FEW, len(documents) // 3))
         drawn = np.random.default_rng(seed).permutation(len(documents))[:count]

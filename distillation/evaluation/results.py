@@ -14,11 +14,7 @@ Results = tuple[dict[str, Any], dict[str, Any]]
 
 
 def read_results(directory: Path) -> Results:
-    """The content of the two files; empty if there are none.
-
-    Raises:
-        InputError: a file that is not as `write_results` writes it.
-    """
+    """The content of the two files; empty if there are none."""
     figures, pairs = (
         read_json(path) if path.exists() else {}
         for path in (directory / "evaluation.json", directory / "evaluation_pairs.json")

@@ -126,11 +126,7 @@ def is_whole(directory: Path, files: dict[str, str]) -> bool:
 
 
 def put_in_place(directory: Path, files: dict[str, str], archive: Path, folder: str, what: str) -> None:
-    """Write a directory of files that lie in a folder of an archive, whole or not at all.
-
-    Raises:
-        RunError: a file is missing, or is not the one with this SHA-256.
-    """
+    """Write a directory of files that lie in a folder of an archive, whole or not at all."""
     with atomic_directory(directory) as temporary:
         for name, sha256 in files.items():
             (temporary / name).parent.mkdir(exist_ok=True)

@@ -227,11 +227,7 @@ SETS_VERSION = 1  # raise it when a set is made differently, so that assets made
 
 
 def prepare_judged(assets: Path) -> None:
-    """Put the retrieval sets in place under `assets`/retrieval; what is already there and correct is kept.
-
-    Raises:
-        RunError: a package can't be downloaded, or is not the one that is pinned here.
-    """
+    """Put the retrieval sets in place under `assets`/retrieval; what is already there and correct is kept."""
     for name, judged in SETS.items():
         folder = f"retrieval/{name}"
         files = [f"{folder}/{file}" for file in ("queries.txt", "documents.txt", "relevance.tsv")]

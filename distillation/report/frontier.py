@@ -63,11 +63,7 @@ class Model:
 
 
 def evaluations(run: Path) -> list[RunFiles]:
-    """A run's own evaluation, then those in directories within it, such as `evaluate.py --precision int8` wrote.
-
-    Raises:
-        InputError: no run directory, no evaluation in it, or a corrupt file.
-    """
+    """A run's own evaluation, then those in directories within it, such as `evaluate.py --precision int8` wrote."""
     own = RunFiles.read(run)
     others = sorted(run.glob("*/evaluation.json"))
     return [own, *(replace(own, evaluation=read_object(path)) for path in others)]

@@ -102,11 +102,7 @@ class RunFiles:
 
     @classmethod
     def read(cls, directory: Path) -> "RunFiles":
-        """Read a run directory.
-
-        Raises:
-            InputError: no run directory, no recipe, student or evaluation in it, or a corrupt file.
-        """
+        """Read a run directory."""
         if not (directory / "recipe.toml").is_file():
             raise InputError(f"{directory}: no run directory, recipe.toml is missing; make one with `python train.py`")
         try:

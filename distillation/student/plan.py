@@ -48,11 +48,7 @@ class Plan:
         return self.recipe.layers
 
     def settled(self, corpus: Corpus, ranks: Ranks) -> "Plan":
-        """The plan with its layers decided, by search on text where asked for; the teacher is projected too.
-
-        Raises:
-            InputError: too little text for that.
-        """
+        """The plan with its layers decided, by search on text where asked for; the teacher is projected too."""
         recipe, start = self.recipe, self.start
         total = start.bert.config.num_hidden_layers
         layers = choose_layers(recipe.layers, total)

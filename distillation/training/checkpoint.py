@@ -96,11 +96,7 @@ class Checkpoints:
         return Progress(total=total)
 
     def _all_see(self, path: Path) -> bool:
-        """Whether the file is there; all ranks get the same answer.
-
-        Raises:
-            InputError: only some ranks see it.
-        """
+        """Whether the file is there; InputError unless all ranks get the same answer."""
         exists = path.exists()
         if self._ranks.any(exists) and not self._ranks.all(exists):
             sees = "sees it, another does not" if exists else "does not see it, another does"

@@ -51,10 +51,6 @@ def tensors_of(calibration: Calibration) -> dict[str, torch.Tensor]:
 
 
 def calibration_of(tensors: dict[str, torch.Tensor], layers: int) -> Calibration:
-    """The calibration that `tensors_of` turned into tensors, for a model of so many layers.
-
-    Raises:
-        KeyError: a layer's part is missing.
-    """
+    """The calibration that `tensors_of` turned into tensors, of so many layers; KeyError if one is missing."""
     names = [f"{number}.{name}" for number in range(layers) for name in PRODUCTS]
     return {name: Range(tensors[f"{name}.low"], tensors[f"{name}.high"]) for name in names}
