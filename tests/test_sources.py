@@ -93,7 +93,7 @@ def test_a_hub_dataset_is_streamed_with_its_config_split_and_columns(monkeypatch
         list(read_sentences("owner/name:::c"))
 
 
-@pytest.mark.parametrize("name", ["assets/sentences", "runs/mine", "here/mine", "mine/weights.zip"])
+@pytest.mark.parametrize("name", ["assets/sentences", "runs/mine", "here/mine", "mine/weights.zip", "mine/text.md"])
 def test_the_hub_is_not_asked_for_what_looks_like_a_path(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
