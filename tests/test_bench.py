@@ -148,8 +148,6 @@ def test_trainers_are_timed_on_the_same_work(tiny_cls_dir: Path) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "give MODEL, or --shape"),
-        (["--shape", "bert-huge"], "bert-huge"),
         (["--shape", "minilm-l6", "--precision", "fp7"], "fp7"),
         (["--shape", "minilm-l6", "--repeats", "0"], "at least 1"),
         (["no-such-model", "--teacher", "no-such-teacher"], "no-such-teacher"),
