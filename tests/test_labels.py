@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny import english_sentences
 
@@ -25,7 +23,6 @@ from shortstack.distillation.data.labels import (
     label_corpus,
     read_shards,
     shard_name,
-    whole_shard,
     write_shard,
 )
 from shortstack.distillation.ranks import Ranks
@@ -309,36 +306,3 @@ def test_a_damaged_manifest(tmp_path: Path, teacher: Embedder, corpus: Corpus) -
         (tmp_path / "labels" / "labels.json").write_text(other)
         with pytest.raises(InputError, match="labels: these labels are of another teacher and "):
             label(teacher, corpus, tmp_path / "labels")
-
-
-def write_numbered(directory: Path, number: int, start: int, stop: int) -> None:
-    """A shard whose labels are the sentences' numbers."""
-    lengths = np.random.default_rng(start).integers(1, 30, size=stop - start)
-    tokens = Tokenized(np.repeat(np.arange(start, stop, dtype=np.int32), lengths), lengths)
-    shard = LabelledSentences(tokens, torch.arange(start, stop)[:, None].float())
-    write_shard(Store(directory, "", 16, "fp32"), number, shard)
-
-
-@pytest.fixture(scope="module")
-def one_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("shards")
-    write_numbered(directory, 0, 0, 5)
-    return directory / shard_name(0)
-
-
-@given(edits=st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=6)), max_size=4), cut=st.integers(0, 10**6))
-def test_any_bytes_are_the_shard_or_are_labelled_again(
-    one_shard: Path, edits: list[tuple[int, bytes]], cut: int
-) -> None:
-    content = one_shard.read_bytes()
-    for place, written in edits:
-        place %= len(content)
-        content = content[:place] + written + content[place + len(written) :]
-    content = content[: max(len(content) // 2, len(content) - cut % 200)]
-    path = one_shard.parent / "fuzzed" / one_shard.name
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(content)
-    found = whole_shard(path, "")
-    if found is not None:
-        assert found.lengths.tolist() == read_shards([one_shard], "").lengths.tolist()
-        assert torch.equal(read_shards([path], "").labels, read_shards([one_shard], "").labels)
