@@ -104,7 +104,7 @@ class Disk:
 
 
 def read_journal(path: Path) -> list[tuple[Any, ...]]:
-    """The operations and marks that `hooks.Journal` noted."""
+    """The operations and marks that `operations.Journal` noted."""
     entries = []
     with path.open("rb") as file:
         while file.peek(1):

@@ -33,7 +33,7 @@ ENVIRONMENT["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 
 printed = tempfile.TemporaryDirectory()  # where forked runs print to
 forks = multiprocessing.get_context("forkserver")
-forks.set_forkserver_preload(["shortstack.train", "processes", "hooks"])
+forks.set_forkserver_preload(["shortstack.train", "processes", "hooks", "operations"])
 
 
 @dataclass

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import hooks
+import operations
 import pytest
 from processes import RunDirectory, same_weights, train, write_recipe
 from tiny import contents
@@ -20,7 +21,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) 
     place = tmp_path_factory.mktemp("undisturbed")
     recipe = write_recipe(place, tiny_model_dir, sentences=120, epochs=1, save_every=2, evaluate_every=2)
     counted = place / "counted"
-    before = functools.partial(hooks.fault_at_operation, place / "runs", 0, 0, counted)
+    before = functools.partial(operations.fault_at_operation, place / "runs", 0, 0, counted)
     assert train(recipe, before=before).status == 0
     run = RunDirectory(place / "runs.whole" / "tiny")
     (place / "runs").rename(place / "runs.whole")
@@ -30,7 +31,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) 
 def count_operations(before: Callable, place: Path, counted: Path) -> int:
     assert (
         train(
-            before=functools.partial(before, functools.partial(hooks.fault_at_operation, place, 0, 0, counted))
+            before=functools.partial(before, functools.partial(operations.fault_at_operation, place, 0, 0, counted))
         ).status
         == 0
     )
@@ -43,9 +44,9 @@ def check_handing_over(before: Callable, place: Path, whole: dict[str, bytes], n
     Returns whether it ended by the fault: over files that are there already, fewer operations are needed.
     """
     where = f"operation {number}"
-    nothing = functools.partial(hooks.fault_at_operation, place, -1, 0, Path())
+    nothing = functools.partial(operations.fault_at_operation, place, -1, 0, Path())
     ended = train(
-        before=functools.partial(before, functools.partial(hooks.fault_at_operation, place, number, fault, Path()))
+        before=functools.partial(before, functools.partial(operations.fault_at_operation, place, number, fault, Path()))
     )
     assert "Traceback" not in ended.err, f"{where}: {ended.err}"
     assert ended.status in ((0, -9) if fault == 0 else (0, 1, 2)), f"{where}: {ended}"
@@ -63,7 +64,7 @@ def check_operation(undisturbed: tuple[Path, RunDirectory, int], number: int, fa
     recipe, whole, _ = undisturbed
     runs, where = recipe.parent / "runs", f"operation {number}"
     shutil.rmtree(runs, ignore_errors=True)
-    before = functools.partial(hooks.fault_at_operation, runs, number, fault, Path())
+    before = functools.partial(operations.fault_at_operation, runs, number, fault, Path())
     ended = train(recipe, before=before)
     assert "Traceback" not in ended.err, f"{where}: {ended.err}"
     assert ended.status in ((-9,) if fault == 0 else (0, 1, 2)), f"{where}: {ended}"

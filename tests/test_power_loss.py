@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-import hooks
+import operations
 import pytest
 from disk import Disk, read_journal
 from processes import RunDirectory, same_weights, train, write_recipe
@@ -35,7 +35,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> 
         output=str(disk / "runs"),
     )
     disk.mkdir()
-    ended = train(recipe, before=functools.partial(hooks.record_operations, disk, place / "journal"))
+    ended = train(recipe, before=functools.partial(operations.record_operations, disk, place / "journal"))
     assert ended.status == 0, ended
     (place / "whole").mkdir()
     (disk / "runs").rename(place / "whole" / "runs")

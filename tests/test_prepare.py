@@ -729,7 +729,7 @@ def test_only_prose_is_kept(line: str, kept: bool) -> None:
     assert is_prose(line) == kept
 
 
-def test_a_half_quotation_is_mended_and_repetitions_go() -> None:
+def test_a_half_quotation_is_completed_and_repetitions_go() -> None:
     text = '"The owl is an old bird. It has seen much of the woods," he said. He called it "a wise bird of prey.'
     assert distinct_sentences([text, text]) == [
         "The owl is an old bird.",
@@ -758,14 +758,6 @@ def test_the_real_assets_are_as_promised() -> None:
     assert len(read_sts("lee", str(assets / "sts" / "lee.tsv")).scores) == 1225
     assert len(read_sts("words", str(assets / "sts" / "wordsim353.tsv")).scores) == 353
     assert len(read_sts("simlex", str(assets / "sts" / "simlex999.tsv")).scores) == 999
-
-
-def test_the_real_teacher_loads_in_sentence_transformers(minilm_dir: Path) -> None:
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    teacher = sentence_transformers.SentenceTransformer(str(minilm_dir), device="cpu")
-    embedding = teacher.encode("An owl is a bird.")
-    assert teacher.max_seq_length == 256 and embedding.shape == (384,)
-    assert (embedding**2).sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_clauses_are_short_distinct_and_whole_words() -> None:
