@@ -7,7 +7,6 @@ from typing import Any
 
 from shortstack.model.files import InputError
 
-TRACKERS = ("tensorboard", "wandb")
 # Takes a log line, {"step": n, "loss": f, ...}, in which a figure that is not finite is None.
 Callback = Callable[[dict[str, Any]], None]
 
@@ -29,15 +28,8 @@ def trackers_of(report_to: str) -> list[str]:
     return names
 
 
-def open_tracker(name: str, directory: Path, settings: dict[str, Any], step: int) -> Callback:
-    """A callback that sends log lines to one of TRACKERS.
-
-    The run resumes after `step`; later points of an earlier attempt are dropped where the tracker can.
-    """
-    return {"tensorboard": _tensorboard, "wandb": _wandb}[name](directory, settings, step)
-
-
-def _tensorboard(directory: Path, settings: dict[str, Any], step: int) -> Callback:
+def tensorboard_curves(directory: Path, settings: dict[str, Any], step: int) -> Callback:
+    """Sends log lines to TensorBoard; later points of an earlier attempt are dropped where the run resumes."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
@@ -51,7 +43,8 @@ def _tensorboard(directory: Path, settings: dict[str, Any], step: int) -> Callba
     return log
 
 
-def _wandb(directory: Path, settings: dict[str, Any], step: int) -> Callback:
+def wandb_curves(directory: Path, settings: dict[str, Any], step: int) -> Callback:
+    """Sends log lines to Weights & Biases."""
     import wandb
 
     name = directory.name  # as id too, so that a resumed run continues its curves
@@ -62,3 +55,7 @@ def _wandb(directory: Path, settings: dict[str, Any], step: int) -> Callback:
         run.log(figures, step=line["step"])
 
     return log
+
+
+# By name: what makes a callback of the run's directory, its settings and the step after which it resumes.
+TRACKERS = {"tensorboard": tensorboard_curves, "wandb": wandb_curves}

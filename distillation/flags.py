@@ -157,7 +157,7 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
         help="sentences (default: 256, on a GPU 4096; to train 64, on a GPU also 512)",
     )
     how.add_argument("--repeats", type=whole_number, default=5, help="timed turns (default: 5)")
-    how.add_argument("--queries", type=whole_number, default=130, help="with --latency: of a length (default: 130)")
+    how.add_argument("--queries", type=whole_number, default=130, help="with --latency: of every length (default: 130)")
     how.add_argument("--steps", type=whole_number, default=100, help="with --peers: optimizer steps (default: 100)")
     how.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     how.add_argument("--output", type=Path, help="where to write (default: the run's directory, or here)")

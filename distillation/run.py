@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from shortstack import distillation, model
 from shortstack.distillation import RunError
-from shortstack.distillation.curves import Callback, open_tracker, trackers_of
+from shortstack.distillation.curves import TRACKERS, Callback, trackers_of
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe, versions
 from shortstack.model.files import InputError, errors_about, flush_to_disk, make_directory, remove_leftovers, write_text
@@ -151,7 +151,7 @@ class Run:
         if self.ranks.is_main:
             settings = dataclasses.asdict(self.recipe)
             trackers = trackers_of(self.recipe.report_to)
-            self._callbacks += [open_tracker(name, self.directory, settings, step) for name in trackers]
+            self._callbacks += [TRACKERS[name](self.directory, settings, step) for name in trackers]
         if self.ranks.is_main and self._log.exists():
             steps = [line for line in read_json_lines(self._log) if type(line.get("step")) is int]
             kept = [json.dumps(line) + "\n" for line in steps if line["step"] <= step]

@@ -22,7 +22,7 @@ def test_weights_and_biases_gets_the_recipe_and_each_line(monkeypatch: pytest.Mo
         return SimpleNamespace(log=lambda figures, step: logged.append((step, figures)))
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    log = curves.open_tracker("wandb", tmp_path / "mine", {"seed": 42}, 2)
+    log = curves.wandb_curves(tmp_path / "mine", {"seed": 42}, 2)
     for line in LINES:
         log(line)
     assert begun["config"] == {"seed": 42} and begun["id"] == "mine" and begun["resume"] == "allow"

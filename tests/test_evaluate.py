@@ -449,7 +449,7 @@ def test_the_table_is_even(everything: tuple[dict[str, Any], dict[str, Any]]) ->
     assert lines[-4].startswith("negative MSE -") and lines[-3].startswith("cosine to the teacher: mean ")
     assert lines[-1].startswith("overlap@10: of the teacher's ten nearest neighbours the student finds ")
     agreement = f"{figures['sanity']['agreement']:.4f}"
-    assert lines[-2] == f"agreement with the teacher on which sentences are alike: {agreement}"
+    assert lines[-2] == f"agreement with the teacher on which sentences are similar: {agreement}"
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

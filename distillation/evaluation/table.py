@@ -67,7 +67,7 @@ def distance_lines(figures: dict[str, Any]) -> list[str]:
         "",
         f"negative MSE {mse:.4f} (relative error {sanity['relative_error']:.4f})",
         f"cosine to the teacher: mean {sanity['mean_cosine']:.4f}, 5th percentile {sanity['p5_cosine']:.4f}",
-        f"agreement with the teacher on which sentences are alike: {sanity['agreement']:.4f}",
+        f"agreement with the teacher on which sentences are similar: {sanity['agreement']:.4f}",
     ]
     if "overlap" in figures:
         alone, over = figures["overlap"]["student"], figures["overlap"]["asymmetric"]
