@@ -43,7 +43,6 @@ from shortstack.distillation.evaluation.results import Results, write_results
 from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs, read_retrieval, read_sts
 from shortstack.distillation.evaluation.table import table
 from shortstack.distillation.host import release_freed_memory
-from shortstack.distillation.progress import progress_bar
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe, metric_key, recipe_text, teacher_overrides
 from shortstack.distillation.run import Run, what_decides
@@ -59,6 +58,7 @@ from shortstack.distillation.training.step import train_step
 from shortstack.model import Embedder
 from shortstack.model.files import write_json, write_text
 from shortstack.model.prefetch import overlaps, prefetch
+from shortstack.model.progress import progress_bar
 
 # -- the run ---------------------------------------------------------------------------------------------------------
 

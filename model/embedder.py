@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from tokenizers import normalizers
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from shortstack.model.directory import Parts, Settings, best_device, read_model
@@ -40,6 +39,7 @@ from shortstack.model.files import InputError, first_line
 from shortstack.model.network import PackedForward
 from shortstack.model.pooling import Pooling
 from shortstack.model.precision import resolve_precision
+from shortstack.model.progress import progress_bar
 from shortstack.model.saving import write_model
 from shortstack.model.tokens import PackedTokens, Tokenized, to_device
 
@@ -290,7 +290,7 @@ class Embedder(nn.Module):
         before = self.prompt_text(prompt_name, prompt)
         where = self.device if convert_to_tensor else torch.device("cpu")  # they may not all fit on the GPU
         result = torch.empty(len(texts), min(self.dimensions, truncate_dim or self.dimensions), device=where)
-        with tqdm(total=len(texts), unit=" sentences", disable=not show_progress_bar) as progress:
+        with progress_bar(len(texts), " sentences", disable=not show_progress_bar) as progress:
             start = 0
             parts = tokenized_ahead(partial(self.tokenize, prompt=before), texts, self.device)
             for part in embedded_parts(self, parts, batch_size, where, progress.update):

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from shortstack.distillation import progress
+from shortstack.model import progress
 
 
 class Terminal(io.StringIO):

@@ -24,13 +24,13 @@ import torch
 from shortstack.distillation import RunError
 from shortstack.distillation.data.corpus import Corpus
 from shortstack.distillation.host import release_freed_memory
-from shortstack.distillation.progress import progress_bar
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.model import Embedder
 from shortstack.model.embedder import ROLES
 from shortstack.model.files import InputError, flush_to_disk, read_json, remove_leftovers, temporary_beside, write_json
 from shortstack.model.prefetch import overlaps, prefetch
+from shortstack.model.progress import progress_bar
 from shortstack.model.tensors import load_tensors, save_tensors, sha256_of_tensors
 from shortstack.model.tokens import Tokenized
 
