@@ -64,7 +64,9 @@ class Recipe:
     )
     intermediate_size: int = setting(0, "units of each layer's MLP to keep, those that matter most; 0 for all")
     pooling: str = setting("teacher", "pooling: teacher (as its own files say), cls or mean")
-    sentences: list[str] = setting([], "text to train on: files, globs, Hub datasets NAME[:CONFIG[:SPLIT[:COLUMNS]]]")
+    sentences: list[str] = setting(
+        [], "text to train on: files, globs, directories, Hub datasets NAME[:CONFIG[:SPLIT[:COLUMNS]]]"
+    )
     reading: str = setting("auto", "how SENTENCES are read: lines, passages, or auto: passages for documents only")
     general: list[str] = setting([], "more text, for what SENTENCES do not cover: sources as there")
     sampling: str = setting("mixed", "mixed draws from all sources; in_order uses up one source before the next")

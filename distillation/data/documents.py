@@ -18,12 +18,26 @@ DOCUMENTS = (*MARKDOWN, *REST, *HTML)
 PDF = ".pdf"
 
 FRONT_MATTER = re.compile(r"---\n.*?\n---\n", re.DOTALL)
+# What dialects of Markdown add to it. Python-Markdown's notes and tabs have their text indented below them.
+INDENTED = re.compile(r'( *)(?:(?:!!!|\?\?\?\+?) ?\w+(?: [\w-]+){0,3} ?|===[!+]* *(?="))(?:"(.*)")?\s*$')
+# Lines of their own: containers, labels, comments of MyST, included files, tables of contents, MDX's imports.
+OWN_LINES = re.compile(
+    r"\s*(?::::|///|-+8<-|\([\w.-]+\)=\s*$|%\s|\[\[?_?toc_?\]\]?\s*$|import\s.+['\"];?\s*$|export\s(const|default|function)\s)",
+    re.IGNORECASE,
+)
+# Within text: attributes, tags of templates, comments of MDX, footnotes, icons, the names of MyST's roles.
+IN_TEXT = re.compile(
+    r"\s*\{[:#.][^{}]*\}|\{%.*?%\}|\{\{[<%].*?[>%]\}\}|\{/\*.*?\*/\}|\[\^[\w-]+\]|(?<!\S):[a-z][\w+-]*:(?!\S)"
+    r"|\{[a-z][\w:+-]*\}$"
+)
 # HTML elements that end a paragraph, and those that hold no prose.
 BLOCKS = re.compile("p|div|li|dd|dt|h[1-6]|section|article|blockquote|br|hr|ul|ol|dl|body|figcaption")
-NO_PROSE = re.compile("pre|script|style|nav|header|footer|table|head|svg|form|button|template")
+NO_PROSE = re.compile(
+    "pre|script|style|nav|header|footer|table|head|title|svg|math|form|button|select|template|noscript"
+)
 # ReST directives whose body is prose.
 PROSE_DIRECTIVES = re.compile(
-    "note|warning|tip|important|caution|attention|hint|danger|seealso|admonition|topic|version(added|changed)|deprecated"
+    "note|warning|tip|important|caution|attention|hint|danger|seealso|admonition|topic|version(added|changed|removed)|deprecated"
 )
 UNDERLINE = re.compile(r"([=\-`:.'\"~^_*+#<>])\1{2,}\s*$")
 
@@ -63,16 +77,40 @@ def markdown_blocks(text: str) -> Iterator[Block]:
 
     text = FRONT_MATTER.sub("", text, count=1) if text.startswith("---\n") else text
     tables, heading = 0, False
-    for token in MarkdownIt("commonmark").enable("table").parse(text):
+    for token in MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse("\n".join(common_lines(text))):
         tables += token.nesting if token.type.startswith("table") else 0
         if token.type in ("heading_open", "paragraph_open"):
             heading = token.type == "heading_open"
         elif token.type == "inline" and not tables:
-            prose = [child.content if child.type in ("text", "code_inline") else " " * child.type.endswith("break")
-                     for child in token.children or []]  # fmt: skip
-            line = "".join(prose)
-            if not re.match(r"\[![A-Z]+\]\s*$|:::|\[\^", line):  # a note's mark, a container, a footnote
-                yield Block(re.sub(r"^\[(?:[ xX]|![A-Z]+)\]\s*", "", line), heading)
+            line = "".join(prose_of(child.type, child.content) for child in token.children or [])
+            if not re.match(r"\[![A-Z]+\]\s*$|\[\^|\*\[", token.content):  # a note's mark, a footnote, an abbreviation
+                yield Block(re.sub(r"^\[(?:[ xX]|![A-Z]+)\]\s*|^: +", "", line), heading)
+
+
+def common_lines(text: str) -> Iterator[str]:
+    """Lines of Markdown without what only some dialects have; the text of notes and tabs as paragraphs of their own."""
+    fence, notes = "", [-1]  # the open fence of code; the indentations of open notes
+    for line in text.expandtabs(4).splitlines():
+        indent = len(line) - len(line.lstrip())
+        while line.strip() and indent <= notes[-1]:
+            notes.pop()
+        line = line[min(indent, 4 * (len(notes) - 1)) :] if line.strip() else ""
+        mark = re.match(r"\s*(`{3,}|~{3,})", line)
+        if mark and (not fence or (mark[1].startswith(fence) and line.strip() == mark[1])):
+            fence = "" if fence else mark[1]
+        note = None if fence else INDENTED.match(line)
+        if note:
+            notes.append(indent)
+            yield from ("", note[1] + (note[2] or ""), "")
+        else:
+            yield "" if not fence and OWN_LINES.match(line) else line
+
+
+def prose_of(kind: str, content: str) -> str:
+    """What a reader sees of a part of a Markdown paragraph."""
+    if kind == "text":
+        return re.sub(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]+)\]\]", r"\1", IN_TEXT.sub("", content))
+    return content if kind == "code_inline" else " " * kind.endswith("break")
 
 
 # -- HTML ------------------------------------------------------------------------------------------------------------
@@ -87,34 +125,46 @@ class ProseParser(HTMLParser):
         self._text: list[str] = []
         self._outside: list[str] = []  # open elements that hold no prose
         self._heading = False
+        self._link = 0  # where the text of the last link begins
+        self._links: list[str] = []
 
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        if NO_PROSE.fullmatch(tag):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if NO_PROSE.fullmatch(tag) or tag in self._outside or ("role", "navigation") in attrs:
             self._outside.append(tag)
         if BLOCKS.fullmatch(tag) or NO_PROSE.fullmatch(tag):
             self.end_block()
         self._heading = bool(re.fullmatch(r"h[1-6]", tag)) or self._heading
+        self._link = len(self._text)
 
     def handle_endtag(self, tag: str) -> None:
         if BLOCKS.fullmatch(tag) or NO_PROSE.fullmatch(tag):
             self.end_block()
         if tag in self._outside:  # also ends those inside it that were left open
-            del self._outside[self._outside.index(tag) :]
+            del self._outside[len(self._outside) - 1 - self._outside[::-1].index(tag) :]
+        if tag == "a":
+            link = "".join(self._text[self._link :])
+            if re.search(r"\w", link):
+                self._links.append(link)
+            else:  # a mark such as # or ¶, for the address of a heading
+                del self._text[self._link :]
 
     def handle_data(self, data: str) -> None:
         if not self._outside:
             self._text.append(data)
 
     def end_block(self) -> None:
-        """Make a block of the text collected so far."""
-        if self._text:
-            text = "".join(self._text).replace("¶", " ")
+        """Make a block of the text collected so far, unless it is navigation: several links and little else."""
+        text = "".join(self._text)
+        all_letters, linked = (len(re.sub(r"\W", "", part)) for part in (text, "".join(self._links)))
+        if text and (len(self._links) < 3 or linked < all_letters / 2):
             self.blocks.append(Block(text, self._heading))
-        self._text, self._heading = [], False
+        self._text, self._links, self._link, self._heading = [], [], 0, False
 
 
 def html_blocks(text: str) -> Iterator[Block]:
-    """The blocks of HTML, however broken. Code, tables, navigation, headers and footers are left out."""
+    """The blocks of HTML, however broken. Code, tables, navigation, headers, footers and templates are left out."""
+    if text.lstrip().startswith(("{%", "{{", "{#")):
+        return
     parser = ProseParser()
     parser.feed(text)
     parser.close()
@@ -155,8 +205,8 @@ def rest_blocks(text: str) -> Iterator[Block]:
 
 
 def rest_paragraphs(text: str) -> Iterator[list[str]]:
-    """Lines between blank ones."""
-    for part in re.split(r"\n[ \t]*\n", text.expandtabs()):
+    """Lines between blank ones; a directive or a comment begins anew."""
+    for part in re.split(r"\n[ \t]*\n|\n(?= *\.\. )", text.expandtabs()):
         lines = [line.rstrip() for line in part.splitlines() if line.strip()]
         if lines:
             yield lines
@@ -169,12 +219,27 @@ def is_title(lines: list[str]) -> bool:
 
 
 def rest_inline(text: str) -> str:
-    """Text without roles, links, emphasis and marks of code."""
-    text = re.sub(r":[\w:+.-]+:`([^`<]*?)\s*(?:<[^`>]*>)?`", r"\1", text)
-    text = re.sub(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}", r"\1", text)
-    text = re.sub(r"``?([^`]+)``?_{0,2}", r"\1", text)
-    text = re.sub(r"\|([^|\s][^|]*)\||\[[#\w]+\]_", r"\1", text)
-    return re.sub(r"(?<!\w)\*{1,2}([^*\s](?:[^*]*[^*\s])?)\*{1,2}(?!\w)", r"\1", text)
+    """Text without roles, links, emphasis and marks of code; code itself stays as it is."""
+    code: list[str] = []
+    text = re.sub(r"(?<!`)``(?!`)(.+?)``", lambda found: f"\0{code.append(found[1]) or len(code)}\0", text, flags=re.S)
+    return re.sub("\0(\\d+)\0", lambda place: code[int(place[1]) - 1], rest_marks(text))
+
+
+def rest_marks(text: str) -> str:
+    """The same for text without code."""
+    text = re.sub(r"(?:(?::[\w+.-]+)+:)?`([^`]+)`_{0,2}", lambda found: rest_shown(found[1]), text)
+    text = re.sub(r"\|([^|\s][^|]*)\|_{0,2}|\s*\[[#*\w.-]+\]_(?!\w)", r"\1", text)
+    text = re.sub(r"(?<![\w.`])([A-Za-z0-9](?:[\w.+-]*[A-Za-z0-9])?)__?(?![\w(])", r"\1", text)
+    text = re.sub(r"(?<![\w*])\*{1,2}([^*\s](?:[^*]*[^*\s])?)\*{1,2}(?![\w*])", r"\1", text)
+    return re.sub(r"\\(\s|(?=\W))", "", text)
+
+
+def rest_shown(text: str) -> str:
+    """What a reader sees of a role or a link: its title, or of ~a.b.c the c."""
+    titled = re.fullmatch(r"(.+?)\s*<[^>]*>", text, flags=re.DOTALL)
+    if titled:
+        return titled[1]
+    return text.rpartition(".")[2] if text.startswith("~") else text.removeprefix("!")
 
 
 # -- PDF -------------------------------------------------------------------------------------------------------------

@@ -156,14 +156,14 @@ def marked_source(source: str) -> tuple[Marks, Source]:
 def documents_in(directory: Path) -> tuple[list[Path], list[Path]]:
     """The documents and plain text files below a directory, by name, and all its other files.
 
-    Hidden files are skipped, and links to directories are not followed. A dataset has
-    no documents.
+    Hidden files are skipped, and links to directories are not followed. Sphinx's _sources, a copy of the text of its
+    pages, are no documents. A dataset has none.
     """
     files = sorted(path for path in directory.rglob("[!.]*") if path.is_file())
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
     if is_dataset(files):
         return [], files
-    read = [path for path in files if suffix_of(path) in (*DOCUMENTS, PDF, ".txt")]
+    read = [path for path in files if suffix_of(path) in (*DOCUMENTS, PDF, ".txt") and "_sources" not in path.parts]
     return read, [path for path in files if path not in set(read)]
 
 
