@@ -1,15 +1,21 @@
 """The examples run, and show what they promise."""
 
 import importlib
+import json
+import os
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
-from tiny import english_sentences, make_bert_dir
+from processes import ENVIRONMENT, LIMIT, ROOT
+from tiny import english_sentences, make_bert_dir, write_documents
 
 from shortstack.distillation.recipe import Recipe, recipe_text
 from shortstack.model import Embedder
@@ -150,3 +156,74 @@ def test_a_vector_store_finds_with_them(
     assert store.similarity_search(SENTENCES[9], k=1)[0].page_content == SENTENCES[9]
     call(langchain.main, tiny_model_dir, "It will rain in the north.")
     assert capsys.readouterr().out.splitlines()[0] == "1.000 It will rain in the north."
+
+
+# -- shortstack.ipynb --------------------------------------------------------------------------------------------------
+
+
+def tiny_assets(assets: Path, model: Path) -> None:
+    """What the default recipe reads, in small."""
+    shutil.copytree(model, assets / "all-MiniLM-L6-v2")
+    for folder in ("sentences", "sts", "retrieval/wikipedia"):
+        (assets / folder).mkdir(parents=True)
+    for seed, name in enumerate(("clauses", "definitions", "news", "passages")):
+        (assets / "sentences" / f"{name}.txt").write_text("\n".join(english_sentences(600, seed=seed)))
+    rows = [
+        f"{one}\t{two}\t{place % 6}" for place, (one, two) in enumerate(zip(SENTENCES, SENTENCES[1:], strict=False))
+    ]
+    for name in ("lee", "wordsim353", "simlex999"):
+        (assets / "sts" / f"{name}.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
+    search = assets / "retrieval" / "wikipedia"
+    for name in ("queries.txt", "documents.txt"):
+        (search / name).write_text("\n".join(SENTENCES))
+    (search / "relevance.tsv").write_text("\n".join(f"{row}\t{row}" for row in range(len(SENTENCES))))
+
+
+def run_notebook(settings: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Run every cell of code in order, with other `settings`: what its commands print, and its variables."""
+    names: dict[str, Any] = {}
+    printed: list[str] = []
+    for cell in json.loads((EXAMPLES / "shortstack.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        lines = "".join(cell["source"]).splitlines()
+        exec("\n".join(line for line in lines if not line.startswith("!")), names)
+        assert set(settings) <= names.keys()
+        names.update(settings)
+        for line in (line[1:] for line in lines if line.startswith("!")):
+            command = line.format_map(names)
+            ended = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=LIMIT)
+            assert ended.returncode == 0, f"{command}: {ended.stderr}"
+            printed.append(ended.stdout)
+    return printed, names
+
+
+@pytest.mark.parametrize("kind", ["tiny", pytest.param("real", marks=pytest.mark.long)])
+def test_every_cell_of_the_notebook_runs(
+    kind: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """With a tiny teacher, where nothing is fetched; the long test takes the default's own teacher and text."""
+    shell = ["#!/bin/sh", f'exec "{sys.executable}" -m shortstack "$@"']
+    if kind == "tiny":
+        tiny_assets(tmp_path / "assets", tiny_model_dir)
+        shell.insert(1, '[ "$1" = prepare ] && exit 0')
+    else:
+        request.getfixturevalue("minilm_dir")
+        (tmp_path / "assets").symlink_to(ROOT / "assets")
+    (tmp_path / "shortstack").write_text("\n".join(shell))
+    (tmp_path / "shortstack").chmod(0o755)
+    for name, value in (ENVIRONMENT | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    shown: list[bytes] = []
+    display = ModuleType("IPython.display")
+    display.Image = lambda path: shown.append(Path(path).read_bytes())  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+
+    write_documents(tmp_path / "docs")
+    printed, names = run_notebook({"MAX_SENTENCES": 600, "DOCUMENTS": "docs"})
+    assert len(printed) == 5 and printed[-1].strip().splitlines()[-1].startswith("search on your documents: ")
+    assert shown[0].startswith(b"\x89PNG")
+    assert names["embeddings"].shape == (3, names["embedder"].dimensions)
+    assert (tmp_path / "runs" / "own-corpus" / "model" / "model.safetensors").is_file()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from processes import RunDirectory, command, train, write_recipe
-from tiny import english_sentences, load, make_bert_dir
+from tiny import english_sentences, load, make_bert_dir, write_documents
 
 from shortstack.distillation.data.corpus import Draw, build_corpus
 from shortstack.distillation.data.own import Own
@@ -18,17 +18,6 @@ from shortstack.distillation.evaluation.sets import read_retrieval
 from shortstack.model.files import InputError
 
 ROOT = Path(__file__).parents[1]
-
-
-def write_documents(directory: Path, count: int = 12) -> list[Path]:
-    """Markdown with three headings a file, two paragraphs below each, all with sentences that occur nowhere else."""
-    directory.mkdir()
-    texts = iter(english_sentences(count * 9, seed=3))
-    files = [directory / f"{number:02d}.md" for number in range(count)]
-    for number, file in enumerate(files):
-        parts = [f"# Heading {number}-{part}\n\n{next(texts)}\n\n{next(texts)} {next(texts)}\n" for part in range(3)]
-        file.write_text("\n".join(parts), encoding="utf-8")
-    return files
 
 
 def write_general(path: Path) -> str:

@@ -100,6 +100,17 @@ def english_sentences(n: int, seed: int = 0) -> list[str]:
     return list(itertools.islice(found, n))
 
 
+def write_documents(directory: Path, count: int = 12) -> list[Path]:
+    """Markdown with three headings a file, two paragraphs below each, all with sentences that occur nowhere else."""
+    directory.mkdir()
+    texts = iter(english_sentences(count * 9, seed=3))
+    files = [directory / f"{number:02d}.md" for number in range(count)]
+    for number, file in enumerate(files):
+        parts = [f"# Heading {number}-{part}\n\n{next(texts)}\n\n{next(texts)} {next(texts)}\n" for part in range(3)]
+        file.write_text("\n".join(parts), encoding="utf-8")
+    return files
+
+
 def make_tokenizer() -> Tokenizer:
     """A lower-casing WordPiece tokenizer over VOCABULARY, as BERT's: [CLS] text [SEP]."""
     numbers = {word: number for number, word in enumerate(VOCABULARY)}
