@@ -3,6 +3,7 @@
 PDF has no headings that a program can tell: it gives lines of text.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from html.parser import HTMLParser
@@ -39,6 +40,7 @@ NO_PROSE = re.compile(
 PROSE_DIRECTIVES = re.compile(
     "note|warning|tip|important|caution|attention|hint|danger|seealso|admonition|topic|version(added|changed|removed)|deprecated"
 )
+REST_CODE = re.compile(r"(?<!`)``(?!`)(.+?)``", re.DOTALL)
 UNDERLINE = re.compile(r"([=\-`:.'\"~^_*+#<>])\1{2,}\s*$")
 
 
@@ -220,9 +222,10 @@ def is_title(lines: list[str]) -> bool:
 
 def rest_inline(text: str) -> str:
     """Text without roles, links, emphasis and marks of code; code itself stays as it is."""
-    code: list[str] = []
-    text = re.sub(r"(?<!`)``(?!`)(.+?)``", lambda found: f"\0{code.append(found[1]) or len(code)}\0", text, flags=re.S)
-    return re.sub("\0(\\d+)\0", lambda place: code[int(place[1]) - 1], rest_marks(text))
+    code = [found[1] for found in re.finditer(REST_CODE, text)]
+    numbers = itertools.count()
+    text = rest_marks(re.sub(REST_CODE, lambda _: f"\0{next(numbers)}\0", text))
+    return re.sub("\0(\\d+)\0", lambda place: code[int(place[1])], text)
 
 
 def rest_marks(text: str) -> str:
