@@ -195,7 +195,7 @@ def named(prompt: str, teacher: Embedder) -> str:
 def lengths_of(norms: torch.Tensor, embedded: torch.Tensor) -> str:
     """How the vectors were normalised, in words."""
     if bool(((norms - 1).abs() < UNIT).all()):
-        return "of length 1: cosine and dot product rank alike"
+        return "of length 1: cosine and dot product give the same order"
     if bool(((norms / embedded.norm(dim=1) - 1).abs() < UNIT).all()):
         return "not normalised, as the teacher gives them: search by cosine"
     return f"of lengths from {norms.min():.3g} to {norms.max():.3g}: search by cosine"
