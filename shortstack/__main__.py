@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from functools import partial
 
 from shortstack.distillation.command_line import run_command
 from shortstack.distillation.flags import COMMANDS, answer_first
@@ -19,8 +20,7 @@ def main() -> None:
     """Run the command that the first argument names; exit status 2 where there is none of that name."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(USAGE)
-        return
+        return run_command(partial(print, USAGE))
     if name == "--version":
         print(importlib.import_module("shortstack").__version__)
         return

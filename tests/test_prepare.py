@@ -625,6 +625,21 @@ def test_what_was_downloaded_whole_is_not_asked_again(tmp_path: Path, registry: 
     assert registry.asked == [(path, None)]  # what was refused was not kept
 
 
+def test_a_long_download_says_how_much_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    said = threading.Event()
+    monkeypatch.setattr(packages, "EVERY", 0.01)
+    monkeypatch.setattr(packages, "print", lambda line, **_: (lines.append(line), said.set()), raising=False)
+    (tmp_path / "older").write_bytes(bytes(5_000_000))
+    with packages.progress_of("some==1.0", tmp_path):
+        (tmp_path / "part").write_bytes(bytes(3_000_000))
+        said.clear()
+        assert said.wait(30)
+        said.clear()  # the first may have been measured before the file was whole
+        assert said.wait(30)
+    assert lines[-1] == "some==1.0: 3 MB so far"
+
+
 def test_downloads_have_a_time_limit(tmp_path: Path, registry: type[Registry], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "TIME_LIMIT", 0)
     package = add_wheel(registry, tmp_path)

