@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -200,6 +201,13 @@ class Forked:
 def train(*arguments: str | Path, before: Callable[[], object] | None = None) -> Outcome:
     """Run train.py to its end in a forked process."""
     return Forked(*arguments, before=before).outcome()
+
+
+def in_a_process(action: Callable[..., Any], *arguments: object) -> Any:
+    """What a module's function gives, called in a forked process of its own; its error is raised here."""
+    os.environ |= ENVIRONMENT
+    with ProcessPoolExecutor(1, mp_context=forks) as pool:
+        return pool.submit(action, *arguments).result(LIMIT)
 
 
 def free_port() -> int:

@@ -1,13 +1,13 @@
 """The corpus: distinct, shuffled, some held out; the same for the same seed, used again, built again after damage."""
 
-import subprocess
-import sys
-import textwrap
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from processes import in_a_process
 from tiny import put
 
 from shortstack.distillation.data import corpus as module
@@ -149,28 +149,22 @@ def test_duplicates_are_found_whatever_their_hashes(tmp_path: Path, monkeypatch:
     assert found.tolist() == sorted({value: row for row, value in reversed([*enumerate(hashes)])}.values())
 
 
+def peak_memory(directory: Path, count: int) -> int:
+    """Bytes that Python and Arrow hold at most while a corpus of so many lines is built and read."""
+    module.BATCH_ROWS, module.GATHERED, module.RUN, on_disk.RUN = 256, 4, 1024, 1024
+    small = put(directory / "small.txt", "\n".join(map(str, range(200))))
+    build_corpus(directory / "small", [small], Draw(None, 100, 1))  # imports what the other needs
+    source = directory / f"{count}.txt"
+    with open(source, "w") as file:
+        file.writelines(f"{number:05} " * 80 + "\n" for number in range(count))
+    tracemalloc.start()
+    corpus = build_corpus(directory / str(count), [str(source)], Draw(None, 100, 1))
+    for start in range(0, len(corpus) - 64, 4096):
+        corpus.training(start, start + 64)
+    return tracemalloc.get_traced_memory()[1] + pa.default_memory_pool().max_memory()
+
+
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
-    program = """
-        import sys, tracemalloc
-        from pathlib import Path
-        import pyarrow as pa
-        from shortstack.distillation.data import corpus as sentences, on_disk
-        sentences.BATCH_ROWS, sentences.GATHERED, sentences.RUN, on_disk.RUN = 256, 4, 1024, 1024
-        directory = Path(sys.argv[1])
-        for count in (100, 2_000, 12_000):  # the first imports what the others need
-            source = directory / f"{count}.txt"
-            with open(source, "w") as file:
-                file.writelines(f"{number} " * 80 + "\\n" for number in range(count))
-            tracemalloc.start()
-            corpus = sentences.build_corpus(directory / str(count), [str(source)], sentences.Draw(None, 100, 1))
-            for start in range(0, len(corpus) - 64, 4096):
-                corpus.training(start, start + 64)
-            print(tracemalloc.get_traced_memory()[1] + pa.default_memory_pool().max_memory())
-            tracemalloc.stop()
-    """
-    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert result.returncode == 0, result.stderr
-    _, small, large = map(int, result.stdout.split())
-    assert (tmp_path / "12000" / "sentences.arrow").stat().st_size > 4.5e6
-    assert large - small < 10_000 * 2  # 4 MB more text, of which a few bytes for each batch stay in memory
+    small, large = (in_a_process(peak_memory, tmp_path, count) for count in (6_000, 24_000))
+    assert (tmp_path / "24000" / "sentences.arrow").stat().st_size > 9e6
+    assert large - small < 18_000 * 2  # 8 MB more text, of which some bytes for each batch stay in memory

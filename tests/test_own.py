@@ -1,12 +1,14 @@
 """A run on a user's own documents is judged by them alone: by documents and texts that it was not trained on."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import RunDirectory, command, train, write_recipe
+from processes import RunDirectory, train, write_recipe
 from tiny import english_sentences, load, make_bert_dir, write_documents
 
+from shortstack import evaluate
 from shortstack.distillation.data.corpus import Draw, build_corpus
 from shortstack.distillation.data.own import Own
 from shortstack.distillation.data.passages import ESTIMATE
@@ -15,9 +17,8 @@ from shortstack.distillation.evaluation.embeddings import embed_set
 from shortstack.distillation.evaluation.own import own_documents, verdict, write_retrieval
 from shortstack.distillation.evaluation.retrieval import evaluate_retrieval
 from shortstack.distillation.evaluation.sets import read_retrieval
+from shortstack.distillation.report import __main__ as report
 from shortstack.model.files import InputError
-
-ROOT = Path(__file__).parents[1]
 
 
 def write_general(path: Path) -> str:
@@ -96,7 +97,9 @@ def test_the_last_line() -> None:
     assert verdict({"retrieval": {"others": systems}}) == verdict({}) == ""
 
 
-def test_a_run_ends_with_the_verdict_and_the_report_leads_with_it(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_a_run_ends_with_the_verdict_and_the_report_leads_with_it(
+    tmp_path: Path, tiny_model_dir: Path, call: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     write_documents(tmp_path / "docs")
     start = make_bert_dir(tmp_path / "start", layers=3, seed=5)
     recipe = write_recipe(
@@ -116,12 +119,11 @@ def test_a_run_ends_with_the_verdict_and_the_report_leads_with_it(tmp_path: Path
     docs = "\n".join(path.read_text() for path in (tmp_path / "docs").iterdir())
     assert all(text in docs for text in run.json("held_out.json")["sentences"])
 
-    again = command(ROOT / "evaluate.py", run.path / "model", "--precision", "fp32")
-    assert again.status == 0 and again.out.strip().splitlines()[-1] == line, again.err
-    reported = command("-m", "shortstack", "report", run.path, cwd=ROOT)
-    assert reported.status == 0, reported.err
+    call(evaluate.main, run.path / "model", "--precision", "fp32")
+    assert capsys.readouterr().out.strip().splitlines()[-1] == line
+    call(report.main, run.path)
     card = (run.path / "model" / "README.md").read_text()
-    headline = reported.out.strip().splitlines()[-1]
+    headline = capsys.readouterr().out.strip().splitlines()[-1]
     assert headline.startswith("search on your documents: ") and line.split(";")[0].split("[")[0] in headline
     assert json.dumps(headline)[1:-1] in (run.path / "report.html").read_text().replace("\\u003e", ">")
     assert "search on your documents: " in card

@@ -457,7 +457,7 @@ def test_a_projection_that_is_not_kept_is_refused(first: tuple[RunDirectory, str
 def test_a_student_without_layers(place: Path, tiny_model_dir: Path, tiny_cls_dir: Path) -> None:
     """Word vectors, norm and pooling: trained like any other, read by transformers and sentence-transformers."""
     recipe = write_recipe(place / "none", tiny_model_dir, epochs=2, layers="none", learning_rate=1e-2)
-    ended = command(TRAIN, recipe)
+    ended = train(recipe)
     assert ended.status == 0, ended.err
     assert "student: layers none of the teacher" in ended.out
     run = RunDirectory(place / "none" / "runs" / "tiny")
@@ -473,6 +473,6 @@ def test_a_student_without_layers(place: Path, tiny_model_dir: Path, tiny_cls_di
     plain = load(tiny_model_dir).keep_layers([]).encode(TEST_TEXT)
     teacher = load(tiny_model_dir).encode(TEST_TEXT)
     assert ((ours - teacher) ** 2).mean() < ((plain - teacher) ** 2).mean()
-    assert command(TRAIN, run.path / "recipe.toml", "--name", "again").status == 0
-    refused = command(TRAIN, write_recipe(place / "cls", tiny_cls_dir, layers="none"))
+    assert train(run.path / "recipe.toml", "--name", "again").status == 0
+    refused = train(write_recipe(place / "cls", tiny_cls_dir, layers="none"))
     assert refused.status == 2 and "none needs a teacher with mean pooling" in refused.err
