@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_labels import write_numbered
 
 from shortstack.distillation.data import labels as module
 from shortstack.distillation.data.epochs import (
@@ -19,10 +18,11 @@ from shortstack.distillation.data.epochs import (
     smallest_batch,
     window_batches,
 )
-from shortstack.distillation.data.labels import Labels, shard_name
+from shortstack.distillation.data.labels import LabelledSentences, Labels, Store, shard_name, write_shard
 from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.model.files import InputError
+from shortstack.model.tokens import Tokenized
 
 
 def batches(lengths: np.ndarray, batch_size: int, seed: int = 0) -> list[np.ndarray]:
@@ -95,6 +95,14 @@ def test_ranks_have_equal_work(lengths: np.ndarray, world: int) -> None:
 
 
 # -- epochs ----------------------------------------------------------------------------------------------------------
+
+
+def write_numbered(directory: Path, number: int, start: int, stop: int) -> None:
+    """A shard whose labels are the sentences' numbers."""
+    lengths = np.random.default_rng(start).integers(1, 30, size=stop - start)
+    tokens = Tokenized(np.repeat(np.arange(start, stop, dtype=np.int32), lengths), lengths)
+    shard = LabelledSentences(tokens, torch.arange(start, stop)[:, None].float())
+    write_shard(Store(directory, "", 16, "fp32"), number, shard)
 
 
 def numbered_labels(directory: Path, rows: int) -> Labels:

@@ -176,9 +176,10 @@ def spread(names: list[Annotation]) -> None:
         for step, right in itertools.product(range(40), (True, False)):
             name.set_horizontalalignment("left" if right else "right")
             name.xyann = (9 if right else -9, -3 + 3 * (step // 2) * (1 if step % 2 else -1))
-            if not any(name.get_window_extent().overlaps(other) for other in taken):
+            box = name.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
                 break
-        taken.append(name.get_window_extent())
+        taken.append(box)
 
 
 def draw(axes: Axes, models: Sequence[Model], x: str, y: str, colours: dict[str, str]) -> list[Annotation]:
