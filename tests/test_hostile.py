@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from processes import in_child
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from test_directory import shard, to_bin
 from tiny import edit, load, make_bert_dir
@@ -148,13 +149,16 @@ def limit_memory(more: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
 
+OF_ONE_HARM_UPON_ANOTHER = (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError)
+
+
 def try_all(sources: list[Path], seeds: range, place: Path, results: Path) -> None:
     """Load a directory for each seed and write what came of it: "loaded", or the error's line."""
     for seed in seeds:
         draw = random.Random(seed)
         model = Path(shutil.copytree(sources[seed % len(sources)], place / str(seed)))
         for _ in range(draw.choice((1, 1, 2))):
-            with contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError):  # of one harm upon another
+            with contextlib.suppress(*OF_ONE_HARM_UPON_ANOTHER):
                 draw.choice(HARMS)(model, draw)
         limit_memory(4 * sum(path.stat().st_size for path in model.rglob("*") if path.is_file()) + 500_000_000)
         signal.alarm(SECONDS)  # which ends the process
