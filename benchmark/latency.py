@@ -1,6 +1,5 @@
 """One query at a time, as a search service gets them: how long a caller waits for an embedding, tokenising included."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,12 +9,12 @@ import numpy as np
 
 from shortstack import serve
 from shortstack.benchmark.peers import installed, load_sentence_transformer
+from shortstack.distillation.evaluation.latency import latencies
 from shortstack.distillation.export import OPENVINO_PACKAGES, PACKAGES, export
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
 
 TOKENS = (8, 16, 64)  # of a query
-WARM_UP = 20  # queries
 
 
 def queries_of(embedder: Embedder, sentences: Sequence[str], count: int) -> dict[int, list[str]]:
@@ -76,14 +75,3 @@ def one_query(asked: Sequence[Asked], queries: Mapping[int, Sequence[str]]) -> l
         times = {str(tokens): latencies(encode, texts) for tokens, texts in queries.items()}
         rows.append({"system": system, "precision": precision, "layers": layers, "latency_ms": times})
     return rows
-
-
-def latencies(encode: Callable[[str], Any], queries: Sequence[str]) -> dict[str, float]:
-    """Milliseconds of one query after the other: half of them take at most p50, 99 of 100 at most p99."""
-    seconds = []
-    for query in [*queries[:WARM_UP], *queries]:
-        start = time.perf_counter()
-        encode(query)
-        seconds.append(time.perf_counter() - start)
-    p50, p99 = np.percentile(seconds[WARM_UP:] or seconds, [50, 99]) * 1000
-    return {"p50": float(p50), "p99": float(p99)}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -179,3 +180,19 @@ def test_attributes_are_those_that_are_named() -> None:
     with pytest.raises(AttributeError, match="no attribute 'embedder'"):
         shortstack.embedder  # noqa: B018
     assert json.dumps(shortstack.__version__)
+
+
+def names_and_versions(path: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9-]+)(?:\[[^]]*\])?==([^ ;\n]+)", path.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("lock", ["requirements-train.lock", "requirements-test.lock"])
+def test_every_locked_file_has_its_hash_and_the_version_that_was_tested(lock: str) -> None:
+    """`make` installs from the lock files with --require-hashes; torch, whose builds differ, is in none."""
+    pinned, locked = names_and_versions(ROOT / "constraints.txt"), names_and_versions(ROOT / lock)
+    assert [name for name in pinned if name in locked and locked[name] != pinned[name]] == []
+    assert "torch" not in locked and {"transformers", "tokenizers", "safetensors"} <= set(locked)
+    for entry in re.split(r"\n(?=[a-z])", (ROOT / lock).read_text().strip()):
+        assert "--hash=sha256:" in entry, entry
+    commands = re.findall(r"pip install.*", (ROOT / "Makefile").read_text())
+    assert any("--require-hashes" in command and lock in command for command in commands)

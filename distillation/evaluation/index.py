@@ -10,8 +10,6 @@ its own document first, so that document is left out of both rankings.
 
 import itertools
 import re
-import statistics
-import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch.nn.functional as F
 from shortstack.distillation.data.sources import parse_source, read_source
 from shortstack.distillation.data.vectors import UNIT, StoredRows, open_vectors, text_source
 from shortstack.distillation.evaluation.bootstrap import bootstrap, interval, means
+from shortstack.distillation.evaluation.latency import latencies
 from shortstack.distillation.evaluation.retrieval import share_found
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
@@ -274,6 +273,7 @@ def search_index(
     rankings = {who: index.nearest(vectors, 11)[0] for who, vectors in made.items()}
     rankings = {who: without(ranking, own) for who, ranking in rankings.items()}
     shares = share_found(rankings["student"], rankings["teacher"])
+    timed = list(itertools.islice(itertools.cycle(asked), TIMED))
     return {
         "found@10": float(shares.mean()),
         "interval": interval(bootstrap(means, [shares])[0]),
@@ -281,7 +281,7 @@ def search_index(
         "kind": kind,
         "own_document_left_out": own is not None,
         "milliseconds": {
-            who: milliseconds(model, asked)
+            who: latencies(model.encode_query, timed)["p50"]
             for who, model in (("student", student), ("teacher", teacher))
             if model is not None
         },
@@ -294,16 +294,6 @@ def without(rankings_Qk: np.ndarray, own: np.ndarray | None) -> np.ndarray:
         return rankings_Qk[:, :10]
     order = np.argsort(rankings_Qk == own[:, None], axis=1, kind="stable")  # its own last, all others as they were
     return np.take_along_axis(rankings_Qk, order, axis=1)[:, : max(1, min(10, rankings_Qk.shape[1] - 1))]
-
-
-def milliseconds(model: Embedder, queries: Sequence[str]) -> float:
-    """The median time of one query, tokenising included."""
-    times = []
-    for query in itertools.islice(itertools.cycle(queries), TIMED):
-        start = time.perf_counter()
-        model.encode_query(query)
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[TIMED // 5 :])  # the first ones warm up
 
 
 def index_lines(check: dict[str, Any] | None, search: dict[str, Any]) -> str:

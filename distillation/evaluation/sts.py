@@ -36,10 +36,17 @@ def correlations(similarities: np.ndarray, scores: np.ndarray) -> dict[str, floa
 
 
 def evaluate_sts(models: Mapping[str, Embedder], pairs: StsPairs) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One set's figures.
+    """One set's figures for "student" and perhaps "teacher", as `compare_similarities` gives them."""
+    return compare_similarities({name: sts_similarities(model, pairs) for name, model in models.items()}, pairs)
+
+
+def compare_similarities(
+    similarities: Mapping[str, np.ndarray], pairs: StsPairs
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One set's figures from the similarities of its pairs.
 
     Args:
-        models: "student" and perhaps "teacher".
+        similarities: those by "student" and perhaps by "teacher", (n,) each.
         pairs: the set.
 
     Returns:
@@ -47,13 +54,12 @@ def evaluate_sts(models: Mapping[str, Embedder], pairs: StsPairs) -> tuple[dict[
         that is kept, and "difference" to it, over the same resampled pairs. Then the set's part of
         evaluation_pairs.json.
     """
-    similarities = {name: sts_similarities(model, pairs) for name, model in models.items()}
     resampled = bootstrap(spearmans, [*similarities.values(), pairs.scores])
     figures: dict[str, Any] = {}
-    for name, values, again in zip(models, similarities.values(), resampled, strict=True):
+    for (name, values), again in zip(similarities.items(), resampled, strict=True):
         figures[name] = correlations(values, pairs.scores)
         figures[name] |= {"spearman_interval": interval(again), "pairs": len(pairs.scores)}
-    if "teacher" in models:
+    if "teacher" in similarities:
         kept, whole = (figures[name]["spearman_cosine"] for name in ("student", "teacher"))
         figures["retention"] = kept / whole if whole else float("nan")
         figures["difference"] = {"spearman": kept - whole, **paired(*resampled)}

@@ -110,7 +110,7 @@ class RunFiles:
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"{directory / 'recipe.toml'}: not TOML ({error})") from None
         model = directory / "model"
-        if not (model / "config.json").is_file():
+        if not any((model / name).is_file() for name in ("config.json", "modules.json")):
             raise InputError(f"{model}: no student there; finish the run with `python train.py --resume`")
         if not (directory / "evaluation.json").is_file():
             teacher = recipe.get("teacher", "TEACHER")
