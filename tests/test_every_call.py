@@ -3,6 +3,7 @@
 import errno
 import functools
 import hashlib
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -122,9 +123,9 @@ def test_every_operation(undisturbed: tuple[Path, RunDirectory, int], seen: set[
 def test_handing_over(
     undisturbed: tuple[Path, RunDirectory, int], tmp_path: Path, kind: str, fault: str, share: float
 ) -> None:
-    """One operation of a report here; in `make test-long` every one of a report, and every eighth of an export.
+    """One operation of a report here; in `make test-long` every one of a report, and eight drawn ones of an export.
 
-    An export takes 20 seconds, so each fault begins at another operation: together they meet three of eight.
+    An export takes 20 seconds.
     """
     run = tmp_path / "tiny"
     shutil.copytree(undisturbed[1].path, run)
@@ -134,7 +135,8 @@ def test_handing_over(
         before = functools.partial(hooks.export_instead, run / "model")
     whole = {name: content for name, content in contents(run).items() if name != "model/README.md"}
     count = count_operations(before, run, tmp_path / "counted")
-    first, every = (1 + 3 * list(FAULTS).index(fault), 8) if kind == "export" else (1, 1)
-    numbers = [int(share * count)] if share else range(first, count + 1, every)
+    numbers = [int(share * count)] if share else range(1, count + 1)
+    if kind == "export":
+        numbers = sorted(random.Random(fault).sample(numbers, 8))
     ended = [check_handing_over(before, run, whole, number, FAULTS[fault]) for number in numbers]
-    assert sum(ended) > len(ended) / 2
+    assert sum(ended) > len(ended) / 4  # removing a temporary file may fail, and making a directory that is there
