@@ -29,7 +29,7 @@ from shortstack.distillation.evaluation.sts import compare_similarities, sts_sim
 from shortstack.distillation.evaluation.table import table
 from shortstack.distillation.recipe import Recipe, recipe_text
 from shortstack.model import Embedder
-from shortstack.model.files import write_json, write_text
+from shortstack.model.files import InputError, write_json, write_text
 
 BATCH, TURNS = 64, 5
 
@@ -67,6 +67,12 @@ def speeds(model: Encoder, teacher: Embedder, sentences: list[str]) -> dict[str,
     return {"device": describe_device(teacher.device), "rows": rows, "student_speedup": rates[1] / rates[0]}
 
 
+def layers_of(model: Any) -> int:
+    """The transformer layers of a SentenceTransformer; 0 where it has word vectors only."""
+    bert = getattr(model[0], "auto_model", None)
+    return 0 if bert is None else bert.config.num_hidden_layers
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="a directory, or a name on the Hub")
@@ -75,6 +81,8 @@ def main() -> None:
     parser.add_argument("--sts", nargs="+", default=[], metavar="NAME=SOURCE", help="as evaluate.py takes them")
     parser.add_argument("--output", type=Path, help="directory of the figures (default: the one above MODEL)")
     arguments = parser.parse_args()
+    if not (arguments.retrieval or arguments.sts):
+        raise InputError("nothing to judge by: give --retrieval NAME=SOURCE or --sts NAME=SOURCE")
     if not installed("this command", "sentence_transformers"):
         raise RunError(f"needs sentence-transformers: {INSTALL}")
     sts = [read_sts(*named) for named in named_sources(arguments.sts, "--sts").items()]
@@ -87,7 +95,7 @@ def main() -> None:
     figures["models"] = {
         "student": {
             "name": arguments.model,
-            "layers": 0,
+            "layers": layers_of(model),
             "dimensions": encode(model, ["text"]).shape[1],
             "parameters": sum(weight.numel() for weight in model.parameters()),
             "precision": "fp32",

@@ -45,6 +45,7 @@ def test_the_figures_are_those_of_evaluate(
         figure, expected = (figures[who]["pairs"]["pearson_cosine"] for figures in (theirs, ours))
         assert figure == pytest.approx(expected, rel=1e-3), who
     assert theirs["models"]["teacher"] == ours["models"]["teacher"]
+    assert theirs["models"]["student"]["layers"] == ours["models"]["student"]["layers"]
 
 
 def test_word_vectors_are_drawn_beside_students(tiny_model_dir: Path, tmp_path: Path, call: Call) -> None:
