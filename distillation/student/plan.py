@@ -150,8 +150,8 @@ def make_student(plan: Plan, labels: Labels, corpus: Corpus, ranks: Ranks) -> tu
     if recipe.dimensions and student.dense is not None:
         student.dense.requires_grad_(False)  # stays the teacher's projection: a later student may start from this one
     if recipe.intermediate_size:
-        size, loss = recipe.intermediate_size, recipe.loss
-        keep_units(student, ranks.from_main("units", lambda: important_units(student, labels.read([0]), size, loss)))
+        size = recipe.intermediate_size
+        keep_units(student, ranks.from_main("units", lambda: important_units(student, labels.read([0]).tokens, size)))
     if recipe.vocabulary:
         student, cut = cut_vocabulary(student, labels.pieces, recipe.vocabulary)
         student.settings.history |= {"vocabulary": cut}

@@ -6,11 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from shortstack.distillation.data.labels import LabelledSentences
-from shortstack.distillation.losses import LOSSES
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
-from shortstack.model.tokens import PackedTokens, send
+from shortstack.model.tokens import PackedTokens, Tokenized, send
 
 SAMPLE, BATCH = 2048, 64  # sentences on which importance is measured, in all and at a time
 
@@ -22,23 +20,26 @@ def check_width(teacher: Embedder, units: int) -> None:
         raise InputError(f"intermediate_size: {units} must be below the teacher's {has}")
 
 
-def important_units(student: Embedder, sample: LabelledSentences, units: int, loss: str) -> list[list[int]]:
-    """The units of every layer whose removal would change the loss most: ascending numbers.
+def important_units(student: Embedder, tokens: Tokenized, units: int) -> list[list[int]]:
+    """The units of every layer whose removal would change the student's embeddings most: ascending numbers.
 
-    Imagine a gate behind every unit, a factor of 1. A unit's importance is the square of d loss / d gate, summed over
-    batches. This needs no real gate: the derivative is the sum, over the unit's weights in the second product, of
-    weight times gradient. The first 2,048 sentences of the sample are used.
+    Imagine a gate behind every unit, a factor of 1. A unit's importance is the squared derivative of the embeddings by
+    the gate, summed over dimensions and sentences: the diagonal of the Gauss-Newton matrix. The loss itself would not
+    do: a student that still has all layers has no loss yet, and so no gradient. Each sentence is asked for one random
+    direction, which gives the same on average (Hutchinson, 1989). This needs no real gate: the derivative is the sum,
+    over the unit's weights in the second product, of weight times gradient. The first 2,048 sentences are used.
 
-    Source: Molchanov et al., 2019 (https://arxiv.org/abs/1906.10771), first order.
+    Source: Molchanov et al., 2019 (https://arxiv.org/abs/1906.10771), with another gradient.
     """
     student.train()
     outputs = [output for _, output in products(student)]
     importance = [torch.zeros(output.in_features, device=student.device) for output in outputs]
-    order = np.argsort(sample.lengths[:SAMPLE], kind="stable")
+    order = np.argsort(tokens.lengths[:SAMPLE], kind="stable")
+    generator = torch.Generator().manual_seed(0)
     for batch in np.array_split(order, -(-len(order) // BATCH)):
-        tokens = PackedTokens.pack(sample.tokens.take(batch), student.device)
-        labels_Bd = send(sample.labels[torch.from_numpy(batch)], student.device).float()
-        LOSSES[loss](student(tokens).float(), labels_Bd).mean().backward()
+        embeddings_Bd = student(PackedTokens.pack(tokens.take(batch), student.device)).float()
+        directions_Bd = torch.randn(embeddings_Bd.shape, generator=generator)
+        (embeddings_Bd * send(directions_Bd, student.device)).sum().backward()
         for total, output in zip(importance, outputs, strict=True):
             total += (output.weight.grad * output.weight.detach()).sum(dim=0).square()
         student.zero_grad()
