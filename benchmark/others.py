@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from shortstack.benchmark.peers import INSTALL, installed
+from shortstack.benchmark.peers import INSTALL
 from shortstack.benchmark.timing import Encoder, describe_device, in_turn
 from shortstack.distillation import RunError
 from shortstack.distillation.command_line import named_sources, run_command
-from shortstack.distillation.evaluation.embeddings import SetEmbeddings, teacher_embeddings
+from shortstack.distillation.evaluation.embeddings import SetEmbeddings, embed_set
 from shortstack.distillation.evaluation.judge import describe, with_means
 from shortstack.distillation.evaluation.retrieval import evaluate_retrieval
 from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs, read_retrieval, read_sts
@@ -51,7 +51,7 @@ def judge(
             figures[section][pairs.name] = value
     for data in retrieval:
         embedded = SetEmbeddings(encode(model, data.queries), encode(model, data.documents))
-        figures["retrieval"][data.name] = evaluate_retrieval(data, embedded, teacher_embeddings(teacher, data, None))
+        figures["retrieval"][data.name] = evaluate_retrieval(data, embedded, embed_set(teacher, data))
     return figures
 
 
@@ -83,13 +83,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (arguments.retrieval or arguments.sts):
         raise InputError("nothing to judge by: give --retrieval NAME=SOURCE or --sts NAME=SOURCE")
-    if not installed("this command", "sentence_transformers"):
-        raise RunError(f"needs sentence-transformers: {INSTALL}")
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise RunError(f"needs sentence-transformers: {INSTALL}") from None
     sts = [read_sts(*named) for named in named_sources(arguments.sts, "--sts").items()]
     retrieval = [read_retrieval(*named) for named in named_sources(arguments.retrieval, "--retrieval").items()]
     teacher = Embedder.load(arguments.teacher, "cpu", "fp32")
-    from sentence_transformers import SentenceTransformer
-
     model = SentenceTransformer(arguments.model, device="cpu")
     figures = judge(model, teacher, retrieval, sts)
     figures["models"] = {

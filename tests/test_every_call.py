@@ -135,8 +135,8 @@ def test_handing_over(
         before = functools.partial(hooks.export_instead, run / "model")
     whole = {name: content for name, content in contents(run).items() if name != "model/README.md"}
     count = count_operations(before, run, tmp_path / "counted")
-    numbers = [int(share * count)] if share else range(1, count + 1)
-    if kind == "export":
-        numbers = sorted(random.Random(fault).sample(numbers, 8))
+    numbers, least = [int(share * count)] if share else range(1, count + 1), 1 / 2
+    if kind == "export":  # a drawn operation may be one that does no harm: making a directory that is there
+        numbers, least = sorted(random.Random(fault).sample(numbers, 8)), 1 / 4
     ended = [check_handing_over(before, run, whole, number, FAULTS[fault]) for number in numbers]
-    assert sum(ended) > len(ended) / 4  # removing a temporary file may fail, and making a directory that is there
+    assert sum(ended) > least * len(ended)

@@ -32,9 +32,7 @@ def judged_by(
     return read_json(place / "evaluation.json")
 
 
-def test_the_figures_are_those_of_evaluate(
-    tiny_model_dir: Path, model_copy: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_figures_are_those_of_evaluate(tiny_model_dir: Path, model_copy: Path, tmp_path: Path, call: Call) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "ours").mkdir()
     theirs = judged_by(call, others.main, model_copy, tiny_model_dir, tmp_path / "theirs")
