@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,16 @@ def test_the_frontier_is_what_no_other_beats_in_both() -> None:
     points: Any = [(1.0, 0.9, "a"), (2.0, 0.8, "b"), (3.0, 0.85, "c"), (4.0, 0.5, "d"), (4.0, 0.6, "e")]
     assert [name for _, _, name in best_of(points, fewer=False)] == ["e", "c", "a"]
     assert [name for _, _, name in best_of(points, fewer=True)] == ["a"]
+
+
+def test_a_name_is_not_drawn_over_the_numbers_of_its_axis() -> None:
+    """The slowest model's name finds no room on its right, where another point is."""
+    slow = Model("a-teacher-of-a-long-name", "a", "6", None, None, 8, "bf16", 90.0, 100.0, 1.0, 1.0, 1.0)
+    others = [replace(slow, name=str(speed), teacher="b", speed=speed) for speed in (300.0, 20_000.0)]
+    picture = frontier_figure([slow, *others])
+    names = [text for axes in picture.axes for text in axes.texts]
+    assert len(names) >= 3
+    assert all(name.get_window_extent().x0 >= name.axes.bbox.x0 for name in names)
 
 
 def test_command_help_and_wrong_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -167,7 +167,9 @@ def frontier_figure(models: Sequence[Model]) -> Figure:
 
 
 def spread(names: list[Annotation]) -> None:
-    """Move every name to the nearest free place beside its point: right or left of it, then up or down."""
+    """Move every name to the nearest free place beside its point: right or left of it, then up or down. None is moved
+    over the numbers of its axis.
+    """
     taken: list[BboxBase] = []
     for axes in {name.axes for name in names if name.axes is not None}:
         points = axes.transData.transform(np.concatenate([dots.get_offsets() for dots in axes.collections]))
@@ -177,7 +179,8 @@ def spread(names: list[Annotation]) -> None:
             name.set_horizontalalignment("left" if right else "right")
             name.xyann = (9 if right else -9, -3 + 3 * (step // 2) * (1 if step % 2 else -1))
             box = name.get_window_extent()
-            if not any(box.overlaps(other) for other in taken):
+            inside = name.axes is None or box.x0 >= name.axes.bbox.x0
+            if inside and not any(box.overlaps(other) for other in taken):
                 break
         taken.append(box)
 
