@@ -48,14 +48,14 @@ from shortstack.distillation.evaluation.sets import read_held_out
 from shortstack.distillation.recipe import overrides_for, read_recipe
 from shortstack.distillation.run import run_directory
 from shortstack.model import Embedder
-from shortstack.model.directory import best_device
+from shortstack.model.directory import usable_device
 from shortstack.model.encoding import CPU_BATCH
 from shortstack.model.files import InputError, write_json
 from shortstack.model.pooling import Pooling
 from shortstack.model.precision import cpu_has_bf16, cpu_has_int8, resolve_precision
 
 GPU_BATCH = 4096  # sentences to encode at a time at most; their tokens are bounded as well
-ASSETS = Path(__file__).parent / "assets" / "sentences"
+ASSETS = Path("assets/sentences")  # where `prepare` puts the default's text
 
 
 @dataclass
@@ -233,9 +233,9 @@ def teacher_and_student(
     if not arguments.model:
         raise InputError("give MODEL, or --shape for random weights; see --help")
     recipe = read_recipe(run / "recipe.toml") if run is not None else None
-    teacher = arguments.teacher or (recipe.teacher if recipe else None)
+    teacher = arguments.teacher or (recipe.known_teacher if recipe else None)
     if teacher is None:
-        raise InputError(f"{arguments.model}: is not in a run's directory; name its teacher with --teacher")
+        raise InputError(f"{arguments.model}: no run names its teacher; give --teacher")
     overrides = overrides_for(teacher, recipe)
     return [partial(Embedder.load, teacher, device, **overrides), partial(Embedder.load, arguments.model, device)]
 
@@ -250,12 +250,14 @@ def sentences_to_encode(arguments: argparse.Namespace, run: Path | None, embedde
         sentences = [sentence for path in sorted(ASSETS.glob("*.txt")) for sentence in read_sentences(str(path))]
     else:
         sentences = []
+    if not sentences and not arguments.shape:
+        print("note: no text at hand, so random words are encoded; give --sentences", file=sys.stderr)
     return sentences[: arguments.count] or random_sentences(embedder, arguments.count, arguments.mean_tokens)
 
 
 def main() -> None:
     arguments = parse_arguments("bench")
-    device = torch.device(arguments.device) if arguments.device else best_device()
+    device = usable_device(arguments.device)
     with tempfile.TemporaryDirectory() as scratch:
         measure(arguments, device, Path(scratch))
 
@@ -275,6 +277,7 @@ def measure(arguments: argparse.Namespace, device: torch.device, scratch: Path) 
     first = systems[0].encoder
     assert isinstance(first, Embedder)
     sentences = sentences_to_encode(arguments, run, first)
+    queries = queries_of(first, sentences, arguments.queries) if arguments.latency else {}
     if arguments.peers:
         systems += [System(*peer) for peer in peers.encoders(first, precisions, sentences, scratch)]
     exact = {name: np.asarray(make(precision="fp32").encode(sentences, prompt="")) for name, make in models.items()}
@@ -282,7 +285,6 @@ def measure(arguments: argparse.Namespace, device: torch.device, scratch: Path) 
     batch_size = arguments.batch_size or (CPU_BATCH if is_cpu else GPU_BATCH)
     result = bench(systems, exact, sentences, arguments.repeats, batch_size)
     if arguments.latency:
-        queries = queries_of(first, sentences, arguments.queries)
         ours = [(system.name, system.encoder) for system in systems if isinstance(system.encoder, Embedder)]
         for who in models:
             embedders = [embedder for name, embedder in ours if name == who]

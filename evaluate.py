@@ -93,7 +93,8 @@ def main() -> None:
         retrieval_sources = named_sources(arguments.retrieval, "--retrieval")
     elif run is not None and (run / NAME).is_dir():
         retrieval_sources = {NAME: str(run / NAME), **retrieval_sources}
-    if not (sts_sources or retrieval_sources or arguments.sentences):
+    unnamed = not (sts_sources or retrieval_sources or arguments.sentences)
+    if unnamed and (teacher_name == "none" or not read_held_out(run).sentences):
         raise InputError(
             "nothing to evaluate on: give --sts NAME=SOURCE, --retrieval NAME=SOURCE or --sentences SOURCE"
         )

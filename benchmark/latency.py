@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shortstack import serve
-from shortstack.benchmark.peers import installed, load_sentence_transformer
+from shortstack.benchmark.peers import installed, load_sentence_transformer, wrote
 from shortstack.distillation.evaluation.latency import latencies
 from shortstack.distillation.export import OPENVINO_PACKAGES, PACKAGES, export
 from shortstack.model import Embedder
@@ -18,12 +18,13 @@ TOKENS = (8, 16, 64)  # of a query
 
 
 def queries_of(embedder: Embedder, sentences: Sequence[str], count: int) -> dict[int, list[str]]:
-    """`count` queries for every one of TOKENS, the exact number of their tokens, [CLS] and [SEP] included.
+    """`count` queries for every one of TOKENS that the model reads: the exact number of their tokens, [CLS] and [SEP]
+    included.
 
     They are cut from the words of `sentences`; if those are too few, queries are repeated.
     """
     words = " ".join(sentences).split()
-    found: dict[int, list[str]] = {tokens: [] for tokens in TOKENS}
+    found: dict[int, list[str]] = {tokens: [] for tokens in TOKENS if tokens <= embedder.settings.max_length}
     for tokens, queries in found.items():
         for start in range(len(words)):
             pieces = [" ".join(words[start : start + n]) for n in range(1, tokens - 1)]
@@ -59,8 +60,7 @@ def of_other_tools(name: str, model: Embedder, directory: Path) -> list[Asked]:
     if installed("sentence-transformers", "sentence_transformers"):
         loaded = load_sentence_transformer(str(directory), "cpu", "fp32", model.settings.max_length)
         found.append(Asked(f"{name}, sentence-transformers", "fp32", layers, partial(loaded.encode, prompt="")))
-    if installed("serve", *PACKAGES):
-        export(str(directory))
+    if installed("serve", *PACKAGES) and wrote("serve", export, str(directory)):
         engines = ["onnxruntime", *(["openvino"] if installed("serve by OpenVINO", *OPENVINO_PACKAGES) else [])]
         for engine, precision in ((engine, precision) for engine in engines for precision in ("fp32", "int8")):
             reader = serve.Embedder(directory, precision, engine)

@@ -27,7 +27,7 @@ from shortstack.distillation.evaluation.retrieval import evaluate_retrieval
 from shortstack.distillation.evaluation.sets import RetrievalSet, StsPairs, read_retrieval, read_sts
 from shortstack.distillation.evaluation.sts import compare_similarities, sts_similarities
 from shortstack.distillation.evaluation.table import table
-from shortstack.distillation.recipe import Recipe, recipe_text
+from shortstack.distillation.recipe import Recipe, read_recipe, recipe_text
 from shortstack.model import Embedder
 from shortstack.model.files import InputError, write_json, write_text
 
@@ -87,6 +87,11 @@ def main() -> None:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise RunError(f"needs sentence-transformers: {INSTALL}") from None
+    if arguments.output is None and not Path(arguments.model).is_dir():
+        raise InputError(f"{arguments.model}: is no directory here; say with --output where the figures go")
+    output = arguments.output or Path(arguments.model).resolve().parent
+    if (output / "recipe.toml").exists() and read_recipe(output / "recipe.toml").sentences:
+        raise InputError(f"{output}: is a run of train.py, whose figures evaluate.py makes; give another --output")
     sts = [read_sts(*named) for named in named_sources(arguments.sts, "--sts").items()]
     retrieval = [read_retrieval(*named) for named in named_sources(arguments.retrieval, "--retrieval").items()]
     teacher = Embedder.load(arguments.teacher, "cpu", "fp32")
@@ -103,7 +108,6 @@ def main() -> None:
         "teacher": describe(teacher),
     }
     figures = with_means(figures)
-    output = arguments.output or Path(arguments.model).resolve().parent
     text = [query for data in retrieval for query in data.queries] or [
         text for pairs in sts for text in pairs.sentences1
     ]

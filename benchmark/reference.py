@@ -21,7 +21,7 @@ from shortstack.distillation import RunError
 from shortstack.distillation.command_line import run_command
 from shortstack.distillation.flags import whole_number
 from shortstack.distillation.recipe import find_recipe, read_recipe, recipe_text
-from shortstack.model.directory import best_device
+from shortstack.model.directory import usable_device
 
 MEAN_TOKENS = 12.24  # of the reference run's sentences
 
@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         layers = shape_config(arguments.shape).num_hidden_layers
-        teacher = random_embedder(arguments.shape, layers, best_device(), "fp32")
+        teacher = random_embedder(arguments.shape, layers, usable_device(None), "fp32")
         teacher.save(directory / "teacher")
         recipe = dataclasses.replace(
             read_recipe(find_recipe("mxbai-large-8")),
@@ -49,7 +49,7 @@ def main() -> None:
             output=scratch,
             report_to="none",
         )
-        if best_device().type == "cpu":
+        if usable_device(None).type == "cpu":
             recipe.precision = "auto"
         (directory / "reference.toml").write_text(recipe_text(recipe))
         text = random_sentences(teacher, arguments.sentences + 2 * recipe.evaluation_sentences, MEAN_TOKENS)

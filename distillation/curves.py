@@ -1,11 +1,12 @@
 """Where a run's curves go beside log.jsonl: TensorBoard, Weights & Biases, or a function of the caller's."""
 
 import importlib.util
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shortstack.model.files import InputError
+from shortstack.model.files import InputError, write_text
 
 # Takes a log line, {"step": n, "loss": f, ...}, in which a figure that is not finite is None.
 Callback = Callable[[dict[str, Any]], None]
@@ -47,8 +48,12 @@ def wandb_curves(directory: Path, settings: dict[str, Any], step: int) -> Callba
     """Sends log lines to Weights & Biases."""
     import wandb
 
-    name = directory.name  # as id too, so that a resumed run continues its curves
-    run = wandb.init(project="shortstack", name=name, id=name, dir=str(directory), config=settings, resume="allow")
+    # A resumed run continues its curves; another run of the same name gets its own.
+    name, kept = directory.name, directory / "wandb.txt"
+    if step < 0 or not kept.exists():
+        write_text(kept, f"{name}-{secrets.token_hex(4)}")
+    own = kept.read_text(encoding="utf-8")
+    run = wandb.init(project="shortstack", name=name, id=own, dir=str(directory), config=settings, resume="allow")
 
     def log(line: dict[str, Any]) -> None:
         figures = {key: value for key, value in line.items() if key != "step" and value is not None}

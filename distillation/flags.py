@@ -203,7 +203,9 @@ def model_of(name: str) -> str:
         return name
     model = Path(name) / "model"
     if not model.is_dir():
-        raise argparse.ArgumentTypeError(f"{name} has no student yet; finish it with: train {name} --resume")
+        raise argparse.ArgumentTypeError(
+            f"{name} has no student yet; finish the run with `python train.py {name} --resume`"
+        )
     return str(model)
 
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from shortstack.distillation import RunError
+from shortstack.model.directory import usable_device
 from shortstack.model.files import InputError, first_line
 
 ROLL_CALL = 5.0  # seconds that a rank which lost the others listens for who is still there
@@ -67,11 +68,7 @@ class Ranks:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cuda":
             device = f"cuda:{local_rank}"  # torch.cuda.set_device takes no device without an index
-        try:
-            chosen = torch.device(device)
-            torch.empty(0, device=chosen)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"device: {device} can't be used ({str(error).splitlines()[0]})") from None
+        chosen = usable_device(device)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0

@@ -107,6 +107,11 @@ class Recipe:
         """The run directory."""
         return Path(self.output) / self.name
 
+    @property
+    def known_teacher(self) -> str | None:
+        """The teacher's directory or Hub name; None of one that is known only by its vectors."""
+        return None if self.teacher_vectors else self.teacher
+
     def check(self) -> None:
         """Check for values that make no sense.
 
@@ -147,8 +152,8 @@ class Recipe:
             self._require(not self.intermediate_size, "intermediate_size", what)
         if self.teacher_vectors:
             self._require(self.start_from, "start_from", "the encoder to train, since teacher_vectors give none")
-            what = "empty beside teacher_vectors, which have texts"
-            self._require(not self.sentences and not self.general, "sentences", what)
+            for key in ("sentences", "general"):
+                self._require(not getattr(self, key), key, "empty beside teacher_vectors, which have texts")
             self._require(not self.dimensions, "dimensions", "0 beside teacher_vectors, which have their own")
         else:
             self._require(self.sentences, "sentences", "at least one file, glob or Hub dataset; give --sentences")
@@ -165,12 +170,13 @@ class Recipe:
             if keys[0] in metrics:
                 raise InputError(f"recipe: sts: two names that both give {keys[0]} in log.jsonl; rename {name!r}")
             metrics += keys
-        metrics += ["mean_found@10"] if self.retrieval else []
+        found = [] if self.teacher_vectors else ["found@10"]  # which needs the teacher itself
+        metrics += [f"mean_{kind}" for kind in found] if self.retrieval else []
         for name in self.retrieval:
             check_set_name(name, "recipe: retrieval")
-            if metric_key(name, "found@10") in metrics or name in self.sts:
+            if metric_key(name, "ndcg@10") in metrics or name in self.sts:
                 raise InputError(f"recipe: retrieval: the name {name!r} is taken by another set; rename it")
-            metrics += [metric_key(name, kind) for kind in ("found@10", "ndcg@10")]
+            metrics += [metric_key(name, kind) for kind in (*found, "ndcg@10")]
         return metrics
 
 

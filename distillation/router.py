@@ -30,9 +30,9 @@ def export_router(model: str, teacher: str | None = None, output: Path | None = 
     """
     run = run_directory(model)
     recipe = read_recipe(run / "recipe.toml") if run is not None else None
-    name = teacher or (recipe.teacher if recipe else None)
+    name = teacher or (recipe.known_teacher if recipe else None)
     if name is None:
-        raise InputError(f"{model}: no run made it, so its teacher is not known; give --teacher")
+        raise InputError(f"{model}: no run names its teacher; give --teacher")
     if output is None and not Path(model).is_dir():
         raise InputError(f"{model}: is no directory here; say with --output where to write the router")
     path = output or Path(model).parent / "router"
@@ -49,7 +49,7 @@ def write_router(student: Embedder, teacher: Embedder, path: Path) -> None:
             f"{student.settings.origin} has {student.dimensions} dimensions, its teacher {teacher.dimensions}; "
             "a router needs a pair that lives in one space"
         )
-    check_replaceable(path, CONFIG, "router", "--output")
+    check_replaceable(path, [CONFIG], "router", "--output")
     types: dict[str, str] = {}
     structure: dict[str, list[str]] = {}
     with atomic_directory(path) as directory:

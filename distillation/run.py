@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
@@ -45,10 +46,9 @@ class Run:
         # torchrun starts all ranks again after one was lost; they resume the run.
         self.resume = ranks.any(resume or ranks.restarted)
         in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-        # SIGHUP: a dropped connection. SIGUSR1: Slurm, before the time is up. Windows has neither.
-        names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if in_main else ()
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+        # SIGHUP: a dropped connection. SIGUSR1: Slurm, before the time is up.
+        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1) if in_main else ()
+        numbers = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
         self._handlers = {number: signal.signal(number, self._note_signal) for number in numbers}
 
     def _note_signal(self, number: int, frame: Any) -> None:
@@ -115,7 +115,8 @@ class Run:
         self.directory.rename(aside)
         print(
             f"{self.directory} was there already: moved to {aside} "
-            f"(to undo it once this run has ended: rm -r {self.directory} && mv {aside} {self.directory})"
+            f"(to undo it once this run has ended: rm -r {quote(str(self.directory))} && "
+            f"mv {quote(str(aside))} {quote(str(self.directory))})"
         )
 
     def say(self, text: str) -> None:
@@ -134,7 +135,7 @@ class Run:
             command = f"torchrun (options as before) {command}"
         elif command != "shortstack train":
             command = f"python {command}"
-        return f"{command} {recipe} --resume"
+        return f"{command} {quote(str(recipe))} --resume"
 
     def end(self, what: str) -> NoReturn:
         """End a run early on all ranks; they must come here together.

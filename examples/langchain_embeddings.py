@@ -19,11 +19,11 @@ class ShortstackEmbeddings(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """An embedding for each text."""
-        return self.embedder.encode(texts, prompt=self.embedder.role_prompt("document")).tolist()
+        return self.embedder.encode_document(texts).tolist()
 
     def embed_query(self, text: str) -> list[float]:
         """The embedding of a question to the documents."""
-        return self.embedder.encode(text, prompt=self.embedder.role_prompt("query")).tolist()
+        return self.embedder.encode_query(text).tolist()
 
 
 def main() -> None:

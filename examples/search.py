@@ -17,7 +17,7 @@ import torch
 
 from shortstack.distillation.command_line import printable, run_command
 from shortstack.distillation.data.sentences import read_sentences
-from shortstack.distillation.flags import OneLineParser
+from shortstack.distillation.flags import OneLineParser, model_of
 from shortstack.distillation.recipe import overrides_for, read_recipe
 from shortstack.distillation.run import run_directory
 from shortstack.model import Embedder
@@ -26,10 +26,9 @@ from shortstack.model.files import InputError
 
 def embed_documents(embedder: Embedder, sentences: list[str]) -> tuple[torch.Tensor, float]:
     """The index, (n, d), and the seconds it took."""
-    prompt = embedder.role_prompt("document")
-    embedder.encode(sentences[:64], prompt=prompt)  # warm up
+    embedder.encode_document(sentences[:64])  # warm up
     start = time.perf_counter()
-    index_nd = torch.as_tensor(embedder.encode(sentences, prompt=prompt, convert_to_tensor=True))
+    index_nd = torch.as_tensor(embedder.encode_document(sentences, convert_to_tensor=True))
     return index_nd, time.perf_counter() - start
 
 
@@ -37,10 +36,9 @@ def search(
     embedder: Embedder, query: str, index_nd: torch.Tensor, sentences: list[str], top: int
 ) -> tuple[list[str], list[str], float]:  # fmt: skip
     """The `top` sentences nearest to the query, the same with their cosine similarity, and the seconds it took."""
-    prompt = embedder.role_prompt("query")
-    embedder.encode(query, prompt=prompt)  # warm up
+    embedder.encode_query(query)  # warm up
     start = time.perf_counter()
-    similarities = embedder.similarity(embedder.encode(query, prompt=prompt, convert_to_tensor=True), index_nd)[0]
+    similarities = embedder.similarity(embedder.encode_query(query, convert_to_tensor=True), index_nd)[0]
     best = similarities.topk(min(top, len(sentences)))
     seconds = time.perf_counter() - start
     nearest = [sentences[index] for index in best.indices.tolist()]
@@ -60,7 +58,7 @@ def side_by_side(columns: list[list[str]], width: int) -> str:
 
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL", help="the student: a directory or Hub name")
+    parser.add_argument("model", type=model_of, metavar="MODEL", help="the student: a run, a directory or a Hub name")
     parser.add_argument("file", metavar="FILE", help="sentences, one a line; CSV, JSON lines and Parquet too")
     parser.add_argument("query", metavar="QUERY", help="what to look for")
     parser.add_argument("--teacher", help="directory or Hub name (default: the run's teacher, 'none' for none)")

@@ -83,9 +83,18 @@ class Parts(NamedTuple):
     calibration: Calibration | None = None  # the ranges that int8 rounds by
 
 
-def best_device() -> torch.device:
-    """A GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def usable_device(name: str | torch.device | None) -> torch.device:
+    """The device of this name; of none, a GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: an unknown name, or a device that is not there or that torch was built without.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: '{name}' can't be used ({first_line(error)})") from None
+    return device
 
 
 def read_model(name: str) -> Parts:

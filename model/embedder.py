@@ -22,7 +22,7 @@ from tokenizers import normalizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from shortstack.model.directory import Parts, Settings, best_device, read_model
+from shortstack.model.directory import Parts, Settings, read_model, usable_device
 from shortstack.model.encoding import (
     CPU_BATCH,
     embed_in_fp32,
@@ -35,7 +35,7 @@ from shortstack.model.encoding import (
 from shortstack.model.engine.calibration import TEXT, calibrate
 from shortstack.model.engine.encoder import Engine, lay_out
 from shortstack.model.engine.int8 import Calibration
-from shortstack.model.files import InputError, first_line
+from shortstack.model.files import InputError
 from shortstack.model.network import PackedForward
 from shortstack.model.pooling import Pooling
 from shortstack.model.precision import resolve_precision
@@ -127,11 +127,7 @@ class Embedder(nn.Module):
             embedder.settings.pooling, embedder.settings.notes = Pooling(pooling), []
         if max_length is not None:
             embedder.set_max_length(max_length)
-        try:
-            embedder.eval().to(device or best_device())
-        except (RuntimeError, AssertionError) as error:  # an unknown name, or a torch built without that device
-            raise InputError(f"device: {device!r} can't be used ({first_line(error)})") from None
-        return embedder.use_precision(precision)
+        return embedder.eval().to(usable_device(device)).use_precision(precision)
 
     def save(self, path: str | Path, model_card: str | None = None) -> None:
         """Write the model directory, whole or not at all: weights in fp32 under transformers' tensor names.
@@ -140,11 +136,13 @@ class Embedder(nn.Module):
             path: the directory; one already there is replaced.
             model_card: README.md's text; None leaves a short one.
         """
+        self._forget_outdated()
         parts = Parts(self.bert, self.tokenizer, self.settings, self.dense, self.dense_activation, self.calibration)
         write_model(parts, Path(path), model_card)
 
     def use_precision(self, precision: str) -> "Embedder":
         """Lay out the weights, as they are now, for encoding in this precision; see `load`. Returns self."""
+        self._forget_outdated()
         self.precision, self._engine = resolve_precision(precision, self.device), None
         self._engine = self.engine
         return self
@@ -152,8 +150,7 @@ class Embedder(nn.Module):
     @property
     def engine(self) -> Engine:
         """The weights laid out for encoding; laid out again after they changed or moved to another device."""
-        if self._engine is not None and self._engine.is_outdated():
-            self._engine = self.calibration = None
+        self._forget_outdated()
         if self._engine is None or self._engine.device != self.device:
             precision = resolve_precision(self.precision, self.device)
             if precision == "int8" and self.calibration is None:
@@ -240,6 +237,10 @@ class Embedder(nn.Module):
         """Drop the engine and its calibration: they were made from weights that are about to change."""
         self._engine = self.calibration = None
 
+    def _forget_outdated(self) -> None:
+        if self._engine is not None and self._engine.is_outdated():
+            self.forget_engine()
+
     def finish(self, pooled_BD: torch.Tensor) -> torch.Tensor:
         """Pooled vectors (B, D) to embeddings (B, dimensions): dense layer, norm, truncation, if the model has them."""
         if self.dense is not None:
@@ -271,7 +272,7 @@ class Embedder(nn.Module):
             prompt: the text itself to put before each sentence; used instead of `prompt_name` if both are given.
             batch_size: sentences computed at a time at most; None takes what suits the device.
             show_progress_bar: show progress on stderr.
-            convert_to_numpy: return a numpy array; without this and the next, a list of torch tensors.
+            convert_to_numpy: return a numpy array; without this and the next, a list of tensors, or a string's tensor.
             convert_to_tensor: return a torch tensor on the model's device rather than numpy.
             normalize_embeddings: divide by the L2 norm, also where the model itself does not.
             truncate_dim: keep the leading dimensions only.
@@ -301,7 +302,10 @@ class Embedder(nn.Module):
         result = result[0] if single else result
         if convert_to_tensor:
             return result
-        return result.cpu().numpy() if convert_to_numpy or single else list(result.cpu())
+        result = result.cpu()
+        if convert_to_numpy:
+            return result.numpy()
+        return result if single else list(result)
 
     def encode_query(self, sentences: str | Sequence[str], *arguments: Any, **options: Any) -> Any:
         """`encode`, with the model's prompt for queries before each sentence unless another is given."""
@@ -401,7 +405,7 @@ class Embedder(nn.Module):
         return (unit_rows(a) * unit_rows(b)).sum(dim=-1)
 
 
-def as_list(sentences: Any) -> list[str]:
+def as_list(sentences: Any, who: str = "encode") -> list[str]:
     """The items of anything that can be iterated over, all of them strings.
 
     Raises:
@@ -410,9 +414,9 @@ def as_list(sentences: Any) -> list[str]:
     try:
         texts = list(sentences)
     except TypeError:
-        raise InputError(f"encode: takes a string or a list of strings, got {type(sentences).__name__}") from None
+        raise InputError(f"{who}: takes a string or a list of strings, got {type(sentences).__name__}") from None
     if not all(isinstance(text, str) for text in texts):
-        raise InputError("encode: takes a string or a list of strings")
+        raise InputError(f"{who}: takes a string or a list of strings")
     return texts
 
 

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return named or any(text in str(error) for text in texts)
 
 
-def check_replaceable(path: Path, mark: str, kind: str, instead: str) -> None:
+def check_replaceable(path: Path, marks: Sequence[str], kind: str, instead: str) -> None:
     """Raise InputError unless nothing, an empty directory or one of the same kind is at `path`.
 
-    `mark` is a file that every directory of the kind has; `kind` and `instead`, what to choose, are for the error.
+    A directory of the kind has a file for each of the patterns `marks`; `kind` and `instead`, what to choose, are for
+    the error.
     """
-    if path.exists() and not (path / mark).exists() and (path.is_file() or any(path.iterdir())):
+    if (path / ".git").exists():
+        raise InputError(f"{path}: is a git repository, so it is not replaced; choose another {instead}")
+    of_the_kind = all(any(path.glob(mark)) for mark in marks)
+    if path.is_file() or (path.exists() and not of_the_kind and any(path.iterdir())):
         raise InputError(f"{path}: exists and is not a {kind}, so it is not replaced; choose another {instead}")
 
 

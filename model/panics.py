@@ -4,10 +4,13 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shortstack.model.files import InputError, first_line
+
+ONE_THREAD = threading.RLock()  # two would each take the other's file for stderr
 
 
 @contextlib.contextmanager
@@ -15,7 +18,7 @@ def tokenizer_errors(place: Path | str) -> Iterator[None]:
     """Let whatever a foreign tokenizer raises be an InputError. A panic in Rust is no Exception, and prints, too: that
     is not shown."""
     panicked = False
-    with holding_stderr(lambda: panicked):
+    with ONE_THREAD, holding_stderr(lambda: panicked):
         try:
             yield
         except BaseException as error:

@@ -32,7 +32,7 @@ def pool(hidden: torch.Tensor, tokens: PackedTokens, pooling: Pooling) -> torch.
     """
     if pooling is Pooling.CLS:
         return (hidden if len(hidden) == len(tokens.lengths) else hidden.index_select(0, tokens.first_rows)).float()
-    return mean_by_runs(hidden, tokens) if hidden.device.type == "cpu" else mean_by_sentences(hidden, tokens)
+    return mean_by_sentences(hidden, tokens) if hidden.is_cuda else mean_by_runs(hidden, tokens)
 
 
 def mean_by_runs(hidden_ND: torch.Tensor, tokens: PackedTokens) -> torch.Tensor:
@@ -47,7 +47,7 @@ def mean_by_runs(hidden_ND: torch.Tensor, tokens: PackedTokens) -> torch.Tensor:
 
 
 def mean_by_sentences(hidden_ND: torch.Tensor, tokens: PackedTokens) -> torch.Tensor:
-    """The same in one operation for all sentences, whatever their lengths: fastest on a GPU."""
+    """The same in one operation for all sentences, whatever their lengths: fastest on CUDA, and missing on MPS."""
     starts = tokens.cu_seqlens
     sums_BD = torch.segment_reduce(hidden_ND.float(), "sum", offsets=starts, axis=0, unsafe=True)
     return sums_BD / starts.diff()[:, None]

@@ -16,10 +16,13 @@ from shortstack.model.manifest import write_manifest
 from shortstack.model.pooling import Pooling
 from shortstack.model.tensors import save_tensors
 
+# Files that every model directory has: its config, and weights in one of two formats and any number of parts.
+MARKS = ("config.json", "*model*.[sb]*")
+
 
 def write_model(parts: Parts, path: Path, model_card: str | None) -> None:
     """Write a model directory, whole or not at all; see `Embedder.save`."""
-    check_replaceable(path, "config.json", "model", "place to save to")
+    check_replaceable(path, MARKS, "model", "place to save to")
     bert, tokenizer, settings, dense, activation, calibration = parts
     with atomic_directory(path) as directory:
         config: dict[str, Any] = json.loads(bert.config.to_json_string(use_diff=False))

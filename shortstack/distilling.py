@@ -13,9 +13,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shortstack.distillation import RunError
 from shortstack.distillation.curves import Callback
 from shortstack.distillation.recipe import Recipe, set_field
 from shortstack.model import Embedder
+from shortstack.model.embedder import as_list
 from shortstack.model.files import InputError, write_text
 from shortstack.train import run_recipe
 
@@ -45,19 +47,23 @@ def distill(
         InputError: no texts, or a setting that is unknown or can't be.
         RunError: the training could not go on.
     """
+    lines = [json.dumps({"text": text}) for text in as_list(texts, "distill")]  # as JSON, a text may have line breaks
+    if isinstance(texts, str) or not lines:
+        raise InputError(f"distill: takes a list of texts, got {'one string' if lines else 'none'}")
     with contextlib.ExitStack() as stack:
         place = Path(output) if output is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         layers = f"even:{layers}" if isinstance(layers, int) else layers
         recipe = Recipe(name="student", layers=layers if isinstance(layers, str) else list(layers))
-        lines = [json.dumps({"text": text}) for text in texts]  # as JSON, a text may have line breaks
         settings = {"evaluation_sentences": max(1, min(HELD_OUT, len(lines) // 10))} | settings
         for key, value in settings.items():
             set_field(recipe, key, value, "distill")
-        if not lines:
-            raise InputError("distill: there are no texts")
         file = place / f"{recipe.name}.jsonl"
         recipe.teacher, recipe.output, recipe.sentences = str(teacher), str(place), [f"{file}:text"]
         recipe.check()
         write_text(file, "\n".join(lines) + "\n")
-        run_recipe(recipe, callbacks=callbacks)
+        try:
+            run_recipe(recipe, callbacks=callbacks)
+        except RunError as error:
+            kept = "" if output is not None else " (but without output=DIRECTORY nothing is kept)"
+            raise RunError(f"{error}{kept}") from None
         return Embedder.load(recipe.directory / "model", None if recipe.device == "auto" else recipe.device)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +45,7 @@ class Embedder:
     """A model directory with exported files, ready to encode.
 
     Args:
-        path: directory that `shortstack export` wrote into.
+        path: directory as `Embedder.save` writes it, with the files of `shortstack export` in it.
         precision: fp32 or int8.
         engine: onnxruntime or openvino; None takes the one that is installed, ONNX Runtime first.
         threads: processor cores to use; 0 for all.
@@ -64,15 +65,22 @@ class Embedder:
             raise FileNotFoundError(f"{file} is missing; write it with: shortstack export {path}")
         self._graph = (open_onnx if engine == "onnxruntime" else open_openvino)(file, threads)
         self.dimensions = self._graph.dimensions
-        whole = read_json(self.path / "config_sentence_transformers.json")
-        transformer = read_json(self.path / "sentence_bert_config.json")
+        try:
+            whole = read_json(self.path / "config_sentence_transformers.json")
+            transformer = read_json(self.path / "sentence_bert_config.json")
+            self.max_length: int = transformer["max_seq_length"]
+            side = read_json(self.path / "tokenizer_config.json").get("truncation_side", "right")
+        except (FileNotFoundError, KeyError):
+            raise ValueError(
+                f"{path}: not as shortstack writes it; where torch is, Embedder.load(MODEL).save(DIRECTORY), then "
+                "shortstack export DIRECTORY"
+            ) from None
         self.prompts: dict[str, str] = whole.get("prompts") or {}
         self.default_prompt_name: str | None = whole.get("default_prompt_name")
-        self.max_length: int = transformer["max_seq_length"]
         self._padding_id = read_json(self.path / "config.json").get("pad_token_id") or 0
         self._tokenizer = Tokenizer.from_file(str(self.path / "tokenizer.json"))
         self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(self.max_length)
+        self._tokenizer.enable_truncation(self.max_length, direction=side)
         if transformer.get("do_lower_case"):
             parts = [part for part in (normalizers.Lowercase(), self._tokenizer.normalizer) if part is not None]
             self._tokenizer.normalizer = normalizers.Sequence(parts)
@@ -179,7 +187,13 @@ def open_openvino(file: Path, threads: int) -> Graph:
     compiled = compile_openvino(file, settings)
     names = [value.get_any_name() for value in compiled.inputs]
     dimensions = compiled.output(OUTPUT).get_partial_shape()[1].get_length()
-    return Graph(names, dimensions, lambda inputs: compiled(inputs)[OUTPUT])
+    lock = Lock()  # all calls share one request, and with it its inputs and outputs
+
+    def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
+        with lock:
+            return compiled(inputs)[OUTPUT].copy()
+
+    return Graph(names, dimensions, run)
 
 
 def compile_openvino(file: Path, settings: dict[str, Any]) -> Any:

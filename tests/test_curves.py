@@ -22,11 +22,18 @@ def test_weights_and_biases_gets_the_recipe_and_each_line(monkeypatch: pytest.Mo
         return SimpleNamespace(log=lambda figures, step: logged.append((step, figures)))
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    log = curves.wandb_curves(tmp_path / "mine", {"seed": 42}, 2)
+    (tmp_path / "mine").mkdir()
+    log = curves.wandb_curves(tmp_path / "mine", {"seed": 42}, -1)
     for line in LINES:
         log(line)
-    assert begun["config"] == {"seed": 42} and begun["id"] == "mine" and begun["resume"] == "allow"
+    assert begun["config"] == {"seed": 42} and begun["name"] == "mine" and begun["resume"] == "allow"
     assert logged == [(3, {"loss": 0.5}), (4, {"loss": 0.25, "grad_norm": 1.0})]
+
+    first = begun["id"]
+    curves.wandb_curves(tmp_path / "mine", {}, 4)
+    assert begun["id"] == first  # a resumed run goes on with its curves
+    curves.wandb_curves(tmp_path / "mine", {}, -1)
+    assert begun["id"] != first and begun["id"].startswith("mine-")  # another of the same name has its own
 
 
 def test_what_the_field_may_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,8 +47,10 @@ def test_wrong_settings_are_named_before_anything_is_written(tiny_model_dir: Pat
     ):
         with pytest.raises(InputError, match=words):
             distill(tiny_model_dir, TEXTS, output=tmp_path, **settings)
-    with pytest.raises(InputError, match="there are no texts"):
-        distill(tiny_model_dir, [], output=tmp_path)
+    texts: Any
+    for texts, words in (([], "got none"), ("my.txt", "got one string"), ([1], "distill: takes a string or a list")):
+        with pytest.raises(InputError, match=words):
+            distill(tiny_model_dir, texts, output=tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -193,6 +193,11 @@ CORNERS = {
         "**Improved ``Set`` of it:** all is better.",
         "Improved Set of it: all is better.",
     ),
+    "HTML without the ends that may be left out": (
+        ".html",
+        "<html><head><title>T</title><style>p {}</style><body><h1>Install</h1><p>It is one command.</html>",
+        "It is one command.",
+    ),
     "one directive after another": (
         ".rst",
         ".. deprecated:: 8.1\n.. versionremoved:: 9.1\n   It is gone from here.\n.. image:: x.png\n"

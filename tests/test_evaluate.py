@@ -432,7 +432,7 @@ def test_a_teacher_without_any_correlation_has_no_share_to_keep(
     monkeypatch.setattr(sts, "sts_similarities", lambda *_: np.array([0.1, 0.2, 0.2, 0.1]))
     pairs = StsPairs("a", ["x"] * 4, ["y"] * 4, np.array([1.0, 1.0, 2.0, 2.0]))
     figures, _ = Judge([pairs]).fully(*pair_of_models(tiny_model_dir))
-    assert np.isnan(figures["retention"]["a"]) and "nan" in table(figures)
+    assert np.isnan(figures["retention"]["a"]) and "       –   +0.0000" in table(figures)
 
 
 def test_the_table_is_even(everything: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -495,6 +495,16 @@ def test_a_runs_own_teacher_sets_and_sentences(
     assert read_json(run / "evaluation_pairs.json") == pairs
     printed = capsys.readouterr().out
     assert table(expected) in printed and f"wrote {run / 'evaluation.json'}" in printed
+
+
+def test_a_run_without_sets_is_judged_by_its_held_out_text(
+    run: Path, tiny_model_dir: Path, call: Call, refusal: Callable[..., str]
+) -> None:
+    recipe = Recipe(name="small", teacher=str(tiny_model_dir), sentences=["a.txt"])
+    (run / "recipe.toml").write_text(recipe_text(recipe))
+    command(call, run / "model")
+    assert set(read_json(run / "evaluation.json")["student"]) == {"negative_mse"}
+    assert "nothing to evaluate on" in refusal(command_module.main, run / "model", "--teacher", "none")
 
 
 def test_flags_win_over_the_run(run: Path, tmp_path: Path, call: Call) -> None:
@@ -631,3 +641,17 @@ def test_the_teachers_embeddings_are_kept(tiny_model_dir: Path, tmp_path: Path) 
     assert torch.equal(first.documents, again.documents) and file.stat().st_mtime_ns == written
     file.write_bytes(file.read_bytes()[:-8])
     assert torch.equal(teacher_embeddings(teacher, data, tmp_path).queries, first.queries)
+
+
+def test_figures_that_were_not_numbers_are_dashes(
+    everything: tuple[dict[str, Any], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NaN is null in the file, and None when an evaluation of other sets reads it again."""
+
+    def gone(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: gone(part) for key, part in value.items()}
+        return [gone(part) for part in value] if isinstance(value, list) else None if type(value) is float else value
+
+    lines = table(gone(everything[0])).splitlines()
+    assert any("–" in line for line in lines) and not any("None" in line or "nan" in line for line in lines)

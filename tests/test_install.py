@@ -1,6 +1,5 @@
 """The installed package: one name in site-packages, beside tools that bring an `evaluate` of their own."""
 
-import json
 import os
 import re
 import shutil
@@ -179,7 +178,6 @@ def test_attributes_are_those_that_are_named() -> None:
     assert shortstack.Embedder.__name__ == "Embedder"
     with pytest.raises(AttributeError, match="no attribute 'embedder'"):
         shortstack.embedder  # noqa: B018
-    assert json.dumps(shortstack.__version__)
 
 
 def names_and_versions(path: Path) -> dict[str, str]:

@@ -126,3 +126,16 @@ def test_the_calibration_is_kept_and_goes_with_the_weights(tiny_model_dir: Path,
     (tmp_path / "model" / "checksums.json").unlink()
     with pytest.raises(InputError, match="int8_calibration.safetensors: has no '0.qkv.low'"):
         Embedder.load(tmp_path / "model", "cpu", "fp32")
+
+
+@needs_int8
+def test_ranges_of_other_weights_are_not_kept(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Neither in another precision nor in the files."""
+    embedder = Embedder.load(tiny_model_dir, "cpu", "int8")
+    embedder.load_state_dict({name: 3 * value for name, value in embedder.state_dict().items()})
+    embedder.save(tmp_path / "model")
+    assert embedder.calibration is None
+    embedder = Embedder.load(tiny_model_dir, "cpu", "int8")
+    before = embedder.calibration
+    embedder.load_state_dict({name: 3 * value for name, value in embedder.state_dict().items()})
+    assert embedder.use_precision("int8").calibration is not before

@@ -13,6 +13,7 @@ from tiny import VOCABULARY, english_sentences, make_tokenizer, put
 
 from shortstack import evaluate
 from shortstack.benchmark import others
+from shortstack.distillation.recipe import Recipe, recipe_text
 from shortstack.distillation.report.frontier import models_of
 from shortstack.model.files import read_json
 
@@ -59,3 +60,12 @@ def test_word_vectors_are_drawn_beside_students(tiny_model_dir: Path, tmp_path: 
     assert student.speed is not None and student.megabytes == pytest.approx(
         4e-6 * figures["models"]["student"]["parameters"]
     )
+
+
+def test_figures_do_not_replace_those_of_a_run(
+    tiny_model_dir: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    (tmp_path / "recipe.toml").write_text(recipe_text(Recipe(teacher="a", sentences=["a.txt"])))
+    sets = ["--teacher", tiny_model_dir, "--sts", f"pairs={write_sts(tmp_path / 'sts.tsv')}"]
+    assert "is a run of train.py" in refusal(others.main, tiny_model_dir, *sets, "--output", tmp_path)
+    assert "say with --output where" in refusal(others.main, "owner/name", *sets)

@@ -524,6 +524,8 @@ class Registry(http.server.BaseHTTPRequestHandler):
         wanted = self.headers["Range"]
         self.asked.append((self.path, wanted))
         content = self.files[self.path]
+        if wanted and int(wanted.removeprefix("bytes=").rstrip("-")) >= len(content):
+            return self.send_error(416)
         self.send_response(206 if wanted else 200)
         content = content[int(wanted.removeprefix("bytes=").rstrip("-")) :] if wanted else content
         self.send_header("Content-Length", str(len(content)))
@@ -598,6 +600,14 @@ def test_a_download_that_is_cut_goes_on_where_it_was(
     left = len(content) - sum(len(content) // 2 ** (number + 1) for number in range(packages.ATTEMPTS))
     assert abs(len(content) - left - int(registry.asked[0][1].removeprefix("bytes=").rstrip("-"))) < 4  # type: ignore[union-attr]
     assert list(assets.iterdir()) == []
+
+
+def test_a_whole_file_that_was_not_taken_over_is_asked_for_again(tmp_path: Path, registry: type[Registry]) -> None:
+    path, content = next(iter(registry.files.items()))
+    package = pinned(content, "@bird/owl@1.0.0")
+    (tmp_path / f"{package.sha256[:16]}.part").write_bytes(content)  # stopped between the last byte and the renaming
+    assert packages.get(package, tmp_path).read_bytes() == content
+    assert registry.asked == [(path, f"bytes={len(content)}-"), (path, None)]
 
 
 def test_a_wheel_that_is_cut_is_asked_again_and_is_no_tampering(tmp_path: Path, registry: type[Registry]) -> None:

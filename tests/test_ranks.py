@@ -55,7 +55,7 @@ def test_the_cpu_stays_to_be_had_beside_a_gpu(gpus: list[int]) -> None:
 
 
 def test_a_gpu_that_is_not_there_is_one_line(gpus: list[int]) -> None:
-    with pytest.raises(InputError, match="^device: cuda:7 can't be used .CUDA error: invalid device ordinal.$"):
+    with pytest.raises(InputError, match="^device: 'cuda:7' can't be used .CUDA error: invalid device ordinal.$"):
         Ranks.start("cuda:7", 10.0)
 
 

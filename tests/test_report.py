@@ -200,10 +200,15 @@ def test_the_frontier_has_each_student_in_each_precision_and_each_teacher_once(
         ("all-MiniLM-L6-v2", "bf16"): (700.0, 1.0, 1.0),
     }
     picture = tmp_path / "frontier.png"
-    monkeypatch.setattr(sys, "argv", ["report", str(paths[0]), str(paths[2]), "--frontier", str(picture)])
+    aside, labels = paths[2].rename(tmp_path / "one.1"), tmp_path / "labels"
+    (aside / "recipe.toml").write_text((paths[0] / "recipe.toml").read_text())  # an earlier run of the same name
+    labels.mkdir()  # as `runs/*` has it
+    arguments = ["report", *map(str, (labels, paths[0], aside)), "--frontier", str(picture)]
+    monkeypatch.setattr(sys, "argv", arguments)
     main()
     row = "| one | all-MiniLM-L6-v2 | 2 of 6 | 16 | 8,000 | 8 | bf16 | 6 | 2,000 | 55.0% | 80.0% | 50.0% |"
-    assert row in capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out
+    assert row in printed.splitlines() and "| one.1 | all-MiniLM-L6-v2 |" in printed
     assert matplotlib.image.imread(picture).shape[:2] == (1800, 1600)  # found@10, nDCG@10 and Spearman
 
 
@@ -329,6 +334,13 @@ def test_the_users_own_sets_come_first_and_lead_the_headline(files: RunFiles) ->
     files.evaluation["retrieval"]["manual"]["student"]["found@10"] = 0.83
     assert [(row.name, row.own) for row in files.searches] == [("manual", True), ("wikipedia", False)]
     assert "search on manual finds 83.0% of the teacher's first ten documents" in files.headline
+
+
+def test_the_projects_sets_are_known_where_the_recipe_does_not_name_them(files: RunFiles) -> None:
+    files.recipe["retrieval"] = {"wikipedia": "assets/retrieval/wikipedia"}
+    found = files.evaluation["retrieval"]["captions"]
+    files.evaluation["retrieval"] = dict.fromkeys(("wikipedia", "manuals", "mine"), found)
+    assert [(row.name, row.own) for row in files.searches] == [("mine", True), ("wikipedia", False), ("manuals", False)]
 
 
 def test_the_headline_leads_with_what_is_kept_worst(files: RunFiles) -> None:

@@ -55,8 +55,15 @@ def test_what_is_no_model_is_not_replaced(tiny_model_dir: Path, tmp_path: Path) 
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("dear")
     (tmp_path / "file").write_text("x")
+    for name in ("thesis", "clone"):  # a config of anything; a clone of a model of the Hub
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "clone" / "model.safetensors").write_text("")
+    (tmp_path / "clone" / ".git").mkdir()
     before = contents(tmp_path)
-    for name in ("letters", "file"):
+    with pytest.raises(InputError, match="clone: is a git repository, so it is not replaced"):
+        embedder.save(tmp_path / "clone")
+    for name in ("letters", "file", "thesis"):
         with pytest.raises(InputError, match=f"{tmp_path / name}: exists and is not a model, so it is not replaced"):
             embedder.save(tmp_path / name)
     assert contents(tmp_path) == before

@@ -1,6 +1,8 @@
 """The reader without torch gives the Embedder's embeddings from the exported files, and imports nothing heavy."""
 
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +112,37 @@ def test_what_is_missing_is_named(tiny_model_dir: Path) -> None:
     with pytest.raises(ValueError, match="engine 'onnxruntime' with precision 'bf16': choose among"):
         serve.Embedder(tiny_model_dir, "bf16", "onnxruntime")
     assert serve.installed_engine() == "onnxruntime"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_threads_get_their_own_vectors(exported: dict[str, Path], engine: str) -> None:
+    embedder = serve.Embedder(exported[KINDS[1]], engine=engine, threads=1)
+    texts = english_sentences(60)
+    wanted = [embedder.encode(text) for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(embedder.encode, texts))
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_text_is_cut_on_the_side_that_the_model_says(exported: dict[str, Path], tmp_path: Path) -> None:
+    model = Path(shutil.copytree(exported[KINDS[1]], tmp_path / "left"))
+    edit(model / "tokenizer_config.json", truncation_side="left")
+    (model / "checksums.json").unlink(missing_ok=True)
+    long = " ".join(english_sentences(60))
+    np.testing.assert_allclose(serve.Embedder(model).encode(long), load(model).encode(long), atol=1e-5)
+    assert not np.allclose(
+        serve.Embedder(model).encode(long), serve.Embedder(exported[KINDS[1]]).encode(long), atol=1e-3
+    )
+
+
+def test_another_layout_is_one_line(exported: dict[str, Path], tmp_path: Path) -> None:
+    """As transformers and sentence-transformers 6 write it, without what this reader goes by."""
+    for number, (name, keep) in enumerate(
+        (("config_sentence_transformers.json", None), ("sentence_bert_config.json", "{}"))
+    ):
+        model = Path(shutil.copytree(exported[KINDS[0]], tmp_path / str(number)))
+        (model / name).unlink()
+        if keep:
+            (model / name).write_text(keep)
+        with pytest.raises(ValueError, match="not as shortstack writes it; where torch is, Embedder.load"):
+            serve.Embedder(model)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ import torch
 from processes import RunDirectory, train, write_recipe
 from tiny import english_sentences, load, make_bert_dir
 
+from shortstack import bench
 from shortstack.distillation.data.labels import LabelledSentences
+from shortstack.distillation.report.card import model_card
+from shortstack.distillation.report.run_files import RunFiles
+from shortstack.distillation.router import export_router
 from shortstack.distillation.student.head import fit_head
 from shortstack.model.files import InputError
 
@@ -56,6 +61,18 @@ def test_the_student_comes_nearer_than_the_regression(run: RunDirectory) -> None
     assert "teacher" not in figures["models"]
 
 
+def test_what_is_published_names_the_encoder_and_no_teacher(
+    run: RunDirectory, refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    files = RunFiles.read(run.path)
+    card = model_card(files)
+    assert "of another encoder" in card and "known only by its vectors" in card
+    assert files.bench_command.endswith(f"--teacher {files.recipe['start_from']}")
+    assert "no run names its teacher; give --teacher" in refusal(bench.main, run.path / "model")
+    with pytest.raises(InputError, match="no run names its teacher; give --teacher"):
+        export_router(str(run.path / "model"), output=tmp_path / "router")
+
+
 def test_it_has_the_teachers_dimensions_without_prompts_and_any_loader_reads_it(
     run: RunDirectory, other_teacher: Path
 ) -> None:
@@ -91,7 +108,9 @@ def test_the_head_is_the_ridge_regression(tiny_model_dir: Path) -> None:
     ("changes", "words"),
     [
         ({"start_from": ""}, "start_from = '' is not allowed; it must be the encoder to train"),
-        ({"sentences": ["a.txt"]}, "it must be empty beside teacher_vectors"),
+        ({"sentences": ["a.txt"]}, "sentences = ['a.txt'] is not allowed; it must be empty beside teacher_vectors"),
+        ({"general": ["a.txt"]}, "general = ['a.txt'] is not allowed; it must be empty beside teacher_vectors"),
+        ({"metric_for_best_model": "mean_found@10", "retrieval": {"a": "b"}}, "sts_dev_pearson_cosine, a_ndcg@10"),
         ({"layers": "auto:2"}, "layers: auto:2 needs the teacher itself; name the layers, or take even:3"),
         ({"teacher_vectors": ["nowhere.npy:a.txt"]}, "nowhere.npy:a.txt: no such file"),
     ],

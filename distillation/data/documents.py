@@ -33,9 +33,7 @@ IN_TEXT = re.compile(
 )
 # HTML elements that end a paragraph, and those that hold no prose.
 BLOCKS = re.compile("p|div|li|dd|dt|h[1-6]|section|article|blockquote|br|hr|ul|ol|dl|body|figcaption")
-NO_PROSE = re.compile(
-    "pre|script|style|nav|header|footer|table|head|title|svg|math|form|button|select|template|noscript"
-)
+NO_PROSE = re.compile("pre|script|style|nav|header|footer|table|title|svg|math|form|button|select|template|noscript")
 # ReST directives whose body is prose.
 PROSE_DIRECTIVES = re.compile(
     "note|warning|tip|important|caution|attention|hint|danger|seealso|admonition|topic|version(added|changed|removed)|deprecated"

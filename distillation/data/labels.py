@@ -217,9 +217,8 @@ def check_labels(labels: Labels, teacher: Embedder, corpus: Corpus) -> float:
     Raises:
         InputError: it is more than rounding explains.
     """
-    name = EVALUATION if corpus.evaluation_size else 0
-    kept = labels.read([name]).labels[:CHECKED].float()
-    texts = sentences_of(name, corpus, teacher, labels.shard_size)[:CHECKED]
+    kept = labels.read([EVALUATION]).labels[:CHECKED].float()
+    texts = sentences_of(EVALUATION, corpus, teacher, labels.shard_size)[:CHECKED]
     if corpus.vectors is None:
         again = torch.as_tensor(teacher.encode(texts, prompt=""))
     else:

@@ -1,8 +1,8 @@
 """Passages: long text cut at sentence ends, so that the teacher reads every part of it to its end.
 
 A plain text file read as lines gives one sentence a line. Read as passages it gives its paragraphs, whole if they fit,
-else cut into parts of about equal length. Markdown, ReST, HTML and PDF are always read in this way, without
-their markup and code; see documents.py.
+else cut into parts of about equal length. Markdown, ReST, HTML and PDF are read in this way unless the source is marked
+as lines, and without their markup and code; see documents.py.
 """
 
 import hashlib
@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.distillation.data.documents import DOCUMENTS, PDF, blocks_of, passages_of
-from shortstack.distillation.data.sources import LINE_LIMIT, LONGEST, suffix_of
+from shortstack.distillation.data.sources import LINE_LIMIT, LONGEST, TABLES, suffix_of
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
 
-TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 WRAPPED = 120  # characters; a longer line is a paragraph of its own, shorter ones may be parts of one
 MOST_LINES = 1000  # of a paragraph: what has no blank lines is no reason to read all of it into memory
 
@@ -134,7 +133,7 @@ def whole(lines: Iterable[str], file: Path) -> str:
         kept.append(line)
         size += len(line) + 1
         if size > LINE_LIMIT:
-            what = f"a document of more than {LINE_LIMIT:,} letters"
+            what = f"a document of more than {LINE_LIMIT:,} characters"
             raise InputError(f"{file}: {what}; split it, or read it line by line, as lines@{file}")
     return "\n".join(kept)
 

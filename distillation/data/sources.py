@@ -40,7 +40,7 @@ from shortstack.model.hub import looks_like_a_path
 
 Row = dict[str, Any]
 LINE_LIMIT = 2**24  # bytes; a longer line is not text, and the limit bounds the memory that a corrupt file can ask for
-LONGEST = 2**16  # letters of a text that are kept: more than any encoder's 8,192 tokens
+LONGEST = 2**16  # characters of a text that are kept: more than any encoder's 8,192 tokens
 PARQUET_BYTES = 2**25  # of rows that are read together
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 DATA_SUFFIXES = (".txt", *TABLES, *DOCUMENTS, PDF, ".gz")

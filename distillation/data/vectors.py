@@ -2,7 +2,7 @@
 
 A source is one of
 
-    vectors.parquet:text,embedding     vectors.arrow:text,embedding     vectors.jsonl:text,embedding
+    vectors.parquet:text,embedding     vectors.jsonl:text,embedding
     vectors.npy:texts.txt              row i of the array is the vector of line i
 
 and the vectors may have any number of dimensions. They are copied once into one array on disk, which is memory-mapped
@@ -20,7 +20,15 @@ import pyarrow.compute as pc
 from safetensors import SafetensorError, safe_open
 
 from shortstack.distillation.data.on_disk import FirstRows, mapped, on_disk, spool_in
-from shortstack.distillation.data.sources import LONGEST, json_rows, open_parquet, parquet_batches, read_lines
+from shortstack.distillation.data.sources import (
+    LONGEST,
+    TABLES,
+    json_rows,
+    open_parquet,
+    parquet_batches,
+    read_lines,
+    suffix_of,
+)
 from shortstack.model.files import InputError, first_line, make_directory
 
 ROWS = 1024  # texts read at a time
@@ -117,13 +125,7 @@ def read_vectors(source: str) -> Iterator[Batch]:
         if len(columns) != 2:
             raise InputError(f"{source}: name the columns of texts and of vectors, as in {path}:text,embedding")
         if file.suffix == ".parquet":
-            yield from _arrow(parquet_batches(open_parquet(file), columns, ROWS), columns, path)
-        elif file.suffix in (".arrow", ".feather"):
-            with pa.memory_map(path) as opened:
-                reader = pa.ipc.open_file(opened)
-                whole = (reader.get_batch(number) for number in range(reader.num_record_batches))
-                parts = (batch.slice(start, ROWS) for batch in whole for start in range(0, batch.num_rows, ROWS))
-                yield from _arrow(parts, columns, path)
+            yield from _parquet(file, columns)
         else:
             yield from _json(file, columns)
     except (pa.ArrowException, ValueError, KeyError, OSError) as error:
@@ -136,6 +138,8 @@ def _npy(file: Path, texts: Path) -> Iterator[Batch]:
     vectors = np.load(file, mmap_mode="r", allow_pickle=False)
     if vectors.ndim != 2:
         raise InputError(f"{file}: an array of shape {vectors.shape}; vectors are (texts, dimensions)")
+    if suffix_of(texts) in TABLES:
+        raise InputError(f"{texts}: beside an array texts are lines of plain text; write them as a .txt file")
     lines = (text.strip() for _, text in read_lines(texts))
     start = 0
     while part := [text for _, text in zip(range(ROWS), lines, strict=False)]:
@@ -148,16 +152,18 @@ def _npy(file: Path, texts: Path) -> Iterator[Batch]:
         raise InputError(f"{texts}: has {start:,} lines, {file} has {len(vectors):,} rows")
 
 
-def _arrow(batches: Iterable[pa.RecordBatch], columns: Sequence[str], where: str) -> Iterator[Batch]:
-    for batch in batches:
-        missing = [name for name in columns if name not in batch.schema.names]
-        if missing:
-            raise InputError(f"{where}: no column {missing[0]!r}; there are: {', '.join(batch.schema.names)}")
+def _parquet(file: Path, columns: list[str]) -> Iterator[Batch]:
+    opened = open_parquet(file)
+    names = opened.schema_arrow.names
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise InputError(f"{file}: no column {missing[0]!r}; there are: {', '.join(names)}")
+    for batch in parquet_batches(opened, columns, ROWS):
         texts, lists = (batch.column(batch.schema.names.index(name)) for name in columns)
         if texts.null_count:
-            raise InputError(f"{where}: a row without a text; leave it out")
+            raise InputError(f"{file}: a row without a text; leave it out")
         if len(texts):
-            yield [text.strip() for text in texts.to_pylist()], _rows_of(lists, f"{where}: column {columns[1]!r}")
+            yield [text.strip() for text in texts.to_pylist()], _rows_of(lists, f"{file}: column {columns[1]!r}")
 
 
 def _rows_of(lists: pa.Array, where: str) -> np.ndarray:

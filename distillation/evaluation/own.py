@@ -14,6 +14,7 @@ from shortstack.distillation.data.passages import Cutter, split_sentences
 from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.evaluation.headings import heading_queries, paragraphs_below
 from shortstack.distillation.evaluation.sets import RetrievalSet
+from shortstack.distillation.evaluation.table import share
 from shortstack.model.files import InputError, make_directory, write_text
 
 NAME = "own-documents"  # of the set, and of its directory in the run's
@@ -43,7 +44,10 @@ def own_documents(corpus: Corpus, cutter: Cutter, seed: int) -> tuple[RetrievalS
         data = first_sentences(held_out, others)
         kind = "first sentences of texts that are not trained on"
     if len(data.queries) < LEAST_QUERIES:
-        return None, "search on your documents is not judged: there are no headings, and no texts of several sentences"
+        return None, (
+            "search on your documents is not judged: "
+            f"there are fewer than {LEAST_QUERIES} headings or texts of several sentences"
+        )
     drawn = sorted(np.random.default_rng(seed).permutation(len(data.queries))[:MOST_QUERIES].tolist())
     queries, grades = [data.queries[index] for index in drawn], [data.grades[index] for index in drawn]
     data = RetrievalSet(NAME, queries, data.documents, grades)
@@ -102,8 +106,8 @@ def verdict(figures: dict[str, Any]) -> str:
         return ""
     ends = [f"{100 * end:.1f}" for end in after.get("kept_interval") or [] if end is not None]
     interval = f" [{', '.join(ends)}]" if len(ends) == 2 else ""
-    earlier = [f"{before[key]:.1%} -> " if before else "" for key in ("kept", "found@10")]
+    earlier = [f"{share(before[key])} -> " if before else "" for key in ("kept", "found@10")]
     return (
-        f"search on your documents: {earlier[0]}{after['kept']:.1%}{interval} of the "
-        f"teacher's nDCG@10; of its first ten documents {earlier[1]}{after['found@10']:.1%} are found"
+        f"search on your documents: {earlier[0]}{share(after['kept'])}{interval} of the "
+        f"teacher's nDCG@10; of its first ten documents {earlier[1]}{share(after['found@10'])} are found"
     )

@@ -1,8 +1,19 @@
 """The figures of an evaluation as text."""
 
+import math
 from typing import Any
 
 from shortstack.distillation.evaluation.retrieval import MEASURES
+
+
+def number(value: float | None, form: str = ".4f") -> str:
+    """A number in this format; a dash for NaN, which is None after it was written and read."""
+    return "–" if value is None or math.isnan(value) else format(value, form)
+
+
+def share(value: float | None) -> str:
+    """A share in per cent."""
+    return number(value, ".1%")
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -24,15 +35,17 @@ def sts_lines(figures: dict[str, Any], names: list[str], width: int) -> list[str
     for name in names:
         student = figures["student"][name]
         low, high = student["spearman_interval"]
-        line = f"{name:<{width}} {student['pairs']:>6} {student['spearman_cosine']:>10.4f}"
-        line += f" {f'[{low:.4f}, {high:.4f}]':>18}"
+        line = f"{name:<{width}} {student['pairs']:>6} {number(student['spearman_cosine']):>10}"
+        line += f" {f'[{number(low)}, {number(high)}]':>18}"
         if "teacher" in figures:
             difference = figures["difference"][name]
-            line += f" {figures['teacher'][name]['spearman_cosine']:>8.4f} {figures['retention'][name]:>7.1%}"
-            line += f"   {difference['spearman']:+.4f}, {'clear' if difference['clear'] else 'within the noise'}"
+            line += f" {number(figures['teacher'][name]['spearman_cosine']):>8} {share(figures['retention'][name]):>7}"
+            line += (
+                f"   {number(difference['spearman'], '+.4f')}, {'clear' if difference['clear'] else 'within the noise'}"
+            )
         lines.append(line)
     if len(names) > 1:
-        mean = {name: f"{values['spearman_cosine']:.4f}" for name, values in figures["mean"].items()}
+        mean = {name: number(values["spearman_cosine"]) for name, values in figures["mean"].items()}
         lines.append(f"{'mean':<{width}} {'':>6} {mean['student']:>10} {'':>18} {mean.get('teacher', ''):>8}".rstrip())
     return lines
 
@@ -44,19 +57,20 @@ def retrieval_lines(figures: dict[str, Any], width: int) -> list[str]:
     for name, systems in figures.get("retrieval", {}).items():
         lines += ["", f"{name:<{width}} " + " ".join(f"{key:>10}" for key in keys)]
         for who, row in systems.items():
-            cells = [f"{row[key]:.4f}" if key in row else "" for key in keys]
+            cells = [number(row[key]) if key in row else "" for key in keys]
             line = f"  {who:<{width - 2}} " + " ".join(f"{cell:>10}" for cell in cells)
             if "difference" in row:
                 clear = "clear" if row["difference"]["clear"] else "within the noise"
-                line += f"   {row['kept']:.1%} of the teacher's nDCG@10 kept, {clear}"
+                line += f"   {share(row['kept'])} of the teacher's nDCG@10 kept, {clear}"
             elif "kept" in row:  # before training
-                line += f"   {row['kept']:.1%} of the teacher's nDCG@10"
+                line += f"   {share(row['kept'])} of the teacher's nDCG@10"
             lines.append(line)
     means = figures.get("retrieval_mean", {})
     if means:
         lines += ["", f"mean of {len(figures['retrieval'])} retrieval sets"]
     for who, row in means.items():
-        lines.append(f"  {who:<{width - 2}} {row['found@10']:>10.4f}   {row['kept']:.1%} of the teacher's nDCG@10 kept")
+        kept = f"{share(row['kept'])} of the teacher's nDCG@10 kept"
+        lines.append(f"  {who:<{width - 2}} {number(row['found@10']):>10}   {kept}")
     return lines
 
 
@@ -65,15 +79,15 @@ def distance_lines(figures: dict[str, Any]) -> list[str]:
     sanity, mse = figures["sanity"], figures["student"]["negative_mse"]
     lines = [
         "",
-        f"negative MSE {mse:.4f} (relative error {sanity['relative_error']:.4f})",
-        f"cosine to the teacher: mean {sanity['mean_cosine']:.4f}, 5th percentile {sanity['p5_cosine']:.4f}",
-        f"agreement with the teacher on which sentences are similar: {sanity['agreement']:.4f}",
+        f"negative MSE {number(mse)} (relative error {number(sanity['relative_error'])})",
+        f"cosine to the teacher: mean {number(sanity['mean_cosine'])}, 5th percentile {number(sanity['p5_cosine'])}",
+        f"agreement with the teacher on which sentences are similar: {number(sanity['agreement'])}",
     ]
     if "overlap" in figures:
         alone, over = figures["overlap"]["student"], figures["overlap"]["asymmetric"]
         low, high = alone["interval"]
         lines.append(
-            f"overlap@10: of the teacher's ten nearest neighbours the student finds {alone['overlap@10']:.1%} "
-            f"[{low:.1%}, {high:.1%}], over the teacher's embeddings {over['overlap@10']:.1%}"
+            f"overlap@10: of the teacher's ten nearest neighbours the student finds {share(alone['overlap@10'])} "
+            f"[{share(low)}, {share(high)}], over the teacher's embeddings {share(over['overlap@10'])}"
         )
     return lines

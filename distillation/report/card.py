@@ -57,8 +57,7 @@ def teacher_metadata(teacher: str) -> dict[str, Any]:
 
 def card_data(files: RunFiles) -> ModelCardData:
     """The front matter: what the Hub shows beside a card and uses in its search."""
-    teacher = files.recipe.get("teacher", "")
-    base_model, metadata = base_model_of(teacher), teacher_metadata(teacher)
+    base_model, metadata = base_model_of(files.copied_from), teacher_metadata(files.copied_from)
     license, language = metadata.get("license"), metadata.get("language")
     if base_model in [f"sentence-transformers/{name}" for name in PREPARED]:
         license, language = "apache-2.0", "en"
@@ -146,7 +145,8 @@ def model_card(files: RunFiles, model_id: str | None = None) -> str:
     Its examples load `model_id`, or the run's own model directory.
     """
     recipe, student, teacher = files.recipe, files.student, files.teacher
-    base_model = base_model_of(recipe.get("teacher", ""))
+    base_model = base_model_of(files.copied_from)
+    unknown = "another encoder" if recipe.get("teacher_vectors") else "its teacher"
     owner, layers_kept = files.layers_kept
     prompts = [(code(f"model.encode(queries, prompt_name={as_json(name)})"), prompt)
                for name, prompt in files.prompts.items() if prompt]  # fmt: skip
@@ -155,7 +155,7 @@ def model_card(files: RunFiles, model_id: str | None = None) -> str:
         template_path=str(TEMPLATE),
         files=files,
         layers=f"{student['layers']} of the {teacher['layers']} layers" if teacher else f"{student['layers']} layers",
-        teacher_link=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "its teacher",
+        teacher_link=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else unknown,
         layers_owner="Teacher's layers" if owner == "the teacher" else f"Layers of {owner}",
         layers_kept=layers_kept,
         pooling=pooling_name(files.pooling),

@@ -102,8 +102,7 @@ def speed_panel(axes: Axes, files: RunFiles) -> None:
     """Sentences a second of student and teacher in each precision."""
     speeds = files.speeds
     if not speeds:
-        command = f"python bench.py {files.directory / 'model'} --teacher {files.recipe.get('teacher', 'T')}"
-        return say(axes, "Speed", f"Not measured yet. Measure it with\n{command}")
+        return say(axes, "Speed", f"Not measured yet. Measure it with\n{files.bench_command}")
     for y, speed in enumerate(speeds):
         rates = (speed.student, STUDENT), (speed.teacher, TEACHER)
         draw_bars(axes, y, [Bar(rate, None, colour, f"{rate:,.0f}") for rate, colour in rates])

@@ -88,8 +88,11 @@ def models_of(runs: Sequence[Path]) -> list[Model]:
         sts = mean([row.kept for row in files.results if row.name in sets])
         width, pieces = files.recipe.get("intermediate_size"), files.data.get("vocabulary", {}).get("pieces")
         size = megabytes(student.get("parameters"))
-        models[files.name, precision] = Model(
-            files.name, name, layers, width, pieces, student.get("dimensions"), precision, size, speed,
+        own_name = files.name
+        if (own_name, precision) in models:  # an earlier run of this name, moved aside
+            own_name = files.directory.resolve().name
+        models[own_name, precision] = Model(
+            own_name, name, layers, width, pieces, student.get("dimensions"), precision, size, speed,
             found_10, search, sts,
         )  # fmt: skip
         if teacher and precision in speeds:

@@ -43,7 +43,7 @@ def report_page(files: RunFiles) -> str:
             "negativeMse": files.evaluation.get("student", {}).get("negative_mse"),
         },
         "bench": files.bench,
-        "benchCommand": f"python bench.py {files.directory / 'model'} --teacher {files.recipe.get('teacher', 'T')}",
+        "benchCommand": files.bench_command,
         "data": files.data | {"samples": [sample[:CHARACTERS] for sample in files.data.get("samples", [])]},
         "recipe": files.settings,
         "changed": files.changed,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from shortstack.distillation.evaluation.own import NAME as OWN_DOCUMENTS
 from shortstack.distillation.evaluation.own import verdict
+from shortstack.distillation.prepare.judged import SETS
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.run import read_json_lines
 from shortstack.model.files import InputError, read_json
@@ -111,7 +112,7 @@ class RunFiles:
             raise InputError(f"{directory / 'recipe.toml'}: not TOML ({error})") from None
         model = directory / "model"
         if not any((model / name).is_file() for name in ("config.json", "modules.json")):
-            raise InputError(f"{model}: no student there; finish the run with `python train.py --resume`")
+            raise InputError(f"{model}: no student there; finish the run with `python train.py {directory} --resume`")
         if not (directory / "evaluation.json").is_file():
             teacher = recipe.get("teacher", "TEACHER")
             raise InputError(
@@ -167,6 +168,16 @@ class RunFiles:
         return owner, ", ".join(map(str, layers)) if isinstance(layers, list) else str(layers or "–")
 
     @property
+    def copied_from(self) -> str:
+        """The model whose layers were copied: the teacher, or beside `teacher_vectors` the encoder to start from."""
+        return str(self.recipe.get("start_from" if self.recipe.get("teacher_vectors") else "teacher") or "TEACHER")
+
+    @property
+    def bench_command(self) -> str:
+        """What measures the speed."""
+        return f"python bench.py {self.directory / 'model'} --teacher {self.copied_from}"
+
+    @property
     def student(self) -> dict[str, Any]:
         """layers, dimensions and parameters (None if unknown) of the student."""
         known = {"layers": self.config.get("num_hidden_layers"), "dimensions": self.config.get("hidden_size")}
@@ -201,7 +212,7 @@ class RunFiles:
             figures = [systems.get(who) or {} for who in ("student", "asymmetric", "teacher")]
             gains = [(values.get("ndcg@10"), interval_of(values.get("interval"))) for values in figures]
             shares = [(values.get("found@10"), interval_of(values.get("found@10_interval"))) for values in figures]
-            own = "assets" not in Path(sources.get(name, "")).parts
+            own = "assets" not in Path(sources[name]).parts if name in sources else name not in ("wikipedia", *SETS)
             searches.append(SearchResult(name, *gains[0], *gains[1], *gains[2], *shares[0], *shares[1], own))
         return sorted(searches, key=lambda search: (search.name != OWN_DOCUMENTS, not search.own))
 

@@ -222,7 +222,7 @@ def part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tenso
 
 
 def fingerprint(recipe: Recipe, labels: Labels, total: int) -> str:
-    """A text that differs between runs which would take different steps: SHA-256, in hexadecimal."""
+    """A text that differs between runs which would take different steps: two SHA-256 and the number of steps."""
     settings = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in FREE_TO_CHANGE}
     settings_hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return f"{settings_hash} {labels.fingerprint} {total}"

@@ -10,6 +10,7 @@ from shortstack.distillation.ranks import Ranks
 from shortstack.distillation.recipe import Recipe
 from shortstack.distillation.run import Run
 from shortstack.distillation.student.plan import Plan
+from shortstack.distillation.student.width import keep_units
 from shortstack.distillation.training.flat_optimizer import optimizer_for
 from shortstack.distillation.training.graph import step_for
 from shortstack.model import Embedder
@@ -24,6 +25,8 @@ def say_expected_time(plan: Plan, corpus: Corpus, run: Run) -> None:
     recipe, ranks = run.recipe, run.ranks
     if len(corpus) * recipe.epochs >= LONG and ranks.world == 1 and not run.resume and plan.vectors is None:
         copy = plan.start.keep_layers(plan.layers)
+        if recipe.intermediate_size:  # which units does not matter here
+            keep_units(copy, [list(range(recipe.intermediate_size))] * len(plan.layers))
         run.say(expected_time(plan.teacher, copy, corpus, recipe, ranks))
 
 
@@ -39,7 +42,8 @@ def expected_time(teacher: Embedder, student: Embedder, corpus: Corpus, recipe: 
     label_seconds = (time.perf_counter() - begun) / len(tokens) * len(corpus)
 
     batch_size = min(recipe.batch_size, len(tokens))
-    labelled = LabelledSentences(tokens, labels[:, : student.dimensions])
+    own_tokens = student.tokenize(teacher.with_prompts(*sample))  # a student may have a smaller vocabulary
+    labelled = LabelledSentences(own_tokens, labels[:, : student.dimensions])
     batch = labelled.take(np.argsort(labelled.lengths[:batch_size], kind="stable"))
     step = step_for(student.train(), optimizer_for(student, recipe, ranks), recipe, ranks)
     for _ in range(4 if on_gpu else 2):  # the first is slower, and two more where the second is recorded as a graph
