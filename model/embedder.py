@@ -405,18 +405,18 @@ class Embedder(nn.Module):
         return (unit_rows(a) * unit_rows(b)).sum(dim=-1)
 
 
-def as_list(sentences: Any, who: str = "encode") -> list[str]:
+def as_list(sentences: Any, takes: str = "encode: takes a string or a list of strings") -> list[str]:
     """The items of anything that can be iterated over, all of them strings.
 
     Raises:
-        InputError: it can't be, or they are not.
+        InputError: it can't be, or they are not; says what the caller `takes`.
     """
     try:
         texts = list(sentences)
     except TypeError:
-        raise InputError(f"{who}: takes a string or a list of strings, got {type(sentences).__name__}") from None
+        raise InputError(f"{takes}, got {type(sentences).__name__}") from None
     if not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{who}: takes a string or a list of strings")
+        raise InputError(takes)
     return texts
 
 

@@ -47,9 +47,10 @@ def distill(
         InputError: no texts, or a setting that is unknown or can't be.
         RunError: the training could not go on.
     """
-    lines = [json.dumps({"text": text}) for text in as_list(texts, "distill")]  # as JSON, a text may have line breaks
+    takes = "distill: takes a list of texts"
+    lines = [json.dumps({"text": text}) for text in as_list(texts, takes)]  # as JSON, a text may have line breaks
     if isinstance(texts, str) or not lines:
-        raise InputError(f"distill: takes a list of texts, got {'one string' if lines else 'none'}")
+        raise InputError(f"{takes}, got {'one string' if lines else 'none'}")
     with contextlib.ExitStack() as stack:
         place = Path(output) if output is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         layers = f"even:{layers}" if isinstance(layers, int) else layers
