@@ -1,11 +1,11 @@
 # make distill   install, fetch teacher and text, then train, evaluate, bench and report the default recipe
-# make best      the same with the best student of that teacher: more text, longer training
+# make best      the same with more text and longer training; BEST=minilm-narrow for another recipe
 # make test      install, then the tests; test-long and test-gpu have the others
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 RUN := runs/minilm-3
-BEST := runs/minilm-long
+BEST := minilm-long
 
 .PHONY: install lock distill best test test-long test-gpu lint fix site clean
 
@@ -17,9 +17,9 @@ distill: $(VENV)/installed
 
 best: $(VENV)/installed
 	$(PY) -m distillation.prepare --text long
-	$(PY) train.py recipes/minilm-long.toml
-	$(PY) bench.py $(BEST)/model
-	$(PY) -m distillation.report $(BEST)
+	$(PY) train.py recipes/$(BEST).toml
+	$(PY) bench.py runs/$(BEST)/model
+	$(PY) -m distillation.report runs/$(BEST)
 
 # two processes, a file of tests in one of them; a crash then ends its own test, not all
 test: $(VENV)/installed-test
