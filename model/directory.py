@@ -31,7 +31,7 @@ CALIBRATION_FILE = "int8_calibration.safetensors"  # other tools ignore it
 MODULES = ("Transformer", "Pooling", "Dense", "Normalize")  # each at most once, in this order
 HISTORY = "shortstack"  # this project's key in config_sentence_transformers.json
 TENSORS_OF_A_LAYER = 16  # in every architecture
-LONGEST_PROMPT = 2**14  # letters
+LONGEST_PROMPT = 2**14  # characters
 LONGEST_WORD = 1000  # characters of a word that WordPiece may split, in time that grows with their square; 100 in BERT
 # A tokenizer's bad regular expression fails on these.
 TRIAL_TEXTS = ("", "\u0378 a", "a" * 200 + "!", " " * 200 + "x", "1" * 200 + "\n")
@@ -290,7 +290,7 @@ def read_lengths_and_prompts(
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise InputError(f"{path}: prompts must be texts by name")
     if any(len(text or "") > LONGEST_PROMPT for text in prompts.values()):
-        raise InputError(f"{path}: a prompt of more than {LONGEST_PROMPT:,} letters; it would go before every sentence")
+        raise InputError(f"{path}: a prompt of more than {LONGEST_PROMPT:,} characters; it would go before every sentence")
     default, similarity = whole.get("default_prompt_name"), whole.get("similarity_fn_name") or "cosine"
     if default is not None and default not in list(prompts):
         raise InputError(f"{path}: default_prompt_name {default!r} is not among the prompts")

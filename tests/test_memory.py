@@ -119,14 +119,14 @@ def test_a_cell_beyond_the_limit_is_refused(tmp_path: Path) -> None:
 def test_a_document_beyond_the_limit_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
     path = tmp_path / "a.md"
     path.write_text("a line of text\n" * (LINE_LIMIT // 15 + 1))
-    with pytest.raises(InputError, match=r"a\.md: a document of more than 16,777,216 letters; split it, or read it"):
+    with pytest.raises(InputError, match=r"a\.md: a document of more than 16,777,216 characters; split it, or read it"):
         next(read_sentences(str(path)))
     assert next(read_sentences(f"lines@{path}")) == "a line of text"
 
 
 def test_a_prompt_of_megabytes_is_refused(model_copy: Path) -> None:
     edit(model_copy / "config_sentence_transformers.json", prompts={"query": "x" * 10**7}, default_prompt_name="query")
-    with pytest.raises(InputError, match="a prompt of more than 16,384 letters"):
+    with pytest.raises(InputError, match="a prompt of more than 16,384 characters"):
         Embedder.load(model_copy, "cpu", "fp32")
 
 

@@ -70,7 +70,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("evaluate x --queries q.txt", "--texts and --queries: belong to --index FILE, which is missing"),
         ("evaluate --model runs/x", "did you mean MODEL, given without a flag?"),
         ("evaluate", "the following arguments are required: MODEL"),
-        ("evaluate begun", "begun has no student yet; finish it with: train begun --resume"),
+        ("evaluate begun", "begun has no student yet; finish the run with `python train.py begun --resume`"),
         ("bench", "give MODEL, or --shape for random weights"),
         ("bench x --limit 10", "did you mean --count?"),
         ("bench --shape bert-huge", "is neither one of bert-tiny, minilm-l6, bert-base, bert-large nor a config.json"),
