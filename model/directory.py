@@ -290,7 +290,9 @@ def read_lengths_and_prompts(
     if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise InputError(f"{path}: prompts must be texts by name")
     if any(len(text or "") > LONGEST_PROMPT for text in prompts.values()):
-        raise InputError(f"{path}: a prompt of more than {LONGEST_PROMPT:,} characters; it would go before every sentence")
+        raise InputError(
+            f"{path}: a prompt of more than {LONGEST_PROMPT:,} characters; it would go before every sentence"
+        )
     default, similarity = whole.get("default_prompt_name"), whole.get("similarity_fn_name") or "cosine"
     if default is not None and default not in list(prompts):
         raise InputError(f"{path}: default_prompt_name {default!r} is not among the prompts")
