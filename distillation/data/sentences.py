@@ -29,7 +29,7 @@ class Texts(NamedTuple):
 def read_sentences(
     source: str, cutter: Cutter = ESTIMATE, files: Sequence[Path | None] | None = None
 ) -> Iterator[str]:  # fmt: skip
-    """The sentences of a source, in order, stripped, without empty ones, the first LONGEST letters; repetitions stay.
+    """The sentences of a source, in order, stripped, none empty, the first LONGEST characters; repetitions stay.
 
     Without column names, every column with a usual name (sentence1, anchor, premise, text, ...) is read. If the source
     is read as passages, `cutter` cuts every text, or every paragraph of a plain text or Markdown file. `files`
