@@ -398,6 +398,14 @@ def test_bf16_is_close(minilm_dir: Path) -> None:
     assert_same(exact.use_precision("fp32").encode(SENTENCES), wanted)  # the weights themselves stayed exact
 
 
+def test_weights_that_are_laid_out_again_keep_the_precision(tiny_model_dir: Path) -> None:
+    embedder = Embedder.load(tiny_model_dir, device="cpu", precision="bf16")
+    wanted, engine = embedder.encode(SENTENCES), embedder.engine
+    embedder.load_state_dict(embedder.state_dict())
+    np.testing.assert_array_equal(embedder.encode(SENTENCES), wanted)
+    assert embedder.engine is not engine
+
+
 def test_encoding_follows_weights_that_were_loaded_or_trained(tiny_model_dir: Path, tmp_path: Path) -> None:
     embedder = load(tiny_model_dir)
     other = load(make_bert_dir(tmp_path, seed=5))

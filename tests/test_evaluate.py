@@ -643,9 +643,7 @@ def test_the_teachers_embeddings_are_kept(tiny_model_dir: Path, tmp_path: Path) 
     assert torch.equal(teacher_embeddings(teacher, data, tmp_path).queries, first.queries)
 
 
-def test_figures_that_were_not_numbers_are_dashes(
-    everything: tuple[dict[str, Any], dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_figures_that_were_not_numbers_are_dashes(everything: tuple[dict[str, Any], dict[str, Any]]) -> None:
     """NaN is null in the file, and None when an evaluation of other sets reads it again."""
 
     def gone(value: Any) -> Any:

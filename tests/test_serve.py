@@ -129,20 +129,16 @@ def test_text_is_cut_on_the_side_that_the_model_says(exported: dict[str, Path], 
     edit(model / "tokenizer_config.json", truncation_side="left")
     (model / "checksums.json").unlink(missing_ok=True)
     long = " ".join(english_sentences(60))
-    np.testing.assert_allclose(serve.Embedder(model).encode(long), load(model).encode(long), atol=1e-5)
-    assert not np.allclose(
-        serve.Embedder(model).encode(long), serve.Embedder(exported[KINDS[1]]).encode(long), atol=1e-3
-    )
+    found, of_the_start = (serve.Embedder(path).encode(long) for path in (model, exported[KINDS[1]]))
+    np.testing.assert_allclose(found, load(model).encode(long), atol=1e-5)
+    assert not np.allclose(found, of_the_start, atol=1e-3)
 
 
 def test_another_layout_is_one_line(exported: dict[str, Path], tmp_path: Path) -> None:
     """As transformers and sentence-transformers 6 write it, without what this reader goes by."""
-    for number, (name, keep) in enumerate(
-        (("config_sentence_transformers.json", None), ("sentence_bert_config.json", "{}"))
-    ):
-        model = Path(shutil.copytree(exported[KINDS[0]], tmp_path / str(number)))
-        (model / name).unlink()
-        if keep:
-            (model / name).write_text(keep)
+    plain, theirs = (Path(shutil.copytree(exported[KINDS[0]], tmp_path / name)) for name in ("plain", "theirs"))
+    (plain / "config_sentence_transformers.json").unlink()
+    (theirs / "sentence_bert_config.json").write_text("{}")
+    for model in (plain, theirs):
         with pytest.raises(ValueError, match="not as shortstack writes it; where torch is, Embedder.load"):
             serve.Embedder(model)

@@ -7,8 +7,8 @@ from shortstack.distillation.evaluation.retrieval import MEASURES
 
 
 def number(value: float | None, form: str = ".4f") -> str:
-    """A number in this format; a dash for NaN, which is None after it was written and read."""
-    return "–" if value is None or math.isnan(value) else format(value, form)
+    """A number in this format; a dash for one that was not measured, and for NaN, which JSON turns into None."""
+    return format(value, form) if isinstance(value, (int, float)) and not math.isnan(value) else "–"
 
 
 def share(value: float | None) -> str:

@@ -207,7 +207,7 @@ def fetch(url: str, part: Path, deadline: float) -> None:
         if not have or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         part.unlink()  # there is nothing to add: it was complete, or of another file
-        have, opened = 0, urllib.request.urlopen(url, timeout=30)
+        return fetch(url, part, deadline)
     with opened as answer:
         if have and getattr(answer, "status", 200) != 206:  # this server sends all of it again
             have = 0

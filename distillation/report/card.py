@@ -17,6 +17,7 @@ from huggingface_hub import (
 )
 
 from shortstack.distillation.data.sources import DATA_SUFFIXES, split_marks
+from shortstack.distillation.evaluation.table import number
 from shortstack.distillation.report.run_files import ABOVE_ALL, RunFiles, shorten
 
 PREPARED = ("all-MiniLM-L6-v2", "all-mpnet-base-v2")  # sentence-transformers' own: English, Apache-2.0
@@ -186,11 +187,6 @@ def code(text: str) -> str:
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     room = " " if "`" in text else ""
     return f"{fence}{room}{text}{room}{fence}"
-
-
-def number(value: float | None, form: str = ".4f") -> str:
-    """A number in this format; a dash for one that was not measured."""
-    return format(value, form) if isinstance(value, (int, float)) else "–"
 
 
 def interval(values: list[float] | None) -> str:

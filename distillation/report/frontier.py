@@ -15,6 +15,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from matplotlib.transforms import Bbox, BboxBase
 
+from shortstack.distillation.evaluation.table import number
 from shortstack.distillation.report.figure import FAINT, INK, STYLE, say
 from shortstack.distillation.report.run_files import RunFiles, read_object, shorten
 
@@ -76,6 +77,7 @@ def models_of(runs: Sequence[Path]) -> list[Model]:
     compared = set.intersection(*({row.name for row in files.searches if row.found is not None} for files in evaluated))
     sets = set.intersection(*({row.name for row in files.results if row.kept is not None} for files in evaluated))
     models: dict[tuple[str, str], Model] = {}
+    directories: dict[str, Path] = {}
     for files in evaluated:
         student, teacher = files.student, files.teacher
         precision = student.get("precision") or "fp32"
@@ -88,9 +90,9 @@ def models_of(runs: Sequence[Path]) -> list[Model]:
         sts = mean([row.kept for row in files.results if row.name in sets])
         width, pieces = files.recipe.get("intermediate_size"), files.data.get("vocabulary", {}).get("pieces")
         size = megabytes(student.get("parameters"))
-        own_name = files.name
-        if (own_name, precision) in models:  # an earlier run of this name, moved aside
-            own_name = files.directory.resolve().name
+        # An earlier run of the same name was moved aside: its directory's name tells them apart.
+        is_first = directories.setdefault(files.name, files.directory) == files.directory
+        own_name = files.name if is_first else files.directory.resolve().name
         models[own_name, precision] = Model(
             own_name, name, layers, width, pieces, student.get("dimensions"), precision, size, speed,
             found_10, search, sts,
@@ -125,7 +127,7 @@ def table(models: Sequence[Model]) -> str:
     lines = [heads, ("---",) * len(heads)]
     for model in models:
         numbers = [f"{value:,.0f}" if value else "–" for value in (model.megabytes, model.speed)]
-        shares = ["–" if share is None else f"{share:.1%}" for share in (model.found, model.search, model.sts)]
+        shares = [number(share, ".1%") for share in (model.found, model.search, model.sts)]
         width, pieces = (f"{number:,}" if number else "all" for number in (model.width, model.pieces))
         texts = [model.name, model.teacher, model.layers, width, pieces, str(model.dimensions or "–"), model.precision]
         lines.append((*texts, *numbers, *shares))

@@ -34,7 +34,8 @@ def expected_time(teacher: Embedder, student: Embedder, corpus: Corpus, recipe: 
     """A line that says how long the labels and the steps will take; `student` is a copy that may be changed."""
     on_gpu = ranks.device.type == "cuda"
     sample = corpus.training(0, min(GPU_SAMPLE if on_gpu else SAMPLE, len(corpus)))
-    tokens = teacher.tokenize(teacher.with_prompts(*sample))
+    texts = teacher.with_prompts(*sample)
+    tokens = teacher.tokenize(texts)
     if on_gpu:  # which loads and compiles its kernels the first time
         teacher.embed(tokens).cpu()
     begun = time.perf_counter()
@@ -42,7 +43,7 @@ def expected_time(teacher: Embedder, student: Embedder, corpus: Corpus, recipe: 
     label_seconds = (time.perf_counter() - begun) / len(tokens) * len(corpus)
 
     batch_size = min(recipe.batch_size, len(tokens))
-    own_tokens = student.tokenize(teacher.with_prompts(*sample))  # a student may have a smaller vocabulary
+    own_tokens = student.tokenize(texts)  # a student may have a smaller vocabulary
     labelled = LabelledSentences(own_tokens, labels[:, : student.dimensions])
     batch = labelled.take(np.argsort(labelled.lengths[:batch_size], kind="stable"))
     step = step_for(student.train(), optimizer_for(student, recipe, ranks), recipe, ranks)
