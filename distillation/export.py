@@ -273,7 +273,7 @@ def export(model: str, output: Path | None = None) -> None:
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"export needs {' and '.join(missing)}: pip install 'shortstack-embeddings[onnx]'")
+        raise InputError(f"export needs more packages: pip install {' '.join(missing)}")
     if output is None and not Path(model).is_dir():
         raise InputError(f"{model}: is no directory here; say with --output where to write its files")
     embedder = Embedder.load(model, "cpu", "fp32")
@@ -290,8 +290,7 @@ def export(model: str, output: Path | None = None) -> None:
     report(unsigned, f"mean cosine similarity {write_int8(embedder, fp32, unsigned, signed=False):.4f}")
     missing = [name for name in OPENVINO_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        names = " and ".join(missing)
-        print(f"OpenVINO's files are left out without {names}: pip install 'shortstack-embeddings[openvino]'")
+        print(f"OpenVINO's files are left out, they need more packages: pip install {' '.join(missing)}")
         return
     graph = directory / OPENVINO
     report(graph, f"embeddings within {write_openvino(embedder, fp32, graph):.0e}")

@@ -33,7 +33,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "shortstack":
             raise
-        sys.exit(_wrong(f"{error.name} is not installed; pip install 'shortstack-embeddings[train]'"))
+        sys.exit(_wrong(f"{error.name} is not installed; it comes with this package's extra [train]"))
     run_command(command.main)
 
 

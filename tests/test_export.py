@@ -216,7 +216,7 @@ def test_an_openvino_that_ends_its_process_is_told(
 def test_a_missing_package_is_named(tiny: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else real(name, *rest))
-    with pytest.raises(InputError, match=rf"export needs {package}: pip install 'shortstack-embeddings\[onnx\]'"):
+    with pytest.raises(InputError, match=f"export needs more packages: pip install {package}"):
         module.export(str(tiny))
     assert not (tiny / "onnx").exists()
 
@@ -254,6 +254,6 @@ def test_the_command(
     )
     assert "model_qint8_arm64.onnx" in lines[2] and lines[2].endswith("model_quantized.onnx: the same file")
     assert lines[3].startswith(f"{tmp_path / 'out' / module.ONNX_UNSIGNED}: ")
-    assert lines[4].startswith("OpenVINO's files are left out without no_openvino: pip install")
+    assert lines[4].startswith("OpenVINO's files are left out, they need more packages: pip install no_openvino")
     assert not (tiny / "onnx").exists()
     assert refusal(module.main) == "error: the following arguments are required: MODEL; see --help"

@@ -171,7 +171,7 @@ def test_without_a_package_a_command_names_the_extra(installed: Path, tmp_path: 
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n")
     ended = python(installed, tmp_path, "-m", "shortstack", "bench", "x")
     assert ended.returncode == 2
-    assert ended.stderr.strip() == "error: torch is not installed; pip install 'shortstack-embeddings[train]'"
+    assert ended.stderr.strip() == "error: torch is not installed; it comes with this package's extra [train]"
 
 
 def test_attributes_are_those_that_are_named() -> None:

@@ -258,7 +258,7 @@ def pdf_lines(path: Path) -> Iterator[tuple[int, str]]:
         from pypdf import PdfReader
         from pypdf.errors import PyPdfError
     except ModuleNotFoundError:
-        what = "PDF needs pypdf; pip install 'shortstack-embeddings[documents]', or name only other files"
+        what = "PDF needs pypdf; pip install pypdf, or name only other files"
         raise InputError(f"{path}: {what}, as in '{path.parent}/**/*.md'") from None
     try:
         for number, page in enumerate(PdfReader(path).pages, start=1):
