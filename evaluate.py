@@ -107,10 +107,10 @@ def main() -> None:
 
     student = Embedder.load(arguments.model, arguments.device, arguments.precision)
     teacher = load_teacher(arguments, teacher_name, recipe)
-    if teacher is not None and arguments.sentences and student.dimensions != teacher.dimensions:
+    if teacher is not None and (arguments.sentences or unnamed) and student.dimensions != teacher.dimensions:
         raise InputError(
-            f"--sentences: the student has {student.dimensions} dimensions, the teacher {teacher.dimensions}: "
-            "there is no distance between them; leave --sentences out or give another --teacher"
+            f"the student has {student.dimensions} dimensions, the teacher {teacher.dimensions}: there is no distance "
+            "between them; judge by --sts or --retrieval without --sentences, or give another --teacher"
         )
     held_out = read_marked(arguments.sentences, student) if arguments.sentences else read_held_out(run)
 

@@ -90,7 +90,8 @@ def main() -> None:
     if arguments.output is None and not Path(arguments.model).is_dir():
         raise InputError(f"{arguments.model}: is no directory here; say with --output where the figures go")
     output = arguments.output or Path(arguments.model).resolve().parent
-    if (output / "recipe.toml").exists() and read_recipe(output / "recipe.toml").sentences:
+    recipe = read_recipe(output / "recipe.toml") if (output / "recipe.toml").exists() else Recipe()
+    if recipe.sentences or recipe.teacher_vectors:
         raise InputError(f"{output}: is a run of train.py, whose figures evaluate.py makes; give another --output")
     sts = [read_sts(*named) for named in named_sources(arguments.sts, "--sts").items()]
     retrieval = [read_retrieval(*named) for named in named_sources(arguments.retrieval, "--retrieval").items()]

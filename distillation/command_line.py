@@ -72,7 +72,7 @@ def run_command(main: Callable[[], None]) -> None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        what = "train takes a lower --batch-size or --max-length, bench a lower --batch-size"
+        what = "train: raise --gradient-accumulation, or lower --batch-size or --max-length; bench: lower --batch-size"
         status, message = 1, f"out of memory: {what} ({first_line(error)})"
     else:
         return

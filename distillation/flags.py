@@ -90,7 +90,7 @@ def answer_first(command: str) -> None:
         if importlib.util.find_spec("torch") is None:
             raise InputError(
                 f"torch is not installed in {sys.prefix}; in a clone run `make install` once, then "
-                "`source .venv/bin/activate`; elsewhere pip install 'shortstack-embeddings[train]'"
+                "`source .venv/bin/activate`; elsewhere install this package with its extra [train]"
             )
 
     run_command(answer)

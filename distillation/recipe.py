@@ -174,9 +174,10 @@ class Recipe:
         metrics += [f"mean_{kind}" for kind in found] if self.retrieval else []
         for name in self.retrieval:
             check_set_name(name, "recipe: retrieval")
-            if metric_key(name, "ndcg@10") in metrics or name in self.sts:
+            keys = [metric_key(name, kind) for kind in (*found, "ndcg@10")]
+            if set(keys) & set(metrics) or name in self.sts:
                 raise InputError(f"recipe: retrieval: the name {name!r} is taken by another set; rename it")
-            metrics += [metric_key(name, kind) for kind in (*found, "ndcg@10")]
+            metrics += keys
         return metrics
 
 

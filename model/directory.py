@@ -89,8 +89,9 @@ def usable_device(name: str | torch.device | None) -> torch.device:
     Raises:
         InputError: an unknown name, or a device that is not there or that torch was built without.
     """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device: '{name}' can't be used ({first_line(error)})") from None

@@ -179,6 +179,7 @@ class Embedder(nn.Module):
         Args:
             sentences: a few hundred like those to encode, with their prompts; at most 8,192 tokens are read.
         """
+        self._forget_outdated()  # else `save` would find weights that changed, and drop these ranges with the old ones
         tokenized = self.tokenize([*TEXT.read_text(encoding="utf-8").splitlines(), *sentences])
         count = max(1, int((tokenized.lengths.cumsum() <= CALIBRATION_TOKENS).sum()))
         order = np.argsort(tokenized.lengths[:count], kind="stable")

@@ -17,7 +17,7 @@ from shortstack.model.pooling import Pooling
 from shortstack.model.tensors import save_tensors
 
 # Files that every model directory has: its config, and weights in one of two formats and any number of parts.
-MARKS = ("config.json", "*model*.[sb]*")
+MARKS = ("config.json", "*model*.[sb][ai][fn]*")
 
 
 def write_model(parts: Parts, path: Path, model_card: str | None) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,16 @@ def distill(
     lines = [json.dumps({"text": text}) for text in as_list(texts, takes)]  # as JSON, a text may have line breaks
     if isinstance(texts, str) or not lines:
         raise InputError(f"{takes}, got {'one string' if lines else 'none'}")
+    if "sentences" in settings:
+        raise InputError("distill: sentences: the texts are the second argument; leave this out")
     with contextlib.ExitStack() as stack:
         place = Path(output) if output is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        layers = f"even:{layers}" if isinstance(layers, int) else layers
-        recipe = Recipe(name="student", layers=layers if isinstance(layers, str) else list(layers))
-        settings = {"evaluation_sentences": max(1, min(HELD_OUT, len(lines) // 10))} | settings
+        recipe = Recipe(name="student")
+        kept = f"even:{layers}" if isinstance(layers, Integral) else layers
+        settings = {
+            "layers": list(kept) if isinstance(kept, tuple) else kept,
+            "evaluation_sentences": max(1, min(HELD_OUT, len(lines) // 10)),
+        } | settings
         for key, value in settings.items():
             set_field(recipe, key, value, "distill")
         file = place / f"{recipe.name}.jsonl"

@@ -43,6 +43,8 @@ def test_wrong_settings_are_named_before_anything_is_written(tiny_model_dir: Pat
     for settings, words in (
         ({"lr": 1.0}, "distill: unknown key 'lr'"),
         ({"epochs": 0}, "epochs = 0 is not allowed"),
+        ({"layers": None}, "layers = None must be of type"),
+        ({"sentences": TEXTS}, "distill: sentences: the texts are the second argument"),
         ({"report_to": "mlflow"}, "report_to: 'mlflow' is not one of"),
     ):
         with pytest.raises(InputError, match=words):

@@ -498,13 +498,15 @@ def test_a_runs_own_teacher_sets_and_sentences(
 
 
 def test_a_run_without_sets_is_judged_by_its_held_out_text(
-    run: Path, tiny_model_dir: Path, call: Call, refusal: Callable[..., str]
+    run: Path, tiny_model_dir: Path, tiny_cls_dir: Path, call: Call, refusal: Callable[..., str]
 ) -> None:
     recipe = Recipe(name="small", teacher=str(tiny_model_dir), sentences=["a.txt"])
     (run / "recipe.toml").write_text(recipe_text(recipe))
     command(call, run / "model")
     assert set(read_json(run / "evaluation.json")["student"]) == {"negative_mse"}
     assert "nothing to evaluate on" in refusal(command_module.main, run / "model", "--teacher", "none")
+    assert "there is no distance" in refusal(command_module.main, run / "model", "--teacher", tiny_cls_dir)
+    assert "negative_mse" in read_json(run / "evaluation.json")["student"]
 
 
 def test_flags_win_over_the_run(run: Path, tmp_path: Path, call: Call) -> None:

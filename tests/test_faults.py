@@ -284,7 +284,6 @@ def test_no_pickle_is_read_but_the_weights_of_a_teacher() -> None:
 def test_out_of_memory_names_the_settings(recipe: Path, undisturbed: RunDirectory, error: Exception) -> None:
     ended = train(recipe, before=functools.partial(hooks.raise_at_step, error, 8))
     assert ended.status == 1
-    assert ended.error.startswith(
-        "error: out of memory: lower --batch-size, raise --gradient-accumulation, or lower --max-length ("
-    )
+    advice = "train: raise --gradient-accumulation, or lower --batch-size or --max-length; bench: lower --batch-size"
+    assert ended.error.startswith(f"error: out of memory: {advice} (")
     assert_goes_on(recipe, undisturbed)

@@ -452,9 +452,9 @@ def test_what_a_terminal_of_ascii_can_not_show_is_spelled_out(monkeypatch: pytes
         (OSError(errno.EROFS, "Read-only file system", "log"), 1, "error: log: not writable or readable"),
         (OSError(errno.EIO, "Input/output error", "log"), 1, "error: log: Input/output error"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), 1, "error: a file: No such file or directory"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), 1, "error: out of memory: train takes a lower"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: out of memory: train takes a"),
-        (MemoryError(), 1, "error: out of memory: train takes a lower --batch-size or --max-length"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), 1, "error: out of memory: train: raise"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: out of memory: train: raise"),
+        (MemoryError(), 1, "error: out of memory: train: raise --grad"),
     ],
     ids=repr,
 )

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
 from shortstack.distillation.evaluation.headings import heading_queries
-from shortstack.model.files import InputError
 
 
 def test_a_heading_asks_for_the_paragraphs_below_it(tmp_path: Path) -> None:
@@ -17,5 +14,4 @@ def test_a_heading_asks_for_the_paragraphs_below_it(tmp_path: Path) -> None:
     assert found.queries == ["How to open", "Example", "How to close"]
     assert found.documents == ["Before any.", "Turn the key.", "Push.", "Like so.", "Or so.", "Pull."]
     assert [set(grades) for grades in found.grades] == [{1, 2}, {3, 4, 1}, {5}]
-    with pytest.raises(InputError, match="own: no heading with a paragraph below it in 1 files"):
-        heading_queries("own", files[2:])
+    assert heading_queries("own", files[2:]).queries == []

@@ -139,3 +139,16 @@ def test_ranges_of_other_weights_are_not_kept(tiny_model_dir: Path, tmp_path: Pa
     before = embedder.calibration
     embedder.load_state_dict({name: 3 * value for name, value in embedder.state_dict().items()})
     assert embedder.use_precision("int8").calibration is not before
+
+
+@needs_int8
+def test_ranges_that_are_newer_than_the_weights_are_kept(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """As a run does: it encodes, loads the best weights, measures the ranges and saves."""
+    embedder = Embedder.load(tiny_model_dir, "cpu", "fp32")
+    embedder.encode(TEXT)
+    embedder.load_state_dict({name: 3 * value for name, value in embedder.state_dict().items()})
+    embedder.calibrate(TEXT)
+    measured = embedder.calibration
+    embedder.save(tmp_path / "model")
+    assert (tmp_path / "model" / "int8_calibration.safetensors").exists()
+    assert embedder.use_precision("int8").calibration is measured is not None

@@ -65,7 +65,8 @@ def test_word_vectors_are_drawn_beside_students(tiny_model_dir: Path, tmp_path: 
 def test_figures_do_not_replace_those_of_a_run(
     tiny_model_dir: Path, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
-    (tmp_path / "recipe.toml").write_text(recipe_text(Recipe(teacher="a", sentences=["a.txt"])))
     sets = ["--teacher", tiny_model_dir, "--sts", f"pairs={write_sts(tmp_path / 'sts.tsv')}"]
-    assert "is a run of train.py" in refusal(others.main, tiny_model_dir, *sets, "--output", tmp_path)
+    for trained in (Recipe(teacher="a", sentences=["a.txt"]), Recipe(teacher="a", teacher_vectors=["a.npy:a.txt"])):
+        (tmp_path / "recipe.toml").write_text(recipe_text(trained))
+        assert "is a run of train.py" in refusal(others.main, tiny_model_dir, *sets, "--output", tmp_path)
     assert "say with --output where" in refusal(others.main, "owner/name", *sets)

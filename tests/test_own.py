@@ -73,6 +73,24 @@ def test_without_headings_the_first_sentence_asks_for_the_rest(tmp_path: Path, r
     assert len(data.documents) == 150 and not set(data.documents) & set(held_out)
 
 
+def test_too_few_headings_are_no_queries(tmp_path: Path) -> None:
+    """30 documents of one heading each: three are held out, with many texts."""
+    files = write_documents(tmp_path / "docs")
+    texts = english_sentences(12 * len(files), seed=4)
+    for number, file in enumerate(files):
+        own_texts = texts[12 * number : 12 * number + 12]
+        lines = [f"{first[:-1]}. {second}" for first, second in zip(own_texts[::2], own_texts[1::2], strict=True)]
+        file.write_text("# One heading\n\n" + "\n\n".join(lines), encoding="utf-8")
+    source = str(tmp_path / "docs")
+    own = Own.of([source], seed=1)
+    corpus = build_corpus(
+        tmp_path / "corpus", [source, write_general(tmp_path / "general.txt")], Draw(None, 18, 1), own=own
+    )
+    object.__setattr__(corpus, "own", own)
+    data, what = own_documents(corpus, ESTIMATE, seed=1)
+    assert data is not None and what.startswith("search on your documents is judged by 18 first sentences of texts")
+
+
 def test_single_sentences_give_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, general = tmp_path / "own.txt", write_general(tmp_path / "general.txt")
     path.write_text("\n".join(english_sentences(100)), encoding="utf-8")

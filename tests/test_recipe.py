@@ -203,6 +203,7 @@ def test_each_bound(key: str, wrong: Any, right: Any) -> None:
         *(({"sts": {name: "x.csv"}}, "recipe: sts: the name") for name in ("", "a b", "a/b", "a=b", "negative_mse")),
         ({"retrieval": {"a b": "x"}}, "recipe: retrieval: the name 'a b' may hold"),
         ({"retrieval": {"sts-dev": "x"}}, "recipe: retrieval: the name 'sts-dev' is taken by another set"),
+        ({"retrieval": {"mean": "x", "other": "y"}}, "the name 'mean' is taken by another set"),
         ({"sts": {"sts-dev": "a", "sts_dev": "b"}}, "sts_dev_spearman_cosine"),  # they would share a key of the log
         ({"sentences": []}, "sentences = .* at least one"),
     ],

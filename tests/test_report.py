@@ -212,6 +212,12 @@ def test_the_frontier_has_each_student_in_each_precision_and_each_teacher_once(
     assert matplotlib.image.imread(picture).shape[:2] == (1800, 1600)  # found@10, nDCG@10 and Spearman
 
 
+def test_runs_of_one_name_in_two_outputs_are_told_apart(tmp_path: Path) -> None:
+    """As `distill(..., output="a")` and `output="b"` make them."""
+    paths = [make_run(tmp_path / place / "tiny-2") for place in ("a", "b")]
+    assert {model.name for model in models_of(paths)} == {"tiny-2", str(paths[1]), "all-MiniLM-L6-v2"}
+
+
 def test_the_frontier_is_what_no_other_beats_in_both() -> None:
     points: Any = [(1.0, 0.9, "a"), (2.0, 0.8, "b"), (3.0, 0.85, "c"), (4.0, 0.5, "d"), (4.0, 0.6, "e")]
     assert [name for _, _, name in best_of(points, fewer=False)] == ["e", "c", "a"]

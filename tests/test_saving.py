@@ -58,6 +58,7 @@ def test_what_is_no_model_is_not_replaced(tiny_model_dir: Path, tmp_path: Path) 
     for name in ("thesis", "clone"):  # a config of anything; a clone of a model of the Hub
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "thesis" / "train_model.sh").write_text("")
     (tmp_path / "clone" / "model.safetensors").write_text("")
     (tmp_path / "clone" / ".git").mkdir()
     before = contents(tmp_path)

@@ -476,3 +476,5 @@ def test_a_student_without_layers(place: Path, tiny_model_dir: Path, tiny_cls_di
     assert train(run.path / "recipe.toml", "--name", "again").status == 0
     refused = train(write_recipe(place / "cls", tiny_cls_dir, layers="none"))
     assert refused.status == 2 and "none needs a teacher with mean pooling" in refused.err
+    refused = train(recipe, "--intermediate-size", "8")
+    assert refused.status == 2 and "intermediate_size: a student of no layers has none" in refused.err

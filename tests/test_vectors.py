@@ -82,6 +82,8 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     refused(tmp_path, parquet_source.replace("embedding", "id"), "column 'id' holds int64, not lists of numbers")
     refused(tmp_path, json_source.replace(",v", ",w"), "a.jsonl:1: no text in 'body', or no vector in 'w'")
     (tmp_path / "a.txt").write_text("\n".join(TEXTS[:40]))
+    numbers = f"{tmp_path / 'a.parquet'}:id,embedding"
+    refused(tmp_path, numbers, "column 'id' holds int64, not texts")
     refused(tmp_path, npy_source, "has 40 lines, .*a.npy has 50 rows")
     (tmp_path / "a.txt").write_text("\n".join([*TEXTS, "one more"]))
     refused(tmp_path, npy_source, "has more lines than .*a.npy has rows, 50")
@@ -92,6 +94,11 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     refused(tmp_path, npy_source, re.escape(f"the vector of '{TEXTS[3]}' is zero or not finite"))
     np.save(tmp_path / "a.npy", VECTORS[:, 0])
     refused(tmp_path, npy_source, r"shape \(50,\)")
+    (tmp_path / "a.npy").write_bytes(b"")
+    refused(tmp_path, npy_source, "a.npy.*: can't be read as texts with vectors")
+    for vector, words in (([[1.0, 2.0]], "'v' is a list of lists, not one vector"), ([{}], "can't be read as texts")):
+        (tmp_path / "a.jsonl").write_text(json.dumps({"body": "a", "v": vector}))
+        refused(tmp_path, json_source, words)
     rows = [{"body": "a", "v": [1.0, 2.0]}, {"body": "b", "v": [1.0]}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     refused(tmp_path, json_source, "a.jsonl:2: a vector of 1 numbers, after one of 2")

@@ -23,6 +23,7 @@ from shortstack.distillation.data.on_disk import FirstRows, mapped, on_disk, spo
 from shortstack.distillation.data.sources import (
     LONGEST,
     TABLES,
+    is_text,
     json_rows,
     open_parquet,
     parquet_batches,
@@ -128,7 +129,7 @@ def read_vectors(source: str) -> Iterator[Batch]:
             yield from _parquet(file, columns)
         else:
             yield from _json(file, columns)
-    except (pa.ArrowException, ValueError, KeyError, OSError) as error:
+    except (pa.ArrowException, ValueError, TypeError, KeyError, OSError, EOFError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{source}: can't be read as texts with vectors ({first_line(error)})") from None
@@ -160,6 +161,8 @@ def _parquet(file: Path, columns: list[str]) -> Iterator[Batch]:
         raise InputError(f"{file}: no column {missing[0]!r}; there are: {', '.join(names)}")
     for batch in parquet_batches(opened, columns, ROWS):
         texts, lists = (batch.column(batch.schema.names.index(name)) for name in columns)
+        if not is_text(texts.type.value_type if pa.types.is_dictionary(texts.type) else texts.type):
+            raise InputError(f"{file}: column {columns[0]!r} holds {texts.type}, not texts")
         if texts.null_count:
             raise InputError(f"{file}: a row without a text; leave it out")
         if len(texts):
@@ -194,6 +197,8 @@ def _json(file: Path, columns: Sequence[str]) -> Iterator[Batch]:
             raise InputError(f"{file}:{number}: a vector of {len(vector)} numbers, after one of {len(vectors[0])}")
         texts.append(text.strip())
         vectors.append(np.array(vector, np.float32))
+        if vectors[-1].ndim != 1:
+            raise InputError(f"{file}:{number}: {columns[1]!r} is a list of lists, not one vector")
         if len(texts) == ROWS:
             yield texts, np.stack(vectors)
             texts, vectors = [], []

@@ -7,7 +7,6 @@ from shortstack.distillation.data.documents import DOCUMENTS, blocks_of
 from shortstack.distillation.data.passages import ESTIMATE, Cutter, whole
 from shortstack.distillation.data.sources import read_lines, suffix_of
 from shortstack.distillation.evaluation.sets import RetrievalSet
-from shortstack.model.files import InputError
 
 
 def heading_queries(
@@ -19,7 +18,7 @@ def heading_queries(
     in the text to train on. `others` are documents that answer none of the headings.
 
     Raises:
-        InputError: no heading with a paragraph below it, or a file that cannot be read.
+        InputError: a file that cannot be read.
     """
     answers: dict[str, dict[int, float]] = {}  # a heading that occurs several times, as "Example" does, has all of them
     documents: dict[str, int] = {}
@@ -28,8 +27,6 @@ def heading_queries(
             index = documents.setdefault(passage, len(documents))
             if heading:
                 answers.setdefault(heading, {})[index] = 1.0
-    if not answers:
-        raise InputError(f"{name}: no heading with a paragraph below it in {len(files)} files")
     for passage in others:
         documents.setdefault(passage, len(documents))
     return RetrievalSet(name, list(answers), list(documents), list(answers.values()))

@@ -15,7 +15,7 @@ from shortstack.distillation.data.sentences import read_sentences
 from shortstack.distillation.evaluation.headings import heading_queries, paragraphs_below
 from shortstack.distillation.evaluation.sets import RetrievalSet
 from shortstack.distillation.evaluation.table import share
-from shortstack.model.files import InputError, make_directory, write_text
+from shortstack.model.files import make_directory, write_text
 
 NAME = "own-documents"  # of the set, and of its directory in the run's
 MOST_QUERIES = 1000
@@ -27,7 +27,7 @@ def own_documents(corpus: Corpus, cutter: Cutter, seed: int) -> tuple[RetrievalS
     """The set to judge search on the user's documents by, made of what is held out, and in words what it is.
 
     Queries are the headings of the documents that are held out, each asking for the paragraphs below it. Where there
-    are none, they are the first sentences of the texts that are held out, each asking for the rest of its text.
+    are too few, they are the first sentences of the texts that are held out, each asking for the rest of its text.
     Documents are passages of all the user's files, trained on or not, as in the index that the student is to serve.
 
     Returns:
@@ -36,11 +36,10 @@ def own_documents(corpus: Corpus, cutter: Cutter, seed: int) -> tuple[RetrievalS
     own = corpus.own
     assert own is not None
     held_out = corpus.evaluation().sentences
-    others = itertools.islice(other_passages(own, cutter, set(held_out)), MOST_DOCUMENTS)
-    try:
-        data = heading_queries(NAME, own.held_out, cutter, others)
-        kind = f"headings of {len(own.held_out)} documents that are not trained on"
-    except InputError:  # no headings there
+    others = list(itertools.islice(other_passages(own, cutter, set(held_out)), MOST_DOCUMENTS))
+    data = heading_queries(NAME, own.held_out, cutter, others)
+    kind = f"headings of {len(own.held_out)} documents that are not trained on"
+    if len(data.queries) < LEAST_QUERIES:
         data = first_sentences(held_out, others)
         kind = "first sentences of texts that are not trained on"
     if len(data.queries) < LEAST_QUERIES:
@@ -68,7 +67,7 @@ def other_passages(own: Own, cutter: Cutter, left_out: set[str]) -> Iterator[str
             yield from (text for text in texts if text not in left_out)
 
 
-def first_sentences(texts: list[str], others: Iterator[str]) -> RetrievalSet:
+def first_sentences(texts: list[str], others: list[str]) -> RetrievalSet:
     """The first sentences of texts as queries that the rest of the same text answers."""
     answers: dict[str, set[str]] = {}
     for text in texts:

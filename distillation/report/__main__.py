@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from shortstack.distillation import RunError
 from shortstack.distillation.command_line import run_command
+from shortstack.distillation.evaluation.table import number
 from shortstack.distillation.recipe import SHARED
 from shortstack.distillation.report.card import eval_result_files, model_card
 from shortstack.distillation.report.figure import figure, format_number
@@ -37,8 +38,8 @@ def summary(files: RunFiles) -> str:
     kinds = ("nDCG@10", files.searches), ("Spearman", files.rows)
     sets = [(f"{kind}, {row.name}", row.student, row.teacher, row.kept) for kind, rows in kinds for row in rows]
     for name, student, teacher, kept in sets:
-        share = "–" if kept is None else f"{kept:.1%}"
-        lines.append(f"{shorten(name):<22} {format_number(student):>8} {format_number(teacher):>8} {share:>7}")
+        figures = f"{format_number(student):>8} {format_number(teacher):>8} {number(kept, '.1%'):>7}"
+        lines.append(f"{shorten(name):<22} {figures}")
     for speed in files.speeds:
         what, times = f"sentences/s, {speed.precision}", f"{speed.student / speed.teacher:.2f}x"
         lines.append(f"{what:<22} {speed.student:>8,.0f} {speed.teacher:>8,.0f} {times:>7}")
@@ -117,7 +118,10 @@ def push_to_hub(run: Path, name: str) -> None:
 def main() -> None:
     arguments = parse_arguments("report")
     if arguments.frontier and not arguments.push_to_hub:
-        return write_frontier([run for run in arguments.runs if run.name not in SHARED], arguments.frontier)
+        runs = [run for run in arguments.runs if run.name not in SHARED]
+        if not runs:
+            raise InputError("--frontier: give the directories of runs, as in runs/*")
+        return write_frontier(runs, arguments.frontier)
     if len(arguments.runs) > 1 or arguments.frontier:
         raise InputError("give one RUN, or many with --frontier PNG alone")
     write_report(arguments.runs[0])

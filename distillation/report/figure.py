@@ -11,6 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
+from shortstack.distillation.evaluation.table import number
 from shortstack.distillation.report.run_files import RunFiles, SetResult, shorten
 
 # Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), which colour-blind readers can tell apart; report.html too
@@ -221,15 +222,15 @@ def draw_bars(axes: Axes, y: float, bars: Sequence[Bar], size: float = 11.5) -> 
     """Draw the bars of row y, the first above the others; returns where they and their intervals end."""
     height = 0.72 / len(bars) if len(bars) > 1 else 0.6
     reach = []
-    for number, bar in enumerate(bars):
+    for place, bar in enumerate(bars):
         if bar.value is None:
             continue
-        place = y + (number - (len(bars) - 1) / 2) * height
-        axes.barh(place, bar.value, height, color=bar.colour)
+        middle = y + (place - (len(bars) - 1) / 2) * height
+        axes.barh(middle, bar.value, height, color=bar.colour)
         low, high = bar.interval or (bar.value, bar.value)
         if bar.interval:
-            whisker(axes, low, high, place)
-        end = (max(high, 0), place)
+            whisker(axes, low, high, middle)
+        end = (max(high, 0), middle)
         axes.annotate(bar.text, end, (5, 0), textcoords="offset points", va="center", fontsize=size)
         reach += [low, high]
     return reach
@@ -250,4 +251,4 @@ def name_rows(axes: Axes, names: list[str]) -> None:
 
 
 def format_number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}".replace("-", "−")
+    return number(value, ".3f").replace("-", "−")

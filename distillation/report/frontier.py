@@ -90,9 +90,12 @@ def models_of(runs: Sequence[Path]) -> list[Model]:
         sts = mean([row.kept for row in files.results if row.name in sets])
         width, pieces = files.recipe.get("intermediate_size"), files.data.get("vocabulary", {}).get("pieces")
         size = megabytes(student.get("parameters"))
-        # An earlier run of the same name was moved aside: its directory's name tells them apart.
-        is_first = directories.setdefault(files.name, files.directory) == files.directory
-        own_name = files.name if is_first else files.directory.resolve().name
+        # Runs of one name are told apart by their directories: one was moved aside, or is of another output.
+        own_name = files.name
+        for other_name in (files.directory.resolve().name, str(files.directory)):
+            if directories.setdefault(own_name, files.directory) == files.directory:
+                break
+            own_name = other_name
         models[own_name, precision] = Model(
             own_name, name, layers, width, pieces, student.get("dimensions"), precision, size, speed,
             found_10, search, sts,
@@ -128,7 +131,7 @@ def table(models: Sequence[Model]) -> str:
     for model in models:
         numbers = [f"{value:,.0f}" if value else "–" for value in (model.megabytes, model.speed)]
         shares = [number(share, ".1%") for share in (model.found, model.search, model.sts)]
-        width, pieces = (f"{number:,}" if number else "all" for number in (model.width, model.pieces))
+        width, pieces = (f"{count:,}" if count else "all" for count in (model.width, model.pieces))
         texts = [model.name, model.teacher, model.layers, width, pieces, str(model.dimensions or "–"), model.precision]
         lines.append((*texts, *numbers, *shares))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -172,8 +175,9 @@ def frontier_figure(models: Sequence[Model]) -> Figure:
 
 
 def spread(names: list[Annotation]) -> None:
-    """Move every name to the nearest free place beside its point: right or left of it, then up or down. None is moved
-    over the numbers of its axis.
+    """Move every name to the nearest free place beside its point, right or left of it, then up or down.
+
+    A place over the numbers of the axis is not free.
     """
     taken: list[BboxBase] = []
     for axes in {name.axes for name in names if name.axes is not None}:

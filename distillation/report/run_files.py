@@ -169,7 +169,7 @@ class RunFiles:
 
     @property
     def copied_from(self) -> str:
-        """The model whose layers were copied: the teacher, or beside `teacher_vectors` the encoder to start from."""
+        """The teacher; where only its vectors are known (`teacher_vectors`), the encoder started from."""
         return str(self.recipe.get("start_from" if self.recipe.get("teacher_vectors") else "teacher") or "TEACHER")
 
     @property

@@ -107,6 +107,8 @@ def plan_student(recipe: Recipe, teacher: Embedder, vectors: TeacherVectors | No
     if recipe.vocabulary:
         check_vocabulary(teacher, recipe.vocabulary)
     if recipe.intermediate_size:
+        if layers == []:
+            raise InputError("intermediate_size: a student of no layers has none; leave it out")
         check_width(teacher, recipe.intermediate_size)
     if recipe.dimensions:
         check_dimensions(teacher, recipe.dimensions)

@@ -255,13 +255,13 @@ def test_out_of_memory_halves_the_batch(gpu: torch.device, record: Record) -> No
 def test_out_of_memory_is_one_line(gpu: torch.device, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_command(lambda: torch.empty(2**50, dtype=torch.uint8, device=gpu))
-    assert capsys.readouterr().err.startswith("error: out of memory: lower --batch-size")
+    assert capsys.readouterr().err.startswith("error: out of memory: train: raise")
 
 
 def test_a_run_out_of_memory_ends_with_one_line(gpu: torch.device, tmp_path: Path, tiny_model_dir: Path) -> None:
     recipe = write_recipe(tmp_path, tiny_model_dir, device="cuda")
     ended = train(recipe, before=functools.partial(torch.cuda.set_per_process_memory_fraction, 1e-6))
-    assert ended.status == 1 and ended.error.startswith("error: out of memory: lower --batch-size")
+    assert ended.status == 1 and ended.error.startswith("error: out of memory: train: raise")
 
 
 def test_the_clock_sees_the_devices_work(device: torch.device, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
