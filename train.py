@@ -1,6 +1,6 @@
 """Distil a sentence embedder: copy some of a teacher's layers and train them to give the teacher's embeddings.
 
-    python train.py                                   # the embedded default: recipes/minilm-3.toml
+    python train.py                                   # the default: recipes/minilm-3.toml
     python train.py recipes/mxbai-large-8.toml        # the reference run; needs a GPU and the Hub
     python train.py RECIPE --layers 0,5 --learning-rate 5e-4 --name two-layers
     python train.py RECIPE --resume                   # resume after a stop

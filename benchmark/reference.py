@@ -1,6 +1,6 @@
 """The whole reference run, timed: 1,195,425 sentences of 12.24 tokens through a third of mxbai-embed-large-v1's shape.
 
-    python -m shortstack.benchmark.reference                                        # a minute or two on an H100
+    python -m shortstack.benchmark.reference                                        # 2.5 minutes on an H200, estimated
     python -m shortstack.benchmark.reference --shape bert-tiny --sentences 2000     # a try on a CPU
 
 Weights and text are random, so that nothing is downloaded: the student is of no use, its time is real. It counts from

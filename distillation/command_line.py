@@ -148,7 +148,8 @@ def add_recipe_flag(group: argparse._ActionsContainer, item: dataclasses.Field[A
     """Add the flag of a recipe field, with its default in the help."""
     flag, kind = "--" + item.name.replace("_", "-"), get_type_hints(Recipe)[item.name]
     default = getattr(Recipe(), item.name)
-    text = item.metadata["help"].replace("%", "%%") + ("" if default in ("", [], {}) else f" (default: {default})")
+    text = item.metadata["help"].replace("%", "%%")
+    text += "" if default in ("", [], {}) else f" (recipe's default: {default})"
     if kind in (list[str], dict[str, str]):
         metavar = "SOURCE" if kind == list[str] else "NAME=SOURCE"
         group.add_argument(flag, nargs="+", action="extend", metavar=metavar, help=text)

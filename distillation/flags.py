@@ -90,7 +90,7 @@ def answer_first(command: str) -> None:
         if importlib.util.find_spec("torch") is None:
             raise InputError(
                 f"torch is not installed in {sys.prefix}; in a clone run `make install` once, then "
-                "`source .venv/bin/activate`; elsewhere install this package with its extra [train]"
+                "`source .venv/bin/activate`; elsewhere install it with the extra [train]"
             )
 
     run_command(answer)
@@ -120,7 +120,8 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher", type=model_of, help="directory or Hub name (default: the teacher of the run, 'none' for none)"
     )
-    parser.add_argument("--sts", nargs="+", action="extend", metavar="NAME=SOURCE", help="sets (default: the run's)")
+    sts_help = "STS sets (default: the run's)"
+    parser.add_argument("--sts", nargs="+", action="extend", metavar="NAME=SOURCE", help=sts_help)
     retrieval_help = "a directory with queries, documents and relevance, or parallel:FILE,FILE,... (default: the run's)"
     parser.add_argument("--retrieval", nargs="+", action="extend", metavar="NAME=SOURCE", help=retrieval_help)
     parser.add_argument("--sentences", nargs="+", help="text for the negative MSE (default: the run's held-out text)")
@@ -142,13 +143,13 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
     )
     shapes = "random weights instead: bert-tiny, minilm-l6, bert-base, bert-large, or a config.json"
     what.add_argument("--shape", help=shapes)
-    what.add_argument("--layers", type=whole_numbers, help="with --shape: of teacher and student, such as 24,8")
+    what.add_argument("--layers", type=whole_numbers, help="with --shape: layers of teacher and student, such as 24,8")
     what.add_argument("--peers", action="store_true", help="also time other tools, and training beside theirs")
     what.add_argument("--latency", action="store_true", help="also time one query at a time")
     data = parser.add_argument_group("the text")
     data.add_argument("--sentences", nargs="+", metavar="SOURCE", help="text (default: what the run held out)")
     data.add_argument("--count", type=whole_number, default=1000, help="sentences to encode at most (default: 1000)")
-    data.add_argument("--mean-tokens", type=whole_number, default=16, help="of random sentences (default: 16)")
+    data.add_argument("--mean-tokens", type=whole_number, default=16, help="in a random sentence (default: 16)")
     how = parser.add_argument_group("how")
     how.add_argument("--precision", nargs="+", default=["auto"], help="auto, fp32, bf16, fp16, int8, or all of them")
     how.add_argument(
@@ -157,7 +158,7 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
         help="sentences (default: 256, on a GPU 4096; to train 64, on a GPU also 512)",
     )
     how.add_argument("--repeats", type=whole_number, default=5, help="timed turns (default: 5)")
-    how.add_argument("--queries", type=whole_number, default=130, help="with --latency: of every length (default: 130)")
+    how.add_argument("--queries", type=whole_number, default=130, help="with --latency: of each length (default: 130)")
     how.add_argument("--steps", type=whole_number, default=100, help="with --peers: optimizer steps (default: 100)")
     how.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     how.add_argument("--output", type=Path, help="where to write (default: the run's directory, or here)")
@@ -172,14 +173,18 @@ def add_report_flags(parser: argparse.ArgumentParser) -> None:
 def add_export_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", type=model_of, help="directory of a model or a run, or a Hub name")
     parser.add_argument("--output", type=Path, help="directory to write into (default: MODEL; router beside MODEL)")
-    parser.add_argument("--router", action="store_true", help="write the pair of student and teacher; see router.py")
     parser.add_argument(
-        "--teacher", type=model_of, help="of the pair: directory or Hub name (default: the run's teacher)"
+        "--router", action="store_true", help="write one model: student for queries, teacher for documents"
+    )
+    parser.add_argument(
+        "--teacher", type=model_of, help="with --router: directory or Hub name (default: the run's teacher)"
     )
 
 
 def add_prepare_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--assets", type=Path, default=Path("assets"), metavar="DIR", help="where to (default: assets)")
+    parser.add_argument(
+        "--assets", type=Path, default=Path("assets"), metavar="DIR", help="written to (default: assets)"
+    )
     parser.add_argument("--teacher", choices=["all-mpnet-base-v2"], help="a further teacher to fetch, 440 MB")
     parser.add_argument("--text", choices=["default", "long"], default="default", help="long: more text, 280 MB")
 

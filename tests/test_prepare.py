@@ -1,4 +1,4 @@
-"""The embedded default: only pinned bytes get in, nothing leaves its directory, wiki markup becomes clean sentences."""
+"""The default: only pinned bytes get in, nothing leaves its directory, wiki markup becomes clean sentences."""
 
 import bz2
 import dataclasses

@@ -289,5 +289,5 @@ def test_help_lists_every_field_with_its_default(
     assert stopped.value.code == 0
     for field in dataclasses.fields(Recipe):
         flag, default = "--" + field.name.replace("_", "-"), getattr(Recipe(), field.name)
-        explained = field.metadata["help"] + ("" if default in ("", [], {}) else f" (default: {default})")
+        explained = field.metadata["help"] + ("" if default in ("", [], {}) else f" (recipe's default: {default})")
         assert f" {flag} " in text and explained in text

@@ -44,7 +44,7 @@ def test_the_page_runs_as_printed(tmp_path: Path, minilm_dir: Path) -> None:
     )
 
     environment = tmp_path / "serving"
-    serve = block("bash", "pip").replace("'shortstack-embeddings[serve]'", f"'{ROOT}[serve]'")
+    serve = block("bash", "pip").replace("'.[serve]'", f"'{ROOT}[serve]'")
     printed = run(f"{sys.executable} -m venv {environment}\nPATH={environment}/bin:$PATH\n{serve}", tmp_path)
     teacher, student = [line for line in printed.splitlines() if "found@10" in line]
     assert teacher.startswith("teacher: found@10 100.0%") and 0.30 < float(teacher.split("nDCG@10 ")[1][:6]) < 0.55

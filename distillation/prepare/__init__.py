@@ -1,1 +1,1 @@
-"""The embedded default: a small teacher and text, fetched from package registries and cleaned."""
+"""The default: a small teacher and text, fetched from package registries and cleaned."""

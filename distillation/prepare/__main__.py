@@ -1,4 +1,4 @@
-"""Fetch the embedded default into assets/: a small teacher, text to train on, and sets to judge by.
+"""Fetch what the default needs into assets/: a small teacher, text to train on, and sets to judge by.
 
 python -m distillation.prepare                  # into assets/
 python -m distillation.prepare --assets DIR

