@@ -17,6 +17,7 @@ if __name__ == "__main__":
     answer_first("bench")  # --help and a wrong flag end here, before the seconds that the imports below take
 
 import argparse
+import itertools
 import statistics
 import sys
 import tempfile
@@ -243,7 +244,8 @@ def teacher_and_student(
 def sentences_to_encode(arguments: argparse.Namespace, run: Path | None, embedder: Embedder) -> list[str]:
     """The text that the flags name, else what the run held out, else the default's text, else random words."""
     if arguments.sentences:
-        sentences = [sentence for source in arguments.sentences for sentence in read_sentences(source)]
+        texts = itertools.chain.from_iterable(read_sentences(source) for source in arguments.sentences)
+        sentences = list(itertools.islice(texts, arguments.count))
     elif run is not None and (run / "held_out.json").exists():
         sentences, _ = read_held_out(run)
     elif not arguments.shape:

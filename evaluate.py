@@ -5,11 +5,11 @@
     python evaluate.py runs/minilm-3/model --teacher assets/all-MiniLM-L6-v2 --retrieval captions=parallel:a.txt,b.txt
     python evaluate.py runs/minilm-3/model --index vectors.npy --texts documents.txt --queries queries.txt
 
-Prints a table and writes evaluation.json and evaluation_pairs.json beside the model. Teacher, STS sets, retrieval sets
-(also the one of a user's own documents) and held-out sentences are those of the run that made the model; a flag
-replaces those of its kind. Where the two files already exist for the same models, they keep the sets that are not
-evaluated again and the warnings of training. --index judges an index that the teacher made instead, and writes
-index.json; see distillation/evaluation/index.py.
+Prints a table and writes evaluation.json and evaluation_pairs.json: beside the model of a run, else where --output
+says or here. Teacher, STS sets, retrieval sets (also the one of a user's own documents) and held-out sentences are
+those of the run that made the model; a flag replaces those of its kind. Where the two files already exist for the same
+models, they keep the sets that are not evaluated again and the warnings of training. --index judges an index that the
+teacher made instead, and writes index.json; see distillation/evaluation/index.py.
 """
 
 from shortstack.distillation.flags import answer_first, parse_arguments

@@ -21,7 +21,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -83,13 +83,14 @@ def distil(run: Run) -> None:
 
     labels = label_corpus(teacher, corpus, run.recipe, ranks)
     ranks.agree("labels", {"teacher": labels.fingerprint})
-    judge = make_judge(sets, plan, corpus, run)
     student, labels = make_student(plan, labels, corpus, ranks)
+    training = begin_training(student, labels, run)  # a checkpoint of other settings is refused here
+    judge = make_judge(sets, plan, corpus, run)
     describe_run(plan, student, labels, corpus, run)
-    progress = train(student, labels, judge, run)
+    train(training, labels.evaluation(), judge, run)
     if ranks.is_main:
         results = finish(student, plan, labels, judge, run)
-        hand_over(results, sanity_of(progress, labels, run), run)
+        hand_over(results, sanity_of(training.progress, labels, run), run)
 
 
 Sets = tuple[list[StsPairs], list[RetrievalSet]]
@@ -124,6 +125,7 @@ def make_judge(sets: Sets, plan: Plan, corpus: Corpus, run: Run) -> Judge:
     judge = Judge(*sets, corpus.evaluation(), run.ranks, Path(run.recipe.output) / "labels", own)
     if run.recipe.start_from:
         judge.hear_start(plan.start, plan.teacher)
+    run.ranks.wait_for_main("own documents")  # which alone reads and embeds them
     if plan.vectors is None:
         judge.hear(plan.teacher)
     return judge
@@ -210,21 +212,40 @@ def hand_over(results: Results, findings: dict[str, Any], run: Run) -> None:
 # -- the loop --------------------------------------------------------------------------------------------------------
 
 
-def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress:
+class Training(NamedTuple):
+    """A student in training: its data, its optimizer, and how far it has come."""
+
+    student: Embedder
+    epochs: Epochs
+    optimizer: StudentOptimizer
+    checkpoints: Checkpoints
+    progress: Progress
+
+
+def begin_training(student: Embedder, labels: Labels, run: Run) -> Training:
+    """The student before its first step, or where the run is resumed as its last checkpoint has it.
+
+    Raises:
+        InputError: the checkpoint is damaged, or of other settings, text or teacher.
+    """
+    recipe = run.recipe
+    epochs = Epochs.of(labels, recipe)
+    student.bert.dropout = recipe.dropout
+    student.train()
+    optimizer = optimizer_for(student, recipe, run.ranks)
+    checkpoints = Checkpoints(student, optimizer, fingerprint(recipe, labels, epochs.steps), run)
+    progress = checkpoints.resume(epochs.steps) if run.resume else Progress(total=epochs.steps)
+    return Training(student, epochs, optimizer, checkpoints, progress)
+
+
+def train(training: Training, held_out: LabelledSentences, judge: Judge, run: Run) -> None:
     """Train the student; its best weights are loaded when this returns.
 
     Raises:
         RunError: stopped by a signal, or by too many gradients in a row that are not finite.
     """
-    recipe, ranks = run.recipe, run.ranks
-    epochs = Epochs.of(labels, recipe)
-    total = epochs.steps
-    held_out = labels.evaluation()
-    student.bert.dropout = recipe.dropout
-    student.train()
-    optimizer = optimizer_for(student, recipe, ranks)
-    checkpoints = Checkpoints(student, optimizer, fingerprint(recipe, labels, total), run)
-    progress = checkpoints.resume(total) if run.resume else Progress(total=total)
+    student, epochs, optimizer, checkpoints, progress = training
+    recipe, ranks, total = run.recipe, run.ranks, epochs.steps
     run.cut_log(progress.step or -1)  # a run that starts over measures the untrained student again
     network = student if ranks.world == 1 else in_parallel(student)
     graphed = record_steps(student, optimizer, run)
@@ -249,15 +270,15 @@ def train(student: Embedder, labels: Labels, judge: Judge, run: Run) -> Progress
                 figures = log_steps(progress, epochs.steps_per_epoch, optimizer, meter, run)
                 rate = f"{figures['sentences_per_second']:.0f} sentences/s"
                 bar.set_postfix_str(f"loss {figures['loss']:.2e}, {rate}", refresh=False)
+                refuse_nan(progress, checkpoints, run)
             with meter.paused():
                 if progress.is_due(recipe.evaluate_every):
                     checkpoints.keep_best(progress, measure(student, held_out, judge, progress, run))
                 if progress.is_due(recipe.save_every):
                     checkpoints.save(progress, meter)
-            end_early(progress, checkpoints, meter, run)
+            end_if_stopped(progress, checkpoints, meter, run)
     checkpoints.load_best()
     student.eval()
-    return progress
 
 
 def record_steps(student: Embedder, optimizer: StudentOptimizer, run: Run) -> GraphedStep | None:
@@ -289,17 +310,21 @@ def log_steps(
     return figures
 
 
-def end_early(progress: Progress, checkpoints: Checkpoints, meter: Meter, run: Run) -> None:
-    """End the run, with all that is needed to resume it, if it should not go on.
-
-    Raises:
-        RunError: a signal came, or too many gradients in a row are not finite.
-    """
+def refuse_nan(progress: Progress, checkpoints: Checkpoints, run: Run) -> None:
+    """Raise RunError if too many gradients in a row were not finite, as the last line of the log counts them."""
     if progress.skipped_in_a_row >= run.recipe.max_skipped_steps:
         run.end(
             f"{progress.skipped_in_a_row} steps in a row had a gradient that is not finite; the best weights "
             f"(step {progress.best_step}) are in {checkpoints.best}; lower --learning-rate or give --precision fp32"
         )
+
+
+def end_if_stopped(progress: Progress, checkpoints: Checkpoints, meter: Meter, run: Run) -> None:
+    """End the run, with all that is needed to resume it, if it was asked to stop.
+
+    Raises:
+        RunError: a signal came.
+    """
     if run.stop_wanted(progress.step):
         checkpoints.save(progress, meter)
         run.ranks.wait_for_all()  # if a rank ended now, torchrun would end the one that is still saving
@@ -307,7 +332,10 @@ def end_early(progress: Progress, checkpoints: Checkpoints, meter: Meter, run: R
 
 
 def in_parallel(student: Embedder) -> DistributedDataParallel:
-    """The student on one of several ranks. Its buffers are position numbers, the same everywhere."""
+    """The student on one of several ranks. Its buffers are position numbers, the same everywhere.
+
+    The table of word vectors is not among what DDP sums: training/rows.py sums the rows that a batch uses.
+    """
     with warnings.catch_warnings():  # torch 2.13 has a new name for the argument, which 2.11 does not know
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(student, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -344,7 +372,7 @@ def flat(figures: dict[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     arguments = parse_arguments("train")
-    run_recipe(recipe_from_arguments(arguments, arguments.recipe), arguments.resume)
+    run_recipe(recipe_from_arguments(arguments, arguments.recipe, arguments.resume), arguments.resume)
 
 
 def run_recipe(recipe: Recipe, resume: bool = False, callbacks: Sequence[Callback] = ()) -> None:

@@ -77,8 +77,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL", help="a directory, or a name on the Hub")
     parser.add_argument("--teacher", required=True, help="directory or Hub name")
-    parser.add_argument("--retrieval", nargs="+", default=[], metavar="NAME=SOURCE", help="as evaluate.py takes them")
-    parser.add_argument("--sts", nargs="+", default=[], metavar="NAME=SOURCE", help="as evaluate.py takes them")
+    for flag in ("--retrieval", "--sts"):
+        parser.add_argument(
+            flag, nargs="+", action="extend", default=[], metavar="NAME=SOURCE", help="as evaluate.py takes them"
+        )
     parser.add_argument("--output", type=Path, help="directory of the figures (default: the one above MODEL)")
     arguments = parser.parse_args()
     if not (arguments.retrieval or arguments.sts):

@@ -33,7 +33,12 @@ def shape_config(shape: str) -> BertConfig:
     if not Path(shape).is_file():
         raise InputError(f"--shape: {shape!r} is neither one of {', '.join(SHAPES)} nor a config.json")
     try:
-        return BertConfig.from_dict(read_json(shape))
+        values = read_json(shape)
+        if values.get("model_type", "bert") != "bert":
+            raise InputError(f"{shape}: of the kind {values['model_type']!r}; --shape takes the config.json of a BERT")
+        return BertConfig.from_dict(values)
+    except InputError:
+        raise
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{shape}: no BERT config ({error})") from None
 

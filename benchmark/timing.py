@@ -99,8 +99,8 @@ def encoder_flops(config: PretrainedConfig, lengths: np.ndarray, first_token_onl
     """Floating-point operations that the encoder's layers compute for sentences of these lengths, without padding.
 
     A layer's products cost 2 operations a weight and token, its attention 4 D a pair of tokens. Where only first tokens
-    are wanted (cls pooling), our last layer computes keys and values for all tokens, and the rest only for the first:
-    that is counted as it is computed. Embeddings, norms and activations are left out.
+    are wanted (cls pooling), our last layer computes queries, keys and values for all tokens, and the rest only for the
+    first: that is counted as it is computed. Embeddings, norms and activations are left out.
     """
     D, inner, layers = config.hidden_size, inner_size(config), config.num_hidden_layers
     tokens, pairs = float(lengths.sum()), float((lengths.astype(float) ** 2).sum())

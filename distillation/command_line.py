@@ -157,20 +157,26 @@ def add_recipe_flag(group: argparse._ActionsContainer, item: dataclasses.Field[A
         group.add_argument(flag, type=kind if kind in (int, float) else str, metavar=item.name.upper(), help=text)
 
 
-def recipe_from_arguments(arguments: argparse.Namespace, recipe_path: str) -> Recipe:
+def recipe_from_arguments(arguments: argparse.Namespace, recipe_path: str, resume: bool = False) -> Recipe:
     """The recipe file, given by its path or name, with the flags' values in place of its own, checked.
+
+    With `resume`, the recipe of a run directory is that of the run there, also where it was moved.
 
     Raises:
         InputError: anything wrong in the file or the flags.
     """
-    recipe = read_recipe(find_recipe(recipe_path))
+    path = find_recipe(recipe_path)
+    recipe = read_recipe(path)
+    directory = path.resolve().parent
+    if resume and (directory / "checkpoints").is_dir() and directory != recipe.directory.resolve():
+        recipe.output, recipe.name = str(directory.parent), directory.name
     for item in dataclasses.fields(Recipe):
         value = getattr(arguments, item.name)
         if value is None:
             continue
         if item.name in ("sts", "retrieval"):
             value = named_sources(value, f"--{item.name}")
-        if item.name == "vocabulary" and value.isdecimal():
+        if item.name == "vocabulary" and re.fullmatch(r"\d{1,18}", value, re.ASCII):
             value = int(value)
         if item.name == "layers" and re.fullmatch(r"[\d,\s-]+", value):
             try:

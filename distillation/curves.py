@@ -10,6 +10,7 @@ from shortstack.model.files import InputError, write_text
 
 # Takes a log line, {"step": n, "loss": f, ...}, in which a figure that is not finite is None.
 Callback = Callable[[dict[str, Any]], None]
+Tracker = tuple[Callback, Callable[[], None]]  # the second ends it
 
 
 def trackers_of(report_to: str) -> list[str]:
@@ -29,7 +30,7 @@ def trackers_of(report_to: str) -> list[str]:
     return names
 
 
-def tensorboard_curves(directory: Path, settings: dict[str, Any], step: int) -> Callback:
+def tensorboard_curves(directory: Path, settings: dict[str, Any], step: int) -> Tracker:
     """Sends log lines to TensorBoard; later points of an earlier attempt are dropped where the run resumes."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -41,10 +42,10 @@ def tensorboard_curves(directory: Path, settings: dict[str, Any], step: int) -> 
                 writer.add_scalar(key, value, line["step"])
         writer.flush()  # so that a run that is killed leaves whole curves
 
-    return log
+    return log, writer.close
 
 
-def wandb_curves(directory: Path, settings: dict[str, Any], step: int) -> Callback:
+def wandb_curves(directory: Path, settings: dict[str, Any], step: int) -> Tracker:
     """Sends log lines to Weights & Biases."""
     import wandb
 
@@ -59,8 +60,8 @@ def wandb_curves(directory: Path, settings: dict[str, Any], step: int) -> Callba
         figures = {key: value for key, value in line.items() if key != "step" and value is not None}
         run.log(figures, step=line["step"])
 
-    return log
+    return log, run.finish
 
 
-# By name: what makes a callback of the run's directory, its settings and the step after which it resumes.
+# By name: what makes a tracker of the run's directory, its settings and the step after which it resumes.
 TRACKERS = {"tensorboard": tensorboard_curves, "wandb": wandb_curves}

@@ -124,7 +124,8 @@ def add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sts", nargs="+", action="extend", metavar="NAME=SOURCE", help=sts_help)
     retrieval_help = "a directory with queries, documents and relevance, or parallel:FILE,FILE,... (default: the run's)"
     parser.add_argument("--retrieval", nargs="+", action="extend", metavar="NAME=SOURCE", help=retrieval_help)
-    parser.add_argument("--sentences", nargs="+", help="text for the negative MSE (default: the run's held-out text)")
+    text_help = "text for the negative MSE (default: the run's held-out text)"
+    parser.add_argument("--sentences", nargs="+", action="extend", metavar="SOURCE", help=text_help)
     index_help = "vectors of an existing index: .npy, .safetensors, .parquet, or FILE.parquet:TEXT,VECTOR"
     parser.add_argument("--index", metavar="FILE", help=index_help)
     parser.add_argument("--texts", metavar="FILE", help="with --index: its texts in the same order, one a line or row")
@@ -147,7 +148,8 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--peers", action="store_true", help="also time other tools, and training beside theirs")
     what.add_argument("--latency", action="store_true", help="also time one query at a time")
     data = parser.add_argument_group("the text")
-    data.add_argument("--sentences", nargs="+", metavar="SOURCE", help="text (default: what the run held out)")
+    text_help = "text (default: what the run held out)"
+    data.add_argument("--sentences", nargs="+", action="extend", metavar="SOURCE", help=text_help)
     data.add_argument("--count", type=whole_number, default=1000, help="sentences to encode at most (default: 1000)")
     data.add_argument("--mean-tokens", type=whole_number, default=16, help="in a random sentence (default: 16)")
     how = parser.add_argument_group("how")

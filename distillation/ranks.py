@@ -83,7 +83,9 @@ class Ranks:
                 refuse_shared_gpus(dist.PrefixStore("gpus", store), rank, world, chosen)
             own = chosen if chosen.type == "cuda" else None  # NCCL then connects now, and on this GPU only
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout, device_id=own)
-        except RuntimeError as error:
+        except InputError:
+            raise
+        except (RuntimeError, ValueError) as error:  # ValueError: an environment variable of torchrun's is missing
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise RunError(f"the {world} ranks did not find each other at {where} ({said_last(error)})") from None
         return cls(rank, world, chosen, dist.PrefixStore("shortstack", store), restarted or met_before)

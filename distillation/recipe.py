@@ -157,6 +157,8 @@ class Recipe:
             self._require(not self.dimensions, "dimensions", "0 beside teacher_vectors, which have their own")
         else:
             self._require(self.sentences, "sentences", "at least one file, glob or Hub dataset; give --sentences")
+        if self.general:
+            self._require(self.sampling == "mixed", "sampling", "mixed beside general, which fills up the own text")
         if self.metric_for_best_model == "overlap@10":
             what = "at least 100 to judge by overlap@10"
             self._require(self.evaluation_sentences >= 100, "evaluation_sentences", what)
@@ -192,7 +194,7 @@ def parse_vocabulary(text: int | str) -> int | float:
     Raises:
         InputError: neither.
     """
-    if isinstance(text, int) or text.isdecimal():
+    if isinstance(text, int) or re.fullmatch(r"\d{1,18}", text, re.ASCII):
         number = int(text)
         if number >= 1:
             return number

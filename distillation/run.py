@@ -41,6 +41,7 @@ class Run:
         self.directory = recipe.directory
         self._log = self.directory / "log.jsonl"
         self._callbacks = list(callbacks)
+        self._to_close = contextlib.ExitStack()
         self._begun = self._in_steps = False
         self._stop_signal = 0
         # torchrun starts all ranks again after one was lost; they resume the run.
@@ -84,6 +85,7 @@ class Run:
         except KeyboardInterrupt:
             self.end(f"stopped; what is finished is kept; go on with: {self.again}")
         finally:
+            self._to_close.close()
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
 
@@ -130,7 +132,8 @@ class Run:
         recipe = self.directory / "recipe.toml"
         if not (self._begun and recipe.exists()):
             return "the same command"
-        command = sys.argv[0] if sys.argv[0].endswith("train.py") else "shortstack train"
+        ours = Path(distillation.__path__[0]).parent / "train.py"
+        command = sys.argv[0] if Path(sys.argv[0]).resolve() == ours.resolve() else "shortstack train"
         if self.ranks.world > 1:
             command = f"torchrun (options as before) {command}"
         elif command != "shortstack train":
@@ -151,8 +154,10 @@ class Run:
         """Drop log lines of steps after `step`, which will be taken again, and open the trackers of `report_to`."""
         if self.ranks.is_main:
             settings = dataclasses.asdict(self.recipe)
-            trackers = trackers_of(self.recipe.report_to)
-            self._callbacks += [TRACKERS[name](self.directory, settings, step) for name in trackers]
+            for name in trackers_of(self.recipe.report_to):
+                callback, close = TRACKERS[name](self.directory, settings, step)
+                self._callbacks.append(callback)
+                self._to_close.callback(close)
         if self.ranks.is_main and self._log.exists():
             steps = [line for line in read_json_lines(self._log) if type(line.get("step")) is int]
             kept = [json.dumps(line) + "\n" for line in steps if line["step"] <= step]
@@ -174,7 +179,7 @@ class Run:
                 flush_to_disk(path)
 
     def stop_wanted(self, step: int) -> bool:
-        """Whether a rank received a signal to stop (SIGTERM or Ctrl-C): the same answer on every rank."""
+        """Whether a rank received a signal to stop (see `taking_steps`): the same answer on every rank."""
         if self.ranks.world > 1:
             return step % STOP_CHECK_EVERY == 0 and self.ranks.any(self._stop_signal != 0)
         return self._stop_signal != 0
@@ -192,7 +197,7 @@ def what_decides(recipe: Recipe) -> dict[str, Any]:
 
 def run_directory(model: str) -> Path | None:
     """The run that a model directory belongs to: the directory above it, if there is a recipe in it."""
-    above = Path(model).parent
+    above = Path(model).resolve().parent if model == "." else Path(model).parent
     return above if Path(model).is_dir() and (above / "recipe.toml").is_file() else None
 
 

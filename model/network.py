@@ -8,7 +8,8 @@ attention must keep sentences apart (attention.py); it needs no mask.
     Layer           attention, add and norm; then an MLP, add and norm
     forward_packed  the embeddings, all layers, pooling
 
-Shapes: B sentences, N tokens of the whole batch, D hidden dimensions, H heads, E = D / H, T tokens of the longest.
+Shapes: B sentences, N tokens of the whole batch, D hidden dimensions, H heads, E = D / H, T tokens of the longest, I
+units between the two products of an MLP.
 
 Sources: Devlin et al., "BERT", 2018 (https://arxiv.org/abs/1810.04805); the layer is that of Vaswani et al., 2017
 (https://arxiv.org/abs/1706.03762).
@@ -38,8 +39,8 @@ class Layer:
     value: nn.Linear
     attention_output: nn.Linear  # D -> D
     attention_norm: nn.LayerNorm
-    intermediate: nn.Linear  # D -> 4 D
-    output: nn.Linear  # 4 D -> D
+    intermediate: nn.Linear  # D -> I, which is 4 D in most models
+    output: nn.Linear  # I -> D
     output_norm: nn.LayerNorm
     heads: int
     activation: str  # its name in transformers
@@ -58,7 +59,7 @@ class Layer:
             hidden_ND: the layer's input.
             tokens: the packed batch.
             bias_HTT: added to the attention scores, by query and key; None adds nothing.
-            dropout: the probability of dropping a number, attention weights included.
+            dropout: the probability of dropping a number, attention weights included; 0 outside training.
             first_only: compute each sentence's first row only; it attends to the whole sentence as before.
 
         Returns:
@@ -83,7 +84,8 @@ class Layer:
 class PackedForward:
     """Adds a forward over packed tokens to one of transformers' encoders; bert.py has a class for each architecture.
 
-    transformers' own forward, over a padded batch, stays as it is.
+    transformers' own forward, over a padded batch, stays as it is. `config`, `embeddings`, `encoder` and `pooler` come
+    from transformers' class, which is the second base of those classes.
 
     Attributes:
         dropout: probability; acts in training mode only. The config's dropout is for transformers' own forward.
@@ -124,7 +126,7 @@ class PackedForward:
     def embed_packed(self, tokens: PackedTokens) -> torch.Tensor:
         """Word, position and, if the model has them, segment vectors, summed and normalised: (N, D)."""
         tables = self.embeddings
-        summed_ND = tokens.word_vectors
+        summed_ND = tokens.word_vectors  # a batch to train on brings them (training/rows.py)
         if summed_ND is None:
             summed_ND = tables.word_embeddings(tokens.input_ids)
         if hasattr(tables, "token_type_embeddings"):  # RoBERTa has the table, of one row
@@ -171,7 +173,7 @@ class PackedForward:
 
     @property
     def published(self) -> str:
-        """The name of transformers' class."""
+        """The name of transformers' class, the second base, for `architectures` in a saved config.json."""
         return type(self).__bases__[1].__name__
 
     @property

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from shortstack import bench
 from shortstack.benchmark import latency, peers, timing
 from shortstack.benchmark.random_models import random_embedder, random_sentences, shape_config
 from shortstack.benchmark.timing import encoder_flops
+from shortstack.distillation.evaluation import latency as one_query
 from shortstack.distillation.export import ONNX, ONNX_INT8, write_fp32
 from shortstack.model import Embedder, PackedTokens
 from shortstack.model.engine import gelu
@@ -102,6 +104,21 @@ def test_random_sentences_have_the_wanted_mean_length() -> None:
 
 def test_a_shape_may_be_a_config_file(tiny_cls_dir: Path) -> None:
     assert shape_config(str(tiny_cls_dir / "config.json")).hidden_size == 48
+
+
+@pytest.mark.parametrize("count", [1, 5, 30])
+def test_warm_up_is_not_among_the_latencies(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    asked: list[str] = []
+    of_calls = iter([100.0] * min(count, 20) + [1.0] * count)  # seconds
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+
+    def encode(query: str) -> None:
+        asked.append(query)
+        clock.now += next(of_calls)
+
+    monkeypatch.setattr(one_query, "time", clock)
+    assert one_query.latencies(encode, list(map(str, range(count)))) == {"p50": 1000, "p99": 1000}
+    assert len(asked) == min(count, 20) + count
 
 
 def test_systems_take_turns_and_warm_up_uncounted() -> None:

@@ -1,5 +1,7 @@
 """The corpus: distinct, shuffled, some held out; the same for the same seed, used again, built again after damage."""
 
+import os
+import re
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from processes import in_a_process
 from tiny import put
 
 from shortstack.distillation.data import corpus as module
 from shortstack.distillation.data import on_disk
-from shortstack.distillation.data.corpus import Draw, build_corpus
+from shortstack.distillation.data.corpus import Draw, build_corpus, open_corpus
+from shortstack.distillation.data.passages import ESTIMATE
+from shortstack.distillation.ranks import ALONE, Ranks
+from shortstack.distillation.recipe import Recipe
 from shortstack.model.files import InputError
 
 
@@ -108,6 +114,38 @@ def test_a_finished_corpus_is_used_again(tmp_path: Path, sources: list[str], mon
     with open(sources[1], "a") as file:
         file.write("\none more\n")
     assert build_corpus(tmp_path / "corpus", sources, Draw(None, 10, 8)).size == 491
+
+
+def test_other_ranks_only_open_what_rank_0_wrote(
+    tmp_path: Path, sources: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Ranks, "wait_for_all", lambda self: None)
+    recipe = Recipe(sentences=sources, output=str(tmp_path / "runs"), evaluation_sentences=10)
+    other = Ranks(1, 2, torch.device("cpu"))
+    corpus = open_corpus(recipe, ESTIMATE, ALONE)
+    assert open_corpus(recipe, ESTIMATE, other) == corpus
+    spool = corpus.path.with_name(".spool.of_another_rank")
+    spool.touch()
+    os.utime(sources[0], (1, 1))
+    message = "rank 1 doesn't find the text there as rank 0 read it; --output must be shared, and the text must have"
+    with pytest.raises(InputError, match=f"^{re.escape(str(corpus.path.parent))}: {message}"):
+        open_corpus(recipe, ESTIMATE, other)
+    assert spool.exists()
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.md"])
+def test_a_file_name_in_another_encoding_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    try:
+        (docs / os.fsdecode(b"caf\xe9.md")).write_text("A text of four words.")
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    monkeypatch.setattr(module, "write_spool", None)
+    with pytest.raises(InputError, match=r"docs/caf\\udce9\.md' is not UTF-8; rename the file"):
+        build_corpus(tmp_path / "corpus", [f"{docs}{pattern}"], Draw(None, 1, 7))
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,19 @@ LINES = [{"step": 3, "loss": 0.5, "grad_norm": None}, {"step": 4, "loss": 0.25, 
 def test_weights_and_biases_gets_the_recipe_and_each_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     begun: dict[str, Any] = {}
     logged: list[tuple[int, dict[str, float]]] = []
+    ended: list[int] = []
 
     def init(**settings: Any) -> Any:
         begun.update(settings)
-        return SimpleNamespace(log=lambda figures, step: logged.append((step, figures)))
+        return SimpleNamespace(log=lambda figures, step: logged.append((step, figures)), finish=lambda: ended.append(1))
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     (tmp_path / "mine").mkdir()
-    log = curves.wandb_curves(tmp_path / "mine", {"seed": 42}, -1)
+    log, close = curves.wandb_curves(tmp_path / "mine", {"seed": 42}, -1)
     for line in LINES:
         log(line)
+    close()
+    assert ended == [1]
     assert begun["config"] == {"seed": 42} and begun["name"] == "mine" and begun["resume"] == "allow"
     assert logged == [(3, {"loss": 0.5}), (4, {"loss": 0.25, "grad_norm": 1.0})]
 

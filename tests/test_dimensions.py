@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tiny import english_sentences, load, make_bert_dir
+from tiny import english_sentences, load, make_bert_dir, put
 
-from shortstack.distillation.student.dimensions import project_teacher
+from shortstack.distillation.data.corpus import Draw, build_corpus
+from shortstack.distillation.ranks import ALONE
+from shortstack.distillation.student.dimensions import project_and_keep, project_teacher
 from shortstack.model.files import InputError, read_json
 
 SENTENCES = english_sentences(200)
@@ -58,6 +60,22 @@ def test_teacher_and_student_are_saved_in_the_fields_layout(
     config = read_json(tmp_path / "1" / "2_Dense" / "config.json")
     assert config["in_features"] == teacher.bert.config.hidden_size
     assert config["out_features"] == 10 and config["bias"] is False
+
+
+def test_a_projection_is_computed_once(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Other last bits of the embeddings, as with other threads, must not make other labels."""
+    corpus = build_corpus(tmp_path, [put(tmp_path / "a.txt", "\n".join(SENTENCES))], Draw(None, 20, 1))
+    weights = []
+    for sentences in (SENTENCES, SENTENCES[:150]):
+        teacher = load(tiny_model_dir)
+        project_and_keep(teacher, corpus, sentences, 8, tmp_path / "labels", ALONE)
+        assert teacher.dense is not None
+        weights.append(teacher.dense.weight)
+    assert torch.equal(*weights)
+    (file,) = (tmp_path / "labels").iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    project_and_keep(load(tiny_model_dir), corpus, SENTENCES, 8, tmp_path / "labels", ALONE)
+    assert "computing it again" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dimensions", [32, 33, -1])

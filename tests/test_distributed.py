@@ -28,7 +28,7 @@ from processes import (
     wait_until,
     write_recipe,
 )
-from tiny import english_sentences
+from tiny import english_sentences, make_family_dir
 
 from shortstack.model import Embedder
 
@@ -126,6 +126,13 @@ def test_dropout_differs_between_ranks_and_comes_back(recipe: Path) -> None:
         assert [each.status for each in ended] == [0, 0]
         runs.append(RunDirectory(recipe.parent / "runs" / name))
     assert same_weights(*runs)
+
+
+def test_ranks_train_the_word_vectors_of_a_model_with_a_bias_by_position(tmp_path: Path) -> None:
+    """MPNet keeps that bias outside of its layers; without any, no loss depends on it."""
+    recipe = write_recipe(tmp_path, make_family_dir(tmp_path / "mpnet", "mpnet"), layers="none", epochs=1)
+    ended = forked_ranks(2, recipe)
+    assert [each.status for each in ended] == [0, 0], [each.err for each in ended]
 
 
 def test_wrong_input_ends_all_ranks(recipe: Path) -> None:

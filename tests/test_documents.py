@@ -198,6 +198,12 @@ CORNERS = {
         "<html><head><title>T</title><style>p {}</style><body><h1>Install</h1><p>It is one command.</html>",
         "It is one command.",
     ),
+    "marked sections of SGML, which browsers take for comments": (
+        ".html",
+        "<p>It is read<![foo[x]]> to its end.<![ x><p>So is this<![%foo;[a]]> text here.<![CDATA[y]]><p>And<![if x]>"
+        " the last<![endif]> one.<![iffy",
+        "It is read to its end.|So is this text here.|And the last one.<! [iffy",
+    ),
     "one directive after another": (
         ".rst",
         ".. deprecated:: 8.1\n.. versionremoved:: 9.1\n   It is gone from here.\n.. image:: x.png\n"

@@ -645,6 +645,18 @@ def test_the_teachers_embeddings_are_kept(tiny_model_dir: Path, tmp_path: Path) 
     assert torch.equal(teacher_embeddings(teacher, data, tmp_path).queries, first.queries)
 
 
+def test_embeddings_that_cannot_be_kept_are_given_all_the_same(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()  # no directory can be made there, also not by root, whom no permission stops
+    teacher, data = load(tiny_model_dir), make_retrieval()
+    for _ in range(2):
+        found = teacher_embeddings(teacher, data, tmp_path / "file" / "labels")
+        assert torch.equal(found.queries, embed_set(teacher, data).queries)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{tmp_path}/file/labels: can't keep the teacher's embeddings (Not a directory)")
+
+
 def test_figures_that_were_not_numbers_are_dashes(everything: tuple[dict[str, Any], dict[str, Any]]) -> None:
     """NaN is null in the file, and None when an evaluation of other sets reads it again."""
 

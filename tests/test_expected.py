@@ -23,8 +23,10 @@ def test_a_run_is_measured_without_touching_the_teacher(tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in teacher.bert.state_dict().items()}
     recipe = Recipe(precision="fp32", batch_size=16, epochs=3)
     cut, _ = cut_vocabulary(teacher.keep_layers([0]), np.arange(len(VOCABULARY) + 1), 60)
-    for student in (teacher.keep_layers([0]), cut):
-        line = expected_time(teacher, student, corpus, recipe, ALONE)
+    many_parts = Recipe(precision="fp32", batch_size=8192, gradient_accumulation=512)
+    whole = (teacher.keep_layers([0]) for _ in range(2))
+    for student, settings in zip((next(whole), cut, next(whole)), (recipe, recipe, many_parts), strict=True):
+        line = expected_time(teacher, student, corpus, settings, ALONE)
         assert re.fullmatch(r"expected on this machine: \d+ s for the teacher's labels, \d+ s for the steps; .*", line)
     assert all(torch.equal(value, before[name]) for name, value in teacher.bert.state_dict().items())
 

@@ -180,6 +180,23 @@ def test_titles_are_queries(teacher: Path, tmp_path: Path) -> None:
     assert index.documents[0] == (rows[0]["title"], rows[0]["text"])
 
 
+def test_parquet_and_json_lines_give_the_same_titles(vectors: np.ndarray, tmp_path: Path) -> None:
+    columns = {"title": [f"T{row}" for row in range(8)], "text": TEXTS[:8], "embedding": vectors[:8].tolist()}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parquet.write_table(pa.table(columns), tmp_path / "v.parquet")
+    for name in ("v.jsonl", "v.parquet"):
+        index = Index.read(f"{tmp_path / name}:text,embedding", None, [], tmp_path)
+        assert index.sample[0] == f"T0 {TEXTS[0]}" and index.documents[0] == ("T0", TEXTS[0])
+        assert Index.read(f"{tmp_path / name}:title,embedding", None, [], tmp_path).sample[0] == "T0"
+
+
+def test_texts_that_are_all_blank_are_refused(vectors: np.ndarray, texts: Path, tmp_path: Path) -> None:
+    texts.write_text(" \n" * len(TEXTS))
+    with pytest.raises(InputError, match=r"texts\.txt: the 64 rows looked at have no text; give the texts that"):
+        read(tmp_path, vectors, texts)
+
+
 def test_what_is_wrong_is_one_line(
     teacher: Path, student: Path, vectors: np.ndarray, texts: Path, tmp_path: Path, call: Call,
     refusal: Callable[..., str],

@@ -70,6 +70,13 @@ def test_wrong_choices_get_one_clear_line(layers: str | list[int], message: str)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("layers", ["even:3", "auto:1", [0]])
+def test_a_student_without_layers_has_none_to_keep(layers: str | list[int]) -> None:
+    with pytest.raises(InputError, match="layers: .*words.* has none"):
+        choose_layers(layers, 0, "words")
+    assert choose_layers("all", 0) == choose_layers("none", 0) == []
+
+
 # -- the search ------------------------------------------------------------------------------------------------------
 
 SENTENCES = english_sentences(60)

@@ -9,6 +9,7 @@ from processes import RunDirectory, train, write_recipe
 from tiny import english_sentences, load, make_bert_dir, write_documents
 
 from shortstack import evaluate
+from shortstack.distillation.data import sources
 from shortstack.distillation.data.corpus import Draw, build_corpus
 from shortstack.distillation.data.own import Own
 from shortstack.distillation.data.passages import ESTIMATE
@@ -102,6 +103,21 @@ def test_single_sentences_give_no_search(tmp_path: Path, monkeypatch: pytest.Mon
     path.write_text("Only one.\n")
     with pytest.raises(InputError, match=r"own\.txt: too little text"):
         build_corpus(tmp_path / "one", [str(path), general], Draw(None, 10, 1), own=own)
+
+
+def test_a_directory_is_walked_through_once_for_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_documents(tmp_path / "docs", 4)
+    for number, text in enumerate(english_sentences(20, seed=9)):
+        (tmp_path / "docs" / f"{number}.txt").write_text(text)
+    walks, real = [], sources.documents_in
+    monkeypatch.setattr(sources, "documents_in", lambda directory: walks.append(directory) or real(directory))
+    own = Own.of([str(tmp_path / "docs")], seed=1)
+    assert len(own.held_out) == 1 and len(walks) == 1
+    walks.clear()
+    passages = list(module.other_passages(own, ESTIMATE, {english_sentences(20, seed=9)[0]}))
+    assert len(passages) == 19 + 3 * 6 and len(walks) == 1
+    walks.clear()
+    assert [len(part.files or ()) for part in own.parts([])] == [1, 3 + 20] and len(walks) == 1
 
 
 def test_the_last_line() -> None:

@@ -1,6 +1,7 @@
 """Passages: paragraphs of text and Markdown, whole or cut at sentence ends within what a model reads."""
 
 import itertools
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_pdf import PdfPages
+from tiny import put
 
 from shortstack.distillation.data.corpus import Draw, build_corpus, open_corpus
 from shortstack.distillation.data.passages import ESTIMATE, Cutter, cutter_of, paragraphs_of
@@ -126,6 +128,39 @@ def test_a_directory_of_documents_is_read_as_its_prose(tmp_path: Path) -> None:
     (tables / "f.csv").write_text("text\nOnly in a table.\n")
     (tables / "README.md").write_text("What the table is.")
     assert what_is_read(str(tables)) == "" and list(read_sentences(str(tables))) == ["Only in a table."]
+
+
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (["a.pdf", "b.pdf", "prices.csv"], "2 files read (2 .pdf); left out: 1 .csv"),
+        (["a.txt", "b.txt", "package.json"], "2 files read (2 .txt); left out: 1 .json"),
+        (["data/train.parquet", "README.md", "LICENSE.txt"], ""),
+        (["train.jsonl", "LICENSE", "readme.txt"], ""),
+        (["train.csv", "LICENSE.md"], ""),
+        (["README.md", "package.json"], "1 files read (1 .md); left out: 1 .json"),
+    ],
+)
+def test_tables_are_a_dataset_where_there_is_nothing_else_to_read(tmp_path: Path, names: list[str], read: str) -> None:
+    for name in names:
+        put(tmp_path / name, "")
+    assert what_is_read(str(tmp_path)) == (f"{tmp_path}: {read}" if read else "")
+
+
+def test_names_of_what_is_left_out_need_not_be_utf8(tmp_path: Path) -> None:
+    put(tmp_path / "a.md", "")
+    try:
+        put(tmp_path / os.fsdecode(b"b.\xe9"), "")
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    assert what_is_read(str(tmp_path)).endswith("left out: 1 .?")
+
+
+def test_sphinx_sources_are_read_where_they_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "_sources" / "a.rst", "The text of a page.")
+    put(tmp_path / "a.html", "<p>The page.")
+    assert what_is_read(str(tmp_path)).endswith("1 files read (1 .html); left out: 1 .rst")
+    assert list(read_sentences(str(tmp_path / "_sources"))) == ["The text of a page."]
 
 
 def test_a_mistyped_document_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,3 +289,29 @@ def test_a_pdf_gives_its_text_as_passages(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "pypdf", None)
     with pytest.raises(InputError, match=r"a\.pdf: PDF needs pypdf; pip install pypdf, or name only"):
         list(read_sentences(str(tmp_path)))
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("AES needs a package\nmore"), IndexError("out of range")])
+def test_whatever_pypdf_raises_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def extract_text(page: object) -> str:
+        raise error
+
+    write_pdf(tmp_path / "a.pdf", ["Text."])
+    monkeypatch.setattr("pypdf.PageObject.extract_text", extract_text)
+    with pytest.raises(InputError, match=r"a\.pdf: can't be read as PDF \((AES needs a package|out of range)\)$"):
+        list(read_sentences(str(tmp_path / "a.pdf")))
+
+
+def test_an_encrypted_pdf_is_one_line(tmp_path: Path) -> None:
+    """AES-256 with an empty password, for which pypdf needs another package."""
+    sizes = {"O": 48, "U": 48, "OE": 32, "UE": 32, "Perms": 16}
+    keys = "".join(f"/{name}<{'00' * size}>" for name, size in sizes.items())
+    objects = [
+        "<</Type/Catalog/Pages 2 0 R>>",
+        "<</Type/Pages/Kids[]/Count 0>>",
+        f"<</Filter/Standard/V 5/R 6/Length 256/P -4{keys}/CF<</A<</CFM/AESV3>>>>/StmF/A/StrF/A>>",
+    ]
+    body = "\n".join(f"{number} 0 obj\n{text}\nendobj" for number, text in enumerate(objects, start=1))
+    put(tmp_path / "a.pdf", f"%PDF-1.7\n{body}\ntrailer\n<</Root 1 0 R/Encrypt 3 0 R>>\nstartxref\n0\n%%EOF\n")
+    with pytest.raises(InputError, match=r"a\.pdf: can't be read as PDF \(.*"):
+        list(read_sentences(str(tmp_path / "a.pdf")))

@@ -49,6 +49,14 @@ def test_one_rank_that_torchrun_started_again_knows_it(monkeypatch: pytest.Monke
         assert Ranks.start("cpu", 10.0).restarted == (count == "1")
 
 
+def test_half_of_torchruns_variables_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="2 ranks did not find each other .*RANK expected"):
+        Ranks.start("cpu", 10.0)
+
+
 def test_the_cpu_stays_to_be_had_beside_a_gpu(gpus: list[int]) -> None:
     assert Ranks.start("cpu", 10.0).device == torch.device("cpu")
     assert gpus == []

@@ -206,6 +206,8 @@ def test_each_bound(key: str, wrong: Any, right: Any) -> None:
         ({"retrieval": {"mean": "x", "other": "y"}}, "the name 'mean' is taken by another set"),
         ({"sts": {"sts-dev": "a", "sts_dev": "b"}}, "sts_dev_spearman_cosine"),  # they would share a key of the log
         ({"sentences": []}, "sentences = .* at least one"),
+        ({"general": ["a.txt"], "sampling": "in_order"}, "sampling = 'in_order' is not allowed; it must be mixed"),
+        ({"vocabulary": "9" * 5000}, "vocabulary = .* must be a number of pieces"),
     ],
     ids=str,
 )

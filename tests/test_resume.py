@@ -14,6 +14,7 @@ from pathlib import Path
 import hooks
 import pytest
 from processes import ENVIRONMENT, LIMIT, TRAIN, Forked, RunDirectory, assert_same_run, command, train, write_recipe
+from tiny import contents
 
 SETTINGS = {
     "fp32": {"precision": "fp32", "dropout": 0.1, "gradient_accumulation": 2},
@@ -231,13 +232,24 @@ def test_resume_without_a_run_starts_one(plain: tuple[Path, RunDirectory]) -> No
 def test_other_settings_are_refused(plain: tuple[Path, RunDirectory], change: list[str]) -> None:
     recipe, undisturbed = plain
     last = undisturbed.path / "checkpoints" / "last.safetensors"
-    before = last.read_bytes()
+    before = contents(undisturbed.path)
     ended = train(recipe, "--resume", "--output", str(undisturbed.path.parent), *change)
     assert ended.status == 2
     assert ended.error == (
         f"error: {last}: is of a run with other settings; give another --name, or run without --resume"
     )
-    assert last.read_bytes() == before
+    assert contents(undisturbed.path) == before  # its recipe too, which would go on with it
+
+
+def test_a_run_that_was_moved_is_resumed_where_it_is(tmp_path: Path, tiny_model_dir: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_model_dir)
+    assert train(recipe).status == 0
+    run = RunDirectory(tmp_path / "runs" / "tiny")
+    moved = RunDirectory(run.path.rename(tmp_path / "runs" / "tiny.1"))
+    (moved.path / "evaluation.json").unlink()
+    ended = train(moved.path / "recipe.toml", "--resume")
+    assert ended.status == 0 and "going on after step" in ended.out
+    assert (moved.path / "evaluation.json").exists() and not run.path.exists()
 
 
 def test_labels_are_known_by_what_they_are_not_by_where(tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -87,6 +87,12 @@ def test_bad_sts_files_are_named(tmp_path: Path, name: str, content: str, messag
         read_sts("mine", put(tmp_path / name, content))
 
 
+def test_a_missing_column_of_parquet_is_named_with_those_there_are(tmp_path: Path) -> None:
+    source = put(tmp_path / "a.parquet", parquet_bytes({"left": ["a"], "right": ["b"], "how": [1]}))
+    with pytest.raises(InputError, match=r"a\.parquet: no column 'score'; .*: left, right, how$"):
+        read_sts("mine", f"{source}:left,right,score")
+
+
 # Relevance judgements
 
 

@@ -145,6 +145,8 @@ BAD_SENTENCES: list[tuple[str, str | bytes | None, str, str]] = [
     ("number.jsonl", '{"a": 3}\n', ":a", "number.jsonl:1: column 'a' holds int, not text"),
     ("bad.parquet", b"PAR1 nonsense PAR1", "", "bad.parquet: not a Parquet file"),
     ("names.parquet", parquet_bytes({"a": ["x"]}), "", "names.parquet:1: no column with a usual name"),
+    ("names.parquet", parquet_bytes({"a": ["x"], "b": ["y"]}), ":c", "names.parquet: no column 'c'; .*colon: a, b$"),
+    ("names.parquet", parquet_bytes({"a": ["x"], "b": ["y"]}), ":b,c", "names.parquet: no column 'c'; .*colon: a, b$"),
 ]
 
 

@@ -26,6 +26,7 @@ from shortstack.distillation.student.dimensions import project_teacher
 from shortstack.distillation.training.checkpoint import FREE_TO_CHANGE
 from shortstack.distillation.training.optimizer import StudentOptimizer
 from shortstack.model import Embedder
+from shortstack.model.pooling import Pooling
 
 TEST_TEXT = english_sentences(30, seed=9)
 
@@ -474,6 +475,12 @@ def test_a_student_without_layers(place: Path, tiny_model_dir: Path, tiny_cls_di
     teacher = load(tiny_model_dir).encode(TEST_TEXT)
     assert ((ours - teacher) ** 2).mean() < ((plain - teacher) ** 2).mean()
     assert train(run.path / "recipe.toml", "--name", "again").status == 0
+    mean = train(write_recipe(place / "mean", tiny_cls_dir, layers="none", pooling="mean"))
+    assert mean.status == 0, mean.err
+    start = ("--start-from", tiny_cls_dir, "--layers", "none")  # a student of the same teacher, with cls pooling
+    further = train(write_recipe(place / "further", tiny_cls_dir, pooling="mean"), *start)
+    assert further.status == 0, further.err
+    assert load(place / "further" / "runs" / "tiny" / "model").settings.pooling is Pooling.MEAN
     refused = train(write_recipe(place / "cls", tiny_cls_dir, layers="none"))
     assert refused.status == 2 and "none needs a teacher with mean pooling" in refused.err
     refused = train(recipe, "--intermediate-size", "8")

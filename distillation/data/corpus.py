@@ -160,7 +160,7 @@ def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks, vectors: TeacherVe
     teacher. `vectors` are those of the recipe's `teacher_vectors`; their texts then are the corpus.
 
     Raises:
-        InputError: see `build_corpus`.
+        InputError: see `build_corpus`; or this rank sees another text than rank 0, or not what rank 0 wrote.
     """
     draw = Draw(recipe.max_sentences or None, recipe.evaluation_sentences, recipe.seed, recipe.sampling)
     reading = "" if recipe.reading == "auto" else recipe.reading
@@ -178,8 +178,14 @@ def open_corpus(recipe: Recipe, cutter: Cutter, ranks: Ranks, vectors: TeacherVe
             remove_leftovers(directory)
             corpus = build_corpus(directory, sources, draw, cutter, own)
     ranks.wait_for_main("corpus")
-    if not ranks.is_main:
-        corpus = build_corpus(directory, sources, draw, cutter, own)
+    if not ranks.is_main:  # opened only: without the lock, and beside other ranks, nothing may be written there
+        opened = finished_corpus(directory, key_of(sources, draw, cutter, own))
+        if opened is None:
+            raise InputError(
+                f"{directory}: rank {ranks.rank} doesn't find the text there as rank 0 read it; --output must be "
+                "shared, and the text must have the same paths and times on all hosts"
+            )
+        corpus = opened
     ranks.wait_for_all()  # rank 0 keeps the store: it must not end while another still waits there
     return replace(corpus, vectors=vectors, own=own)
 
@@ -201,13 +207,7 @@ def build_corpus(
     make_directory(directory)
     for stale in directory.glob(".spool.*"):
         stale.unlink()
-    key = {
-        "sources": [[source, file_stamps(source)] for source in sources],
-        "settings": [*astuple(draw)],
-        "passages": cutter.name if any(map(in_passages, sources)) else "",
-    }
-    if own is not None:
-        key["held out"] = list(map(str, own.held_out))
+    key = key_of(sources, draw, cutter, own)
     corpus = finished_corpus(directory, key)
     if corpus is not None:
         return corpus
@@ -231,10 +231,31 @@ def build_corpus(
     return Corpus(path, **manifest)
 
 
+def key_of(sources: list[str], draw: Draw, cutter: Cutter, own: Own | None) -> dict[str, Any]:
+    """What decides a corpus, as corpus.json keeps it."""
+    key = {
+        "sources": [[source, file_stamps(source)] for source in sources],
+        "settings": [*astuple(draw)],
+        "passages": cutter.name if any(map(in_passages, sources)) else "",
+    }
+    if own is not None:
+        key["held out"] = list(map(str, own.held_out))
+    return key
+
+
 def file_stamps(source: str) -> list[list[Any]]:
-    """Name, size and time of change of a source's files; empty for a Hub dataset, which only its name identifies."""
+    """Name, size and time of change of a source's files; empty for a Hub dataset, which only its name identifies.
+
+    Raises:
+        InputError: a name that is not UTF-8.
+    """
     _, parsed = marked_source(source)
     files = parsed.files or sorted(path for path in Path(parsed.dataset).rglob("*") if path.is_file())
+    for path in files:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:  # which corpus.json could not hold
+            raise InputError(f"{source}: {ascii(str(path))} is not UTF-8; rename the file") from None
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
@@ -344,8 +365,8 @@ def choose_own(spool: Spool, draw: Draw, own: Own) -> tuple[np.ndarray, np.ndarr
     Raises:
         InputError: the user's text is too little.
     """
-    rng, parts = np.random.default_rng(draw.seed), spool.parts
-    held_out = sum(part.files is not None and all(file in own.held_out for file in part.files) for part in parts)
+    rng, parts, files = np.random.default_rng(draw.seed), spool.parts, set(own.held_out)
+    held_out = sum(part.files is not None and files.issuperset(part.files) for part in parts)
     users = sum(part.files is not None for part in parts)
     apart = spool.distinct[: np.searchsorted(spool.distinct, spool.starts[held_out])]
     rest = within_limits(spool, held_out, rng)

@@ -34,6 +34,8 @@ IN_TEXT = re.compile(
 # HTML elements that end a paragraph, and those that hold no prose.
 BLOCKS = re.compile("p|div|li|dd|dt|h[1-6]|section|article|blockquote|br|hr|ul|ol|dl|body|figcaption")
 NO_PROSE = re.compile("pre|script|style|nav|header|footer|table|title|svg|math|form|button|select|template|noscript")
+# Marked sections of SGML but those that HTMLParser knows: it raises AssertionError, browsers take them for comments.
+UNKNOWN_SECTION = re.compile(r"<!\[(?!(?:cdata|if|else|endif)(?![-_.a-z0-9]))", re.IGNORECASE | re.ASCII)
 # ReST directives whose body is prose.
 PROSE_DIRECTIVES = re.compile(
     "note|warning|tip|important|caution|attention|hint|danger|seealso|admonition|topic|version(added|changed|removed)|deprecated"
@@ -166,7 +168,7 @@ def html_blocks(text: str) -> Iterator[Block]:
     if text.lstrip().startswith(("{%", "{{", "{#")):
         return
     parser = ProseParser()
-    parser.feed(text)
+    parser.feed(UNKNOWN_SECTION.sub("<! [", text))
     parser.close()
     parser.end_block()
     yield from parser.blocks
@@ -256,7 +258,6 @@ def pdf_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     try:
         from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
     except ModuleNotFoundError:
         what = "PDF needs pypdf; pip install pypdf, or name only other files"
         raise InputError(f"{path}: {what}, as in '{path.parent}/**/*.md'") from None
@@ -264,5 +265,7 @@ def pdf_lines(path: Path) -> Iterator[tuple[int, str]]:
         for number, page in enumerate(PdfReader(path).pages, start=1):
             text = re.sub(r"(?<=[a-z])-\n(?=[a-z])", "", page.extract_text())
             yield from ((number, line) for line in [*text.splitlines(), ""])
-    except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, MemoryError):  # no fault of the file's
+        raise
+    except Exception as error:  # pypdf raises too many kinds to name, also for ciphers that it has no package for
         raise InputError(f"{path}: can't be read as PDF ({first_line(error)})") from None

@@ -9,7 +9,7 @@ import numpy as np
 from shortstack.distillation.data.documents import DOCUMENTS
 from shortstack.distillation.data.passages import is_cut
 from shortstack.distillation.data.sentences import files_of
-from shortstack.distillation.data.sources import marked_source, suffix_of
+from shortstack.distillation.data.sources import Marks, marked_source, suffix_of
 
 SHARE = 10  # one document of so many is held out,
 FEW = 3  # but so many where that would be fewer, and never more than a third
@@ -30,15 +30,18 @@ class Own:
     @classmethod
     def of(cls, sources: Sequence[str], seed: int) -> "Own":
         """Hold out about a tenth of the documents that can have headings, by the seed; none of fewer than three."""
-        documents = sorted({file for source in sources for file in documents_of(source)})
+        parsed = map(marked_source, sources)
+        documents = sorted({file for marks, each in parsed for file in each.files if has_headings(file, marks)})
         count = max(len(documents) // SHARE, min(FEW, len(documents) // 3))
         drawn = np.random.default_rng(seed).permutation(len(documents))[:count]
         return cls(tuple(sources), tuple(documents[index] for index in sorted(drawn)))
 
     def parts(self, others: Sequence[str]) -> list["Part"]:
         """The files of all sources in the order of a corpus: held out, the user's others, and the sources beside."""
+        apart = set(self.held_out)
+        files = {source: files_of(marked_source(source)[1]) for source in self.sources}
         parts = [
-            Part(source, [file for file in files_of_source(source) if (file in self.held_out) is held_out])
+            Part(source, [file for file in files[source] if (file in apart) is held_out])
             for held_out in (True, False)
             for source in self.sources
         ]
@@ -53,12 +56,6 @@ class Part:
     files: Sequence[Path | None] | None = None
 
 
-def files_of_source(source: str) -> list[Path | None]:
-    """The files of a source with marks; None stands for a dataset."""
-    return files_of(marked_source(source)[1])
-
-
-def documents_of(source: str) -> list[Path]:
-    """The files of a source that can have headings and are read as passages."""
-    marks, parsed = marked_source(source)
-    return [file for file in parsed.files if suffix_of(file) in DOCUMENTS and is_cut(marks.reading, file)]
+def has_headings(file: Path, marks: Marks) -> bool:
+    """Whether a file of a source with these marks can have headings and is read as passages."""
+    return suffix_of(file) in DOCUMENTS and is_cut(marks.reading, file)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shortstack.distillation.data.passages import ESTIMATE, Cutter, is_cut, text_paragraphs
-from shortstack.distillation.data.sources import LONGEST, Source, marked_source, read_source
+from shortstack.distillation.data.sources import LONGEST, Marks, Source, marked_source, read_source
 from shortstack.model.files import InputError
 
 TEXT_COLUMN = re.compile(
@@ -41,17 +41,19 @@ def read_sentences(
     marks, parsed = marked_source(source)
     is_empty = True
     for file in files_of(parsed) if files is None else files:
-        part = parsed if file is None else dataclasses.replace(parsed, files=[file])
-        texts = read_texts_of(part)
-        if is_cut(marks.reading, file):
-            texts = cutter.cut(text_paragraphs(texts, file))
-        for text in texts:
-            text = text.strip()[:LONGEST]
-            if text:
-                is_empty = False
-                yield text
+        for text in sentences_of(file, marks, parsed, cutter):
+            is_empty = False
+            yield text
     if is_empty and files is None:
         raise InputError(f"{source}: no sentences in it")
+
+
+def sentences_of(file: Path | None, marks: Marks, parsed: Source, cutter: Cutter) -> Iterator[str]:
+    """The sentences of one file of a source that is parsed already, or of a dataset (None); see `read_sentences`."""
+    texts = read_texts_of(parsed if file is None else dataclasses.replace(parsed, files=[file]))
+    if is_cut(marks.reading, file):
+        texts = cutter.cut(text_paragraphs(texts, file))
+    yield from filter(None, (text.strip()[:LONGEST] for text in texts))
 
 
 def files_of(parsed: Source) -> list[Path | None]:

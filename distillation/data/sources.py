@@ -104,6 +104,7 @@ class Source:
     config: str
     split: str
     columns: list[str]
+    optional: tuple[str, ...] = ()  # columns that are read too, where columns are named and these are there
 
 
 def parse_source(source: str, default_split: str) -> Source:
@@ -163,31 +164,39 @@ def documents_in(directory: Path) -> tuple[list[Path], list[Path]]:
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
     if is_dataset(files):
         return [], files
-    read = [path for path in files if suffix_of(path) in (*DOCUMENTS, PDF, ".txt") and "_sources" not in path.parts]
-    return read, [path for path in files if path not in set(read)]
+    read = [path for path in files if suffix_of(path) in (*DOCUMENTS, PDF, ".txt")]
+    read = [path for path in read if "_sources" not in path.relative_to(directory).parts]
+    kept = set(read)
+    return read, [path for path in files if path not in kept]
 
 
 def is_dataset(files: Sequence[Path]) -> bool:
-    """Whether a directory's files are a dataset: as `datasets` saves one, or tables without documents but a README.
+    """Whether a directory's files are a dataset: as `datasets` saves one, or tables with nothing to read beside them
+    but a README and a LICENSE.
 
-    A table among documents, such as a package.json, makes no dataset of them.
+    A table among documents or plain text, such as a package.json, makes no dataset of them.
     """
     if any(path.name in DATASET_FILES for path in files):
         return True
-    documents = [path for path in files if suffix_of(path) in DOCUMENTS]
-    tables = {suffix_of(path) for path in files} & set(TABLES)
-    if all(path.stem.lower() == "readme" for path in documents):
-        return bool(tables - {".json"} if documents else tables)
-    return False
+    suffixes = {suffix_of(path) for path in files}
+    texts = [path for path in files if suffix_of(path) in (*DOCUMENTS, PDF, ".txt")]
+    if any(path.stem.lower() not in ("readme", "license") for path in texts):
+        return False
+    return bool(suffixes & set(TABLES) - ({".json"} if suffixes & set(DOCUMENTS) else set()))
 
 
 def what_is_read(source: str) -> str:
     """What a directory of documents gives, in words; "" for any other source."""
     directory = split_marks(source)[1]
     read, others = documents_in(Path(directory)) if os.path.isdir(directory) else ([], [])
-    counts = [Counter(suffix_of(path) or "no ending" for path in paths).most_common() for paths in (read, others)]
+    counts = [Counter(map(ending_of, paths)).most_common() for paths in (read, others)]
     kinds, left_out = (", ".join(f"{count} {suffix}" for suffix, count in endings) for endings in counts)
     return f"{directory}: {len(read)} files read ({kinds}); left out: {left_out or 'none'}" if read else ""
+
+
+def ending_of(path: Path) -> str:
+    """A file's ending as it can be printed: names of files need not be UTF-8."""
+    return suffix_of(path).encode(errors="replace").decode() or "no ending"
 
 
 def split_columns(text: str) -> list[str]:
@@ -201,7 +210,7 @@ def read_source(source: Source) -> Iterator[tuple[str, int, Row]]:
         for number, row in read_dataset(source):
             yield source.dataset, number, row
     for path in source.files:
-        for number, row in read_rows(path, source.columns):
+        for number, row in read_rows(path, source.columns, source.optional):
             yield str(path), number, row
 
 
@@ -215,8 +224,10 @@ def read_dataset(source: Source) -> Iterator[tuple[int, Row]]:
 
     try:
         rows = load_dataset(source.dataset, source.config or None, split=source.split, streaming=True)
-        if source.columns and set(source.columns) <= set(rows.column_names or []):
-            rows = rows.select_columns(source.columns)  # Parquet then reads only these
+        present = rows.column_names or []
+        if source.columns and set(source.columns) <= set(present):
+            optional = [name for name in source.optional if name in present and name not in source.columns]
+            rows = rows.select_columns([*source.columns, *optional])  # Parquet then reads only these
         yield from enumerate(rows, start=1)
     except Exception as error:  # the library and those below it raise too many kinds to name
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -227,8 +238,12 @@ def read_dataset(source: Source) -> Iterator[tuple[int, Row]]:
         ) from None
 
 
-def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[int, Row]]:
+def read_rows(
+    path: Path, columns: Sequence[str] = (), optional: Sequence[str] = ()
+) -> Iterator[tuple[int, Row]]:  # fmt: skip
     """The rows of one file by its name's ending, gzip or not; a text file's rows have one column, `text`.
+
+    Of Parquet only `columns` are read, where given, and those of `optional` that are there.
 
     Raises:
         InputError: the file is missing, corrupt or not UTF-8, with its line.
@@ -236,7 +251,7 @@ def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[in
     suffix = suffix_of(path)
     try:
         if suffix == ".parquet":
-            yield from parquet_rows(path, columns)
+            yield from parquet_rows(path, columns, optional)
         elif suffix in (".csv", ".tsv"):
             yield from table_rows(path, suffix)
         elif suffix in (".json", ".jsonl", ".ndjson"):
@@ -365,10 +380,15 @@ def json_rows(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
-def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple[int, Row]]:
-    """The rows of a Parquet file's text and number columns (only `columns`, where given), read piece by piece.
+def parquet_rows(
+    path: Path, columns: Sequence[str] = (), optional: Sequence[str] = ()
+) -> Iterator[tuple[int, Row]]:  # fmt: skip
+    """The rows of a Parquet file's text and number columns, read piece by piece; see `read_rows`.
 
     In memory are the rows of a batch, and a page of each column: 1 MB as writers make them, or a single long row.
+
+    Raises:
+        InputError: no Parquet file, or without one of `columns`.
     """
     with open_file(path) as file, tempfile.TemporaryFile() as plain:
         number = 1
@@ -378,7 +398,11 @@ def parquet_rows(path: Path, columns: list[str] | None = None) -> Iterator[tuple
                 file = plain
             table = open_parquet(file)
             names = [field.name for field in table.schema_arrow if is_plain(field.type)]
-            wanted = [name for name in names if not columns or name in columns]
+            missing = [name for name in columns if name not in names]
+            if missing:  # said here: whoever reads the rows sees only the columns that were asked for
+                listed = ", ".join(names[:20])
+                raise InputError(f"{path}: no column {missing[0]!r}; name some of these after a colon: {listed}")
+            wanted = [name for name in names if not columns or name in (*columns, *optional)]
             for batch in parquet_batches(table, wanted):
                 for column in batch.columns:
                     if is_text(column.type) and (pc.max(pc.binary_length(column)).as_py() or 0) >= LINE_LIMIT:

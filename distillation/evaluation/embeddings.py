@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +51,8 @@ def teacher_embeddings(
     """The teacher's embeddings of a retrieval set: read from disk, or computed now and kept.
 
     `directory` has one file a set, named after the teacher, its prompts, its precision and the set's texts; None keeps
-    nothing. A damaged file is made again, and a line says so. All ranks must call this together, and share the work.
+    nothing. A damaged file is made again, and a line says so, as of a directory that can't be written to. All ranks
+    must call this together, and share the work.
     """
     if directory is None:
         return embed_set(teacher, data, ranks)
@@ -63,8 +65,17 @@ def teacher_embeddings(
         return SetEmbeddings(*(matrix.to(teacher.device) for matrix in kept))
     embeddings = embed_set(teacher, data, ranks)
     if ranks.is_main and all(bool(matrix.isfinite().all()) for matrix in embeddings):
-        save_tensors(path, embeddings._asdict(), state=fingerprint)
+        try:
+            save_tensors(path, embeddings._asdict(), state=fingerprint)
+        except OSError as error:
+            print_once(f"{directory}: can't keep the teacher's embeddings ({error.strerror}); going on without")
     return embeddings
+
+
+@cache
+def print_once(line: str) -> None:
+    """Print a line, unless it was printed before: it is true of each set."""
+    print(line, flush=True)
 
 
 def read_kept(path: Path, fingerprint: str) -> SetEmbeddings | None:

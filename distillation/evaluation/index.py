@@ -8,6 +8,7 @@ they are made of documents of the index: a title where there is one, else the fi
 its own document first, so that document is left out of both rankings.
 """
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -65,7 +66,7 @@ class Index:
             directory: where there is room for a copy of a compressed file.
 
         Raises:
-            InputError: a file that can't be read, or not as many texts as vectors.
+            InputError: a file that can't be read, not as many texts as vectors, or no text.
         """
         vectors = open_vectors(source, directory)
         if texts is None and Path(source).is_file():
@@ -85,6 +86,9 @@ class Index:
                 kept[True][row] = title, text
         if read != count:
             raise InputError(f"{texts or source}: has {read:,} texts, {source} has {count:,} vectors")
+        if not sample:
+            what = f"the {len(sampled)} rows looked at have no text"
+            raise InputError(f"{texts or source}: {what}; give the texts that the vectors were made of")
         enough = len(kept[True]) >= FEWEST
         return cls(vectors, sample, kept[enough], enough)
 
@@ -130,8 +134,8 @@ def read_documents(source: str) -> Iterator[tuple[str, str]]:
     """
     parsed = parse_source(source, default_split="train")
     column = (parsed.columns or ["text"])[0]
-    for where, number, row in read_source(parsed):
-        title, text = row.get("title") or "", row.get(column)
+    for where, number, row in read_source(dataclasses.replace(parsed, optional=("title",))):
+        title, text = "" if column == "title" else row.get("title") or "", row.get(column)
         if not isinstance(title, str) or not isinstance(text, str):
             raise InputError(f"{where}:{number}: no text in column {column!r}; name another, as in {where}:body")
         yield title.strip(), text.strip()

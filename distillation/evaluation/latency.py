@@ -16,5 +16,5 @@ def latencies(encode: Callable[[str], Any], queries: Sequence[str]) -> dict[str,
         start = time.perf_counter()
         encode(query)
         seconds.append(time.perf_counter() - start)
-    p50, p99 = np.percentile(seconds[WARM_UP:] or seconds, [50, 99]) * 1000
+    p50, p99 = np.percentile(seconds[len(queries[:WARM_UP]) :], [50, 99]) * 1000
     return {"p50": float(p50), "p99": float(p99)}

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from shortstack.distillation.data.corpus import Corpus
-from shortstack.distillation.data.own import Own, documents_of, files_of_source
+from shortstack.distillation.data.own import Own, has_headings
 from shortstack.distillation.data.passages import Cutter, split_sentences
-from shortstack.distillation.data.sentences import read_sentences
+from shortstack.distillation.data.sentences import files_of, sentences_of
+from shortstack.distillation.data.sources import marked_source
 from shortstack.distillation.evaluation.headings import heading_queries, paragraphs_below
 from shortstack.distillation.evaluation.sets import RetrievalSet
 from shortstack.distillation.evaluation.table import share
@@ -55,15 +56,16 @@ def own_documents(corpus: Corpus, cutter: Cutter, seed: int) -> tuple[RetrievalS
 
 def other_passages(own: Own, cutter: Cutter, left_out: set[str]) -> Iterator[str]:
     """The user's passages that are trained on: the paragraphs of documents, and the texts of all else."""
+    held_out = set(own.held_out)
     for source in own.sources:
-        documents = set(documents_of(source))
-        for file in files_of_source(source):
-            if file in own.held_out:
+        marks, parsed = marked_source(source)  # once for all files: it walks through the whole directory
+        for file in files_of(parsed):
+            if file in held_out:
                 continue
-            if file in documents:
+            if file is not None and has_headings(file, marks):
                 texts: Iterator[str] = (passage for _, passage in paragraphs_below(file, cutter))
             else:
-                texts = read_sentences(source, cutter, [file])
+                texts = sentences_of(file, marks, parsed, cutter)
             yield from (text for text in texts if text not in left_out)
 
 

@@ -160,7 +160,7 @@ def model_card(files: RunFiles, model_id: str | None = None) -> str:
         layers_owner="Teacher's layers" if owner == "the teacher" else f"Layers of {owner}",
         layers_kept=layers_kept,
         pooling=pooling_name(files.pooling),
-        where=as_json(model_id or f"{recipe.get('output', 'runs')}/{files.name}/model"),
+        where=as_json(model_id or str(files.directory / "model")),
         prompts=prompts[:1],
         device=files.bench.get("device", {}).get("name"),
         tokens=files.data.get("tokens", {}),

@@ -1,12 +1,18 @@
 """Smaller embeddings: a final dense layer that keeps the directions in which the teacher's embeddings vary most."""
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from shortstack.distillation.data.corpus import Corpus
+from shortstack.distillation.data.labels import teacher_parts
+from shortstack.distillation.ranks import Ranks
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
+from shortstack.model.tensors import load_tensors, save_tensors
 
 
 def check_dimensions(teacher: Embedder, dimensions: int) -> None:
@@ -41,8 +47,46 @@ def project_teacher(teacher: Embedder, sentences: Sequence[str], dimensions: int
     if len(embeddings) < dimensions:
         raise InputError(f"dimensions: {dimensions} directions need at least as many sentences, got {len(embeddings)}")
     _, vectors = torch.linalg.eigh(embeddings.T @ embeddings)  # ascending
-    dense = nn.Linear(teacher.dimensions, dimensions, bias=False)
+    return give_projection(teacher, vectors.flip(1)[:, :dimensions].T)
+
+
+def give_projection(teacher: Embedder, weight_dD: torch.Tensor) -> nn.Linear:
+    """Give the teacher a dense layer of these weights (dimensions, D), without a bias."""
+    dense = nn.Linear(weight_dD.shape[1], weight_dD.shape[0], bias=False)
     with torch.no_grad():
-        dense.weight.copy_(vectors.flip(1)[:, :dimensions].T)
+        dense.weight.copy_(weight_dD)
     teacher.dense = dense.to(teacher.device)
     return teacher.dense
+
+
+def project_and_keep(
+    teacher: Embedder, corpus: Corpus, sentences: Sequence[str], dimensions: int, directory: Path, ranks: Ranks
+) -> None:
+    """`project_teacher`, once for each teacher, corpus and number of dimensions: the file of it is read from then on.
+
+    Computed again with other threads or on another machine, the last bits may differ, or a direction point the other
+    way. Then the labels that are there would be of another teacher. All ranks must come here together.
+    """
+    parts = teacher_parts(teacher) | {"sentences": corpus.fingerprint, "dimensions": dimensions}
+    fingerprint = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
+    path = directory / f"projection-{fingerprint[:16]}.safetensors"
+    weight = read_projection(path, fingerprint)
+    if weight is None:
+        ranks.copy_from_main(project_teacher(teacher, sentences, dimensions))
+    else:
+        ranks.copy_from_main(give_projection(teacher, weight))
+    if ranks.is_main and weight is None:
+        assert teacher.dense is not None
+        save_tensors(path, {"weight": teacher.dense.weight.detach().cpu()}, state=fingerprint)
+
+
+def read_projection(path: Path, fingerprint: str) -> torch.Tensor | None:
+    """The weights that `project_and_keep` kept; None if there are none, or damaged ones."""
+    if not path.exists():
+        return None
+    try:
+        tensors, state = load_tensors(path)
+    except InputError as error:
+        print(f"{str(error).partition('; ')[0]}; computing it again", flush=True)
+        return None
+    return tensors["weight"] if state == fingerprint else None

@@ -12,9 +12,10 @@ RIDGE = 1e-3  # strength of the regression's penalty, as a share of the inputs' 
 
 def check_body(body: Embedder, dimensions: int, name: str) -> None:
     """Raise InputError if an encoder has a dense layer to another number of dimensions than the vectors'."""
-    if body.dense is not None and body.dimensions != dimensions:
+    own = body.dense.out_features if body.dense is not None else dimensions
+    if own != dimensions:
         raise InputError(
-            f"start_from: {name} has a dense layer to {body.dimensions} dimensions, the vectors have {dimensions}; "
+            f"start_from: {name} has a dense layer to {own} dimensions, the vectors have {dimensions}; "
             "start from the encoder that it was made from"
         )
 
@@ -29,6 +30,7 @@ def fit_head(student: Embedder, sample: LabelledSentences, normalised: bool) -> 
 
     Source: Hoerl and Kennard, "Ridge regression", 1970 (https://doi.org/10.1080/00401706.1970.10488634).
     """
+    student.settings.truncate_dim = None  # that of the encoder's own embeddings, not of the teacher's
     if student.dense is None:
         student.settings.normalize = False  # before the regression, which must see what the layer will see
         inputs_nD = student.use_precision("fp32").embed(sample.tokens).double()

@@ -36,6 +36,8 @@ def choose_layers(layers: str | list[int], total: int, whose: str = "the teacher
     if layers == "none":
         return []
     if isinstance(layers, str):
+        if not total:
+            raise InputError(f"layers: {whose} has none, so {layers!r} can't be kept; give --layers none")
         count = count_of(layers, total)
         if layers.startswith("auto"):
             return None
@@ -46,7 +48,8 @@ def choose_layers(layers: str | list[int], total: int, whose: str = "the teacher
         raise InputError(f"layers: {layers} must be whole numbers, such as 0,2,5")
     for layer in layers:
         if not 0 <= layer < total:
-            raise InputError(f"layers: {layer} is outside {whose}, which has layers 0 to {total - 1}")
+            has = f"layers 0 to {total - 1}" if total else "none"
+            raise InputError(f"layers: {layer} is outside {whose}, which has {has}")
     if sorted(set(layers)) != layers:
         raise InputError(f"layers: {layers} must ascend, each layer once")
     return layers.copy()

@@ -6,14 +6,15 @@
 import copy
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shortstack.distillation.data.corpus import Corpus
 from shortstack.distillation.data.labels import Labels
 from shortstack.distillation.data.vectors import TeacherVectors
 from shortstack.distillation.ranks import Ranks
-from shortstack.distillation.recipe import Recipe
-from shortstack.distillation.student.dimensions import check_dimensions, project_teacher
+from shortstack.distillation.recipe import Recipe, teacher_overrides
+from shortstack.distillation.student.dimensions import check_dimensions, project_and_keep
 from shortstack.distillation.student.head import check_body, fit_head
 from shortstack.distillation.student.layers import choose_layers, count_of, search_layers
 from shortstack.distillation.student.vocabulary import check_vocabulary, cut_vocabulary, is_cut_of, retokenizer
@@ -58,7 +59,8 @@ class Plan:
         if recipe.dimensions and recipe.start_from:
             self.teacher.dense = copy.deepcopy(start.dense)
         elif recipe.dimensions:
-            ranks.copy_from_main(project_teacher(self.teacher, sample_of(corpus, self.teacher), recipe.dimensions))
+            directory = Path(recipe.output) / "labels"
+            project_and_keep(self.teacher, corpus, sample_of(corpus, self.teacher), recipe.dimensions, directory, ranks)
         teacher = recipe.teacher if self.vectors is None else "none"
         return dataclasses.replace(self, recipe=dataclasses.replace(recipe, layers=layers, teacher=teacher))
 
@@ -103,7 +105,7 @@ def plan_student(recipe: Recipe, teacher: Embedder, vectors: TeacherVectors | No
         if layers is None:
             raise InputError(f"layers: {recipe.layers} needs the teacher itself; name the layers, or take even:3")
     if layers == []:
-        check_pooling(teacher)
+        check_pooling(start)
     if recipe.vocabulary:
         check_vocabulary(teacher, recipe.vocabulary)
     if recipe.intermediate_size:
@@ -115,9 +117,9 @@ def plan_student(recipe: Recipe, teacher: Embedder, vectors: TeacherVectors | No
     return Plan(recipe, teacher, start, vectors)
 
 
-def check_pooling(teacher: Embedder) -> None:
+def check_pooling(start: Embedder) -> None:
     """Raise InputError if a student without layers could not tell texts apart: its first token is always the same."""
-    if teacher.settings.pooling is Pooling.CLS:
+    if start.settings.pooling is Pooling.CLS:
         raise InputError("layers: none needs a teacher with mean pooling; give --pooling mean, or keep a layer")
 
 
@@ -128,7 +130,8 @@ def load_start(recipe: Recipe, teacher: Embedder) -> Embedder:
         InputError: no such model; or one with other dimensions, without the teacher's projection, or with a tokenizer
             that is not the teacher's, whole or cut.
     """
-    student = Embedder.load(recipe.start_from, teacher.device, "fp32", max_length=teacher.settings.max_length)
+    overrides = teacher_overrides(recipe) | {"max_length": teacher.settings.max_length}
+    student = Embedder.load(recipe.start_from, teacher.device, "fp32", **overrides)
     where, wanted = f"start_from: {recipe.start_from}", recipe.dimensions or teacher.dimensions
     if student.dimensions != wanted:
         raise InputError(
@@ -147,6 +150,8 @@ def make_student(plan: Plan, labels: Labels, corpus: Corpus, ranks: Ranks) -> tu
     recipe, teacher = plan.recipe, plan.teacher
     student = plan.start.keep_layers(plan.layers)
     student.settings.history = plan.history()
+    if not plan.layers:
+        student.bert.encoder.requires_grad_(False)  # MPNet's bias of positions, which only attention reads
     if plan.vectors is not None:
         fit_head(student, labels.read([0]), plan.vectors.are_normalised())
     if recipe.dimensions and student.dense is not None:

@@ -150,7 +150,8 @@ class Checkpoints:
                 save_weights(self.best, self._student, self._settings, progress.step)
 
     def load_best(self) -> None:
-        """Give the student the best step's weights."""
+        """Give the student the best step's weights. All ranks must come here together."""
+        self._ranks.wait_for_all()  # rank 0 may still be writing them
         load_weights(self.best, self._student, self._settings)
 
 
