@@ -99,6 +99,8 @@ def test_the_head_is_the_ridge_regression(tiny_model_dir: Path) -> None:
     fit_head(student, LabelledSentences(tokens, labels), normalised=False)
     torch.testing.assert_close(student.embed(tokens), labels, atol=0.05, rtol=0.05)
     assert not student.settings.normalize and student.dimensions == 5
+    with pytest.raises(InputError, match="only one text to train on"):
+        fit_head(load(tiny_model_dir), LabelledSentences(tokens, labels).take(np.array([0])), normalised=False)
     cut = load(tiny_model_dir)
     cut.settings.truncate_dim = 8  # of the encoder's own embeddings: the head reads and gives all
     fit_head(cut, LabelledSentences(tokens, labels), normalised=False)

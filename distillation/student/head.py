@@ -28,6 +28,9 @@ def fit_head(student: Embedder, sample: LabelledSentences, normalised: bool) -> 
         sample: sentences with the teacher's vectors; several times as many as the student has dimensions.
         normalised: whether the teacher's vectors have length 1; the student's then get length 1 too.
 
+    Raises:
+        InputError: a single sentence, which no line can be fitted to.
+
     Source: Hoerl and Kennard, "Ridge regression", 1970 (https://doi.org/10.1080/00401706.1970.10488634).
     """
     student.settings.truncate_dim = None  # that of the encoder's own embeddings, not of the teacher's
@@ -35,6 +38,8 @@ def fit_head(student: Embedder, sample: LabelledSentences, normalised: bool) -> 
         student.settings.normalize = False  # before the regression, which must see what the layer will see
         inputs_nD = student.use_precision("fp32").embed(sample.tokens).double()
         labels_nd = sample.labels.to(inputs_nD)
+        if len(labels_nd) < 2:
+            raise InputError("teacher_vectors: there is only one text to train on; give more")
         input_mean, label_mean = inputs_nD.mean(dim=0), labels_nd.mean(dim=0)
         centred = inputs_nD - input_mean
         gram = centred.T @ centred
