@@ -47,8 +47,9 @@ def expected_time(teacher: Embedder, student: Embedder, corpus: Corpus, recipe: 
     own_tokens = student.tokenize(texts)  # a student may have a smaller vocabulary
     labelled = LabelledSentences(own_tokens, labels[:, : student.dimensions])
     batch = labelled.take(np.argsort(labelled.lengths[:batch_size], kind="stable"))
-    parts = max(1, min(recipe.gradient_accumulation, batch_size * recipe.gradient_accumulation // recipe.batch_size))
-    recipe = dataclasses.replace(recipe, gradient_accumulation=parts)  # parts as large as in the run, and none empty
+    if batch_size < recipe.batch_size and recipe.gradient_accumulation > 1:  # parts as large as in the run, none empty
+        parts = max(2, recipe.gradient_accumulation * batch_size // recipe.batch_size)
+        recipe = dataclasses.replace(recipe, gradient_accumulation=min(parts, batch_size))
     step = step_for(student.train(), optimizer_for(student, recipe, ranks), recipe, ranks)
     for _ in range(4 if on_gpu else 2):  # the first is slower, and two more where the second is recorded as a graph
         begun = time.perf_counter()
