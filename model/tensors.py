@@ -104,3 +104,18 @@ def load_tensors(path: Path | str, check: bool = True) -> tuple[dict[str, torch.
     if not whole:
         raise InputError(f"{path}: checksum does not match, the file is damaged; fetch or write it again")
     return tensors, state
+
+
+def read_kept(path: Path, state: Any, again: str) -> dict[str, torch.Tensor] | None:
+    """Tensors that `save_tensors` kept with this state, to save a computation; None if there are none, or of another.
+
+    A damaged file counts as none, after a line that ends in `again`: what is done instead.
+    """
+    if not path.exists():
+        return None
+    try:
+        tensors, found = load_tensors(path)
+    except InputError as error:
+        print(f"{str(error).partition('; ')[0]}; {again}", flush=True)
+        return None
+    return tensors if found == state else None

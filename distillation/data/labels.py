@@ -166,7 +166,7 @@ def label_corpus(teacher: Embedder, corpus: Corpus, recipe: Recipe, ranks: Ranks
         RunError: the teacher gives NaN or infinite embeddings.
     """
     parts = fingerprint_parts(teacher, corpus, recipe)
-    fingerprint = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
+    fingerprint = fingerprint_of(parts)
     directory = Path(recipe.labels or Path(recipe.output) / "labels" / fingerprint[:16])
     manifest = directory / "labels.json"
     if ranks.is_main:
@@ -323,6 +323,11 @@ def fingerprint_parts(teacher: Embedder, corpus: Corpus, recipe: Recipe) -> dict
         "shard size": recipe.shard_size,
         "vectors": "" if corpus.vectors is None else corpus.vectors.fingerprint,
     }
+
+
+def fingerprint_of(parts: dict[str, Any]) -> str:
+    """SHA-256 over everything that decides what is kept on disk, in hexadecimal."""
+    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
 
 
 def teacher_parts(teacher: Embedder) -> dict[str, Any]:

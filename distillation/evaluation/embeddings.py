@@ -1,6 +1,5 @@
 """Embeddings for the evaluation: the work shared among ranks, and the teacher's embeddings of sets kept on disk."""
 
-import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from shortstack.distillation.data.labels import teacher_parts
+from shortstack.distillation.data.labels import fingerprint_of, teacher_parts
 from shortstack.distillation.evaluation.sets import RetrievalSet
 from shortstack.distillation.ranks import ALONE, Ranks
 from shortstack.model import Embedder
-from shortstack.model.files import InputError
-from shortstack.model.tensors import load_tensors, save_tensors
+from shortstack.model.tensors import read_kept, save_tensors
 from shortstack.model.tokens import Tokenized
 
 
@@ -57,12 +55,12 @@ def teacher_embeddings(
     if directory is None:
         return embed_set(teacher, data, ranks)
     parts = teacher_parts(teacher) | {"precision": teacher.precision, "texts": [data.queries, data.documents]}
-    fingerprint = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
+    fingerprint = fingerprint_of(parts)
     path = directory / f"retrieval-{fingerprint[:16]}.safetensors"
-    kept = read_kept(path, fingerprint)
+    kept = read_kept(path, fingerprint, "embedding the set again")
     if not ranks.any(kept is None):  # otherwise all ranks compute: they may not see the same files
         assert kept is not None
-        return SetEmbeddings(*(matrix.to(teacher.device) for matrix in kept))
+        return SetEmbeddings(kept["queries"].to(teacher.device), kept["documents"].to(teacher.device))
     embeddings = embed_set(teacher, data, ranks)
     if ranks.is_main and all(bool(matrix.isfinite().all()) for matrix in embeddings):
         try:
@@ -76,15 +74,3 @@ def teacher_embeddings(
 def print_once(line: str) -> None:
     """Print a line, unless it was printed before: it is true of each set."""
     print(line, flush=True)
-
-
-def read_kept(path: Path, fingerprint: str) -> SetEmbeddings | None:
-    """Embeddings that `teacher_embeddings` kept; None if there are none or the file is damaged."""
-    if not path.exists():
-        return None
-    try:
-        tensors, state = load_tensors(path)
-    except InputError as error:
-        print(f"{str(error).partition('; ')[0]}; embedding the set again", flush=True)
-        return None
-    return SetEmbeddings(tensors["queries"], tensors["documents"]) if state == fingerprint else None

@@ -1,6 +1,5 @@
 """Smaller embeddings: a final dense layer that keeps the directions in which the teacher's embeddings vary most."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,11 +7,11 @@ import torch
 from torch import nn
 
 from shortstack.distillation.data.corpus import Corpus
-from shortstack.distillation.data.labels import teacher_parts
+from shortstack.distillation.data.labels import fingerprint_of, teacher_parts
 from shortstack.distillation.ranks import Ranks
 from shortstack.model import Embedder
 from shortstack.model.files import InputError
-from shortstack.model.tensors import load_tensors, save_tensors
+from shortstack.model.tensors import read_kept, save_tensors
 
 
 def check_dimensions(teacher: Embedder, dimensions: int) -> None:
@@ -68,25 +67,10 @@ def project_and_keep(
     way. Then the labels that are there would be of another teacher. All ranks must come here together.
     """
     parts = teacher_parts(teacher) | {"sentences": corpus.fingerprint, "dimensions": dimensions}
-    fingerprint = hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()
+    fingerprint = fingerprint_of(parts)
     path = directory / f"projection-{fingerprint[:16]}.safetensors"
-    weight = read_projection(path, fingerprint)
-    if weight is None:
-        ranks.copy_from_main(project_teacher(teacher, sentences, dimensions))
-    else:
-        ranks.copy_from_main(give_projection(teacher, weight))
-    if ranks.is_main and weight is None:
-        assert teacher.dense is not None
-        save_tensors(path, {"weight": teacher.dense.weight.detach().cpu()}, state=fingerprint)
-
-
-def read_projection(path: Path, fingerprint: str) -> torch.Tensor | None:
-    """The weights that `project_and_keep` kept; None if there are none, or damaged ones."""
-    if not path.exists():
-        return None
-    try:
-        tensors, state = load_tensors(path)
-    except InputError as error:
-        print(f"{str(error).partition('; ')[0]}; computing it again", flush=True)
-        return None
-    return tensors["weight"] if state == fingerprint else None
+    kept = read_kept(path, fingerprint, "computing it again")
+    dense = give_projection(teacher, kept["weight"]) if kept else project_teacher(teacher, sentences, dimensions)
+    ranks.copy_from_main(dense)
+    if ranks.is_main and not kept:
+        save_tensors(path, {"weight": dense.weight}, state=fingerprint)
