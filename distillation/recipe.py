@@ -246,26 +246,49 @@ def find_recipe(name: str) -> Path:
     raise InputError(f"{name}: no such recipe{meant}; give a file, or one of {', '.join(ours)}")
 
 
-def read_recipe(path: str | Path) -> Recipe:
-    """Read a recipe file.
+def read_recipe(path: str | Path, above: tuple[Path, ...] = ()) -> Recipe:
+    """Read a recipe file, on top of its `base` if it has one: a file beside it, or what `find_recipe` finds.
+
+    Each key of the file, and each table such as [sts], replaces the base's. `above` are the recipes on top of this one.
 
     Raises:
-        InputError: no such file, not readable, not TOML, an unknown key, or a value of the wrong type.
+        InputError: no such file, not readable, not TOML, an unknown key, a value of the wrong type, or its own base.
+    """
+    path = Path(path)
+    values = read_toml(path)
+    values.pop("versions", None)
+    recipe = Recipe()
+    if "base" in values:
+        base = values.pop("base")
+        if not isinstance(base, str):
+            raise InputError(f"{path}: base = {base!r:.200} must be of type str")
+        above = (*above, path.resolve())
+        beside = path.parent / base
+        found = beside if beside.is_file() else find_recipe(base)
+        if found.resolve() in above:
+            raise InputError(f"{path}: base = {base!r} leads back to this recipe")
+        recipe = read_recipe(found, above)
+        recipe.name = ""
+    for key, value in values.items():
+        set_field(recipe, key, value, str(path))
+    recipe.name = recipe.name or path.stem
+    return recipe
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The keys and values of a recipe file, unchecked.
+
+    Raises:
+        InputError: no such file, not readable, or not TOML.
     """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such recipe") from None
     except OSError as error:
         raise InputError(f"{path}: can't be read as a recipe ({error.strerror})") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or a number of thousands of digits
         raise InputError(f"{path}: not TOML ({error})") from None
-    values.pop("versions", None)
-    recipe = Recipe()
-    for key, value in values.items():
-        set_field(recipe, key, value, str(path))
-    recipe.name = recipe.name or Path(path).stem
-    return recipe
 
 
 def set_field(recipe: Recipe, key: str, value: Any, where: str) -> None:

@@ -1,6 +1,7 @@
 """Recipes: read and written without loss, every wrong value refused in one line that names the file or the flag."""
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Callable
 from importlib.metadata import version
@@ -138,7 +139,44 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         read_recipe(tmp_path / "latin.toml")
 
 
-toml_parts = st.sampled_from([*FIELDS, *"=[]{},.\n1", "-2.5", "1e999", "'a'", '"x"', "true", "07:32:00", "# a"])
+def test_a_recipe_builds_on_another(tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = tmp_path / "wide.toml"
+    wide.write_text('base = "small.toml"\nlayers = "all"\nepochs = 3\n[sts]\nother = "other.csv"\n')
+    expected = usable(name="wide", layers="all", epochs=3, sts={"other": "other.csv"})
+    assert read_recipe(wide) == expected
+    assert from_flags(wide, "--epochs", "4").epochs == 4
+    wider = tmp_path / "wider.toml"
+    wider.write_text('base = "wide.toml"\nepochs = 5\n')
+    assert read_recipe(wider) == dataclasses.replace(expected, name="wider", epochs=5)
+    monkeypatch.chdir(ROOT.parent)
+    wider.write_text('base = "minilm-3"\n')  # one of ours, by its name
+    assert read_recipe(wider) == dataclasses.replace(read_recipe(ROOT / "recipes" / "minilm-3.toml"), name="wider")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.toml").write_text(recipe_text(expected))  # a run's own name and versions stay its own
+    wider.write_text(f'base = "{run.as_posix()}"\n')
+    assert read_recipe(wider) == dataclasses.replace(expected, name="wider")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base = 3", "small.toml: base = 3 must be of type str"),
+        ('base = "small.toml"', "small.toml: base = 'small.toml' leads back to this recipe"),
+        ('base = "other.toml"', "other.toml: base = 'small.toml' leads back to this recipe"),
+        ('base = "missing.toml"', "missing.toml: no such recipe"),
+        ('base = "wrong.toml"', "wrong.toml: unknown key 'epoch'"),
+    ],
+)
+def test_a_wrong_base_is_named(tmp_path: Path, recipe_file: Path, text: str, words: str) -> None:
+    recipe_file.write_text(text)
+    (tmp_path / "other.toml").write_text('base = "small.toml"')
+    (tmp_path / "wrong.toml").write_text("epoch = 2")
+    with pytest.raises(InputError, match=re.escape(words)):
+        read_recipe(recipe_file)
+
+
+toml_parts = st.sampled_from([*FIELDS, "base", *"=[]{},.\n1", "-2.5", "1e999", "'a'", '"x"', "true", "07:32:00", "# a"])
 near_toml = st.lists(toml_parts, max_size=12).map(lambda parts: " ".join(parts).encode())
 
 
